@@ -1,0 +1,25 @@
+"""Stopping indices of iterations, and their derivatives.
+
+    x_{k+1} = G_k(x_k, theta),   N = min{ k : J(x_k) <= eps }
+
+`stopping_index` runs the iteration, finds N and makes it differentiable by the discrete adjoint. The twin of
+`ode_stopping`: h dN/dtheta tends to dT/dtheta as h -> 0 (Theorem 2 of arXiv 2505.22509).
+"""
+
+from .adjoint import DiscreteAdjoint, IndexRoute, Truncated, Unrolled
+from .result import StoppingIndexResult
+from .stopping import stopping_index
+from .updates import Euler, Heun, RungeKutta4, UpdateRule
+
+__all__ = [
+    "DiscreteAdjoint",
+    "Euler",
+    "Heun",
+    "IndexRoute",
+    "RungeKutta4",
+    "StoppingIndexResult",
+    "Truncated",
+    "Unrolled",
+    "UpdateRule",
+    "stopping_index",
+]

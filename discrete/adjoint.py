@@ -1,0 +1,226 @@
+"""Routes for the discrete derivative: Algorithm 1 by chunks, the unrolled loop, and truncation.
+
+Algorithm 1 of arXiv 2505.22509: lam <- grad J(x_N); for k = N-1 .. 0: S += (dG_k/dtheta)^T lam, then
+lam <- (dG_k/dx)^T lam. One call of autograd a step would be slow for small problems, so a chunk of steps is
+replayed with a graph and one call takes lam through all of them: the same sums in the same order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ode_stopping.status import GradientError, NotReproducibleError
+
+from .problem import IndexProblem
+from .store import CheckpointStore, RecentStore, StateStore
+
+__all__ = ["DiscreteAdjoint", "DiscretePullBack", "IndexRoute", "Truncated", "Unrolled"]
+
+
+@dataclass(frozen=True)
+class DiscretePullBack:
+    """A cotangent on x_{N-1}, pulled back through the iteration.
+
+    Attributes:
+        start: Cotangent on x_0, shape (n,); None where the route does not reach the start.
+        start_time: Cotangent on t0, shape ().
+        leaves: sum_k (dG_k/dtheta)^T lam_{k+1}, one tensor a leaf.
+    """
+
+    start: Tensor | None
+    start_time: Tensor
+    leaves: list[Tensor]
+
+
+class IndexRoute(ABC):
+    """A way to differentiate x_{N-1}; what the index is, is none of its business."""
+
+    @abstractmethod
+    def store(self) -> StateStore | None:
+        """Where the forward run puts its states."""
+
+    @abstractmethod
+    def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
+        """Pull a cotangent on x_{N-1}, shape (n,), back to x_0, t0 and the leaves."""
+
+
+@dataclass(frozen=True)
+class DiscreteAdjoint(IndexRoute):
+    """Algorithm 1 with a memory budget: all states, or checkpoints with replay in between.
+
+    Exact for: the iteration as it ran (a replay that does not reproduce a stored state raises). Memory: the
+    stored states, one stretch between checkpoints, and the graph of `chunk` steps. Cost: one replay and one
+    backward pass; one more replay where only checkpoints are kept.
+
+    Args:
+        memory: Budget for stored states, in bytes.
+        chunk: Number of steps in one graph.
+    """
+
+    memory: int = 2**30
+    chunk: int = 32
+
+    def __post_init__(self) -> None:
+        if self.memory < 1:
+            raise ValueError(f"memory must be a positive number of bytes; got {self.memory}")
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1; got {self.chunk}")
+
+    def store(self) -> StateStore:
+        return CheckpointStore(self.memory)
+
+    def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
+        backward = _Backward(problem, cotangent)
+        for first, states in self._stretches(problem):
+            # states[i] is x_{first + i}; take lam through them, the last chunk first.
+            for end in range(len(states) - 1, 0, -self.chunk):
+                begin = max(end - self.chunk, 0)
+                backward.through(first + begin, first + end, states[begin], states[end])
+        return backward.result()
+
+    def _stretches(self, problem: IndexProblem) -> Iterator[tuple[int, list[Tensor]]]:
+        """(k, [x_k, x_{k+1}, ...]) over 0 .. N-1, the last stretch first; stretches share their ends."""
+        store, last = problem.store, problem.index - 1
+        assert store is not None
+        kept = [k for k in store.indices() if k < last]
+        if len(kept) == last:
+            yield 0, [*(_stored(store, k) for k in kept), problem.previous]
+            return
+        end, end_state = last, problem.previous
+        for k in reversed(kept):
+            states = [_stored(store, k)]
+            for j in range(k, end):
+                states.append(problem.update.step(j, states[-1]))
+            _require_same(states[-1], end_state, end)
+            yield k, states
+            end, end_state = k, states[0]
+
+
+@dataclass(frozen=True)
+class Unrolled(IndexRoute):
+    """Reverse-mode differentiation of the whole loop in one graph (Proposition 1: equal to Algorithm 1).
+
+    Exact for: the iteration as it ran. Memory: the graph of N steps. Cost: one replay, one backward pass.
+    """
+
+    def store(self) -> None:
+        return None
+
+    def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
+        backward = _Backward(problem, cotangent)
+        backward.through(0, problem.index - 1, problem.x0, problem.previous)
+        return backward.result()
+
+
+@dataclass(frozen=True)
+class Truncated(IndexRoute):
+    """Only the last `steps` terms of the sum; `steps = 1` is the one-step form (eq. 13).
+
+    Biased on purpose: what earlier steps contribute is left out. `steps >= N` is the full sum. It does not
+    reach x0, so a gradient to x0 raises unless the sum is full.
+
+    Args:
+        steps: K, the number of steps whose direct dependence counts.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
+
+    def store(self) -> StateStore:
+        # x_{N-K} .. x_N
+        return RecentStore(self.steps + 1)
+
+    def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
+        assert problem.store is not None
+        last = problem.index - 1
+        # The step N-1 -> N is in the definition of the index already.
+        first = max(last - (self.steps - 1), 0)
+        backward = _Backward(problem, cotangent)
+        for end in range(last, first, -_TRUNCATED_CHUNK):
+            begin = max(end - _TRUNCATED_CHUNK, first)
+            states = _stored(problem.store, begin), _stored(problem.store, end)
+            backward.through(begin, end, *states)
+        return backward.result(reaches_start=first == 0)
+
+
+_TRUNCATED_CHUNK = 32
+
+
+class _Backward:
+    """lam on its way back, and the sums that it leaves in the parameters."""
+
+    def __init__(self, problem: IndexProblem, cotangent: Tensor) -> None:
+        self._problem = problem
+        self._lam = cotangent
+        self._start_time = torch.zeros_like(problem.clock.start.detach())
+        self._leaves = problem.leaves.zeros()
+        self._steps = 0
+
+    def through(self, begin: int, end: int, first: Tensor, last: Tensor) -> None:
+        """Take lam from x_end to x_begin through a replay that has to arrive at `last`.
+
+        Raises:
+            NotReproducibleError: It does not.
+            UntrackedTensorError: The replay uses a tensor that no traced evaluation used.
+        """
+        if begin == end:
+            return
+        problem = self._problem
+        start = problem.clock.start.detach().clone().requires_grad_(problem.clock.start.requires_grad)
+        time = problem.clock.traced(start)
+        x = first.detach().clone().requires_grad_(True)
+        y = x
+        with torch.enable_grad():
+            for k in range(begin, end):
+                y = problem.update.step_traced(k, y, time(k))
+        _require_same(y.detach(), last, end)
+        self._steps += end - begin
+        if not y.requires_grad:
+            self._lam = torch.zeros_like(self._lam)
+            return
+        leaves = problem.leaves
+        inputs = [x, *([start] if start.requires_grad else []), *leaves.tensors]
+        leaves.require_known([y], inputs=inputs, where=f"by the update between steps {begin} and {end}")
+        grads = list(
+            torch.autograd.grad(
+                y, inputs, self._lam, allow_unused=True, retain_graph=leaves.has_history
+            )
+        )
+        lam = grads.pop(0)
+        self._lam = torch.zeros_like(self._lam) if lam is None else lam
+        if start.requires_grad:
+            by_start = grads.pop(0)
+            if by_start is not None:
+                self._start_time += by_start
+        for total, gradient in zip(self._leaves, grads, strict=True):
+            if gradient is not None:
+                total += gradient
+
+    def result(self, *, reaches_start: bool = True) -> DiscretePullBack:
+        self._problem.stats.vjps = self._problem.stats.nfe_backward = self._steps
+        return DiscretePullBack(self._lam if reaches_start else None, self._start_time, self._leaves)
+
+
+def _stored(store: StateStore, k: int) -> Tensor:
+    state = store.get(k)
+    if state is None:
+        raise GradientError(f"x_{k} was not kept")
+    return state
+
+
+def _require_same(replayed: Tensor, stored: Tensor, k: int) -> None:
+    """The replay must reproduce the run (bit for bit, up to the order of sums on parallel hardware)."""
+    allowed = 1e4 * torch.finfo(stored.dtype).eps * float(stored.abs().max())
+    if not float((replayed - stored).abs().max()) <= allowed:
+        raise NotReproducibleError(
+            f"replaying the update does not give x_{k} again, so its derivative would belong to another run. "
+            "A stochastic update must draw from a generator that is seeded by the step k; state must be part of x."
+        )

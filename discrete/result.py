@@ -1,0 +1,156 @@
+"""What `stopping_index` returns."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ode_stopping.evaluation import Stats
+from ode_stopping.result import detached_state, optional_module
+from ode_stopping.states import State, StateLayout
+from ode_stopping.status import Status
+
+from .problem import IndexProblem
+from .store import StateStore
+
+__all__ = ["IndexTrajectory", "StoppingIndexResult"]
+
+
+class IndexTrajectory:
+    """The losses of a run, and those of its states that were kept.
+
+    Attributes:
+        losses: J(x_k), k = 0..N, shape (N + 1,), float64.
+    """
+
+    def __init__(self, layout: StateLayout, losses: list[float], store: StateStore | None) -> None:
+        self._layout = layout
+        self._store = store
+        self.losses = torch.tensor(losses, dtype=torch.float64)
+
+    @property
+    def indices(self) -> list[int]:
+        """Steps whose states were kept."""
+        return self._store.indices() if self._store is not None else []
+
+    @property
+    def states(self) -> State:
+        """The kept states in the order of `indices`; each piece has shape (len(indices), ...).
+
+        Raises:
+            RuntimeError: None were kept.
+        """
+        if self._store is None or not self.indices:
+            raise RuntimeError("no states were kept: the route needs none, or gradient=None")
+        kept = [self._store.get(k) for k in self.indices]
+        return self._layout.unpack(torch.stack([state for state in kept if state is not None]))
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def __repr__(self) -> str:
+        return f"IndexTrajectory({len(self)} losses, {len(self.indices)} states)"
+
+
+@dataclass(frozen=True, repr=False)
+class StoppingIndexResult:
+    """The stopping index, its differentiable form, and how the run went.
+
+    Attributes:
+        index: N in steps; -1 for a miss.
+        steps: N (Definition 3) or N* (fractional) in steps, shape (), float64; differentiable. Infinite for a
+            miss (unless censored).
+        time: t0 + h steps, in flow time, shape (); None where the update has no step.
+        state: x_N, differentiable with N held fixed.
+        status: How the run ended.
+        reached: bool tensor, shape ().
+        decrease: J(x_N) - J(x_{N-1}), shape (), float64; NaN where N < 1.
+        trajectory: The losses, and the states that were kept.
+        stats: Counts; evaluations are of the update.
+        best: Smallest J that was seen.
+        best_index: Its step.
+        note: One more sentence on how the run ended.
+        problem: The solved problem, for studies of the adjoint; None without a gradient and after pickling.
+    """
+
+    index: int
+    steps: Tensor
+    time: Tensor | None
+    state: State
+    status: Status
+    reached: Tensor
+    decrease: Tensor
+    trajectory: IndexTrajectory
+    stats: Stats
+    best: float
+    best_index: int
+    note: str = ""
+    problem: IndexProblem | None = field(default=None, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers and strings only; the state as nested lists."""
+        state = detached_state(self.state)
+        return {
+            "index": self.index,
+            "steps": float(self.steps.detach()),
+            "time": None if self.time is None else float(self.time.detach()),
+            "state": [p.tolist() for p in state] if isinstance(state, tuple) else state.tolist(),
+            "status": self.status.name,
+            "reached": bool(self.reached),
+            "decrease": float(self.decrease),
+            "best": self.best,
+            "best_index": self.best_index,
+            "note": self.note,
+            "stats": asdict(self.stats),
+        }
+
+    def to_dataframe(self) -> Any:
+        """Steps and losses as a pandas DataFrame (needs the extra `checks`)."""
+        pandas = optional_module("pandas", "to_dataframe")
+        losses = self.trajectory.losses.tolist()
+        return pandas.DataFrame({"step": range(len(losses)), "criterion": losses})
+
+    def plot(self, axes: Any = None) -> Any:
+        """J over steps with N marked, on matplotlib axes (needs the extra `checks`)."""
+        if axes is None:
+            axes = optional_module("matplotlib.pyplot", "plot").figure().add_subplot()
+        losses = self.trajectory.losses
+        axes.plot(range(len(losses)), losses, marker=".", label="J(x_k)")
+        if self.index >= 0:
+            axes.plot(self.index, float(losses[self.index]), "o", label=f"N = {self.index}")
+        if bool((losses > 0).all()):
+            axes.set_yscale("log")
+        axes.set_xlabel("step k")
+        axes.set_ylabel("criterion J")
+        axes.legend()
+        return axes
+
+    def __getstate__(self) -> dict[str, Any]:
+        plain = replace(
+            self,
+            steps=self.steps.detach(),
+            time=None if self.time is None else self.time.detach(),
+            state=detached_state(self.state),
+            problem=None,
+        )
+        return dict(plain.__dict__)
+
+    def __repr__(self) -> str:
+        s = self.stats
+        lines = [
+            "StoppingIndexResult",
+            f"  status      {self.status.name}" + (f" ({self.note})" if self.note else ""),
+            f"  index       {self.index}",
+            f"  steps       {float(self.steps.detach()):.12g}",
+            f"  decrease    {float(self.decrease):.6g}   (J_N - J_(N-1))",
+            f"  best        {self.best:.6g} at step {self.best_index}",
+            f"  evaluations {s.nfe_forward} update, {s.criterion_calls} criterion, {s.checks} checks",
+        ]
+        if self.time is not None:
+            lines.insert(4, f"  time        {float(self.time.detach()):.12g}")
+        if s.vjps is not None:
+            lines.append(f"  backward    {s.vjps} steps replayed and differentiated")
+        return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""The forward loop: iterate until the criterion is down to the target. Knows nothing of gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from ode_stopping.evaluation import CriterionMap, Stats
+from ode_stopping.status import Status
+
+from .iteration import UpdateMap
+from .store import StateStore
+
+__all__ = ["IndexSearch", "find_index"]
+
+
+@dataclass
+class IndexSearch:
+    """Outcome of the forward run.
+
+    Attributes:
+        status: How it ended.
+        index: N, or the number of steps that were taken.
+        losses: J(x_k), k = 0..index, as Python floats (float64).
+        state: x_N, shape (n,).
+        previous: x_{N-1}; x_0 where N = 0.
+        note: One more sentence.
+    """
+
+    status: Status
+    index: int
+    losses: list[float]
+    state: Tensor
+    previous: Tensor
+    note: str = ""
+
+    @property
+    def best(self) -> tuple[float, int]:
+        """Smallest J and its index."""
+        finite = [(value, k) for k, value in enumerate(self.losses) if isfinite(value)]
+        return min(finite) if finite else (float("nan"), 0)
+
+
+def find_index(
+    update: UpdateMap,
+    criterion: CriterionMap,
+    x0: Tensor,
+    target: float,
+    *,
+    max_steps: int,
+    store: StateStore | None,
+    stats: Stats,
+) -> IndexSearch:
+    """N = min{ k : J(x_k) <= target } (Definition 2 of arXiv 2505.22509).
+
+    Args:
+        update: G_k.
+        criterion: J.
+        x0: Start, shape (n,).
+        target: eps.
+        max_steps: Limit on k.
+        store: Receives x_0 .. x_N.
+        stats: Counts, filled in.
+    """
+    clock = update.clock
+    x = previous = x0
+    losses: list[float] = []
+    k = 0
+    try:
+        while True:
+            value = criterion.value(clock.time(k), x)
+            losses.append(value)
+            if store is not None:
+                store.add(k, x)
+            if not isfinite(value):
+                return IndexSearch(Status.DIVERGED, k, losses, x, previous, f"J is {value} at step {k}")
+            if value <= target:
+                status = Status.REACHED if k else Status.AT_START
+                # J may look at a part of the state only: NaN elsewhere is no hit.
+                if not bool(torch.isfinite(x).all()):
+                    return IndexSearch(Status.DIVERGED, k, losses, x, previous, f"NaN or inf in x_{k}")
+                return IndexSearch(status, k, losses, x, previous)
+            if k >= max_steps:
+                note = f"the limit of {max_steps} steps was used up"
+                return IndexSearch(Status.NOT_REACHED, k, losses, x, previous, note)
+            previous, x = x, update.step(k, x)
+            k += 1
+    finally:
+        stats.nfe_forward = update.calls
+        stats.criterion_calls = criterion.calls
+        stats.accepted = k

@@ -1,0 +1,67 @@
+"""Which states are kept on the way: all, every s-th (checkpoints), or the last few."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["CheckpointStore", "RecentStore", "StateStore"]
+
+
+class StateStore(Protocol):
+    """Receives x_0, x_1, ... in order and keeps what its gradient route will need."""
+
+    def add(self, k: int, state: Tensor) -> None:
+        """Offer x_k, shape (n,)."""
+
+    def get(self, k: int) -> Tensor | None:
+        """x_k if it was kept."""
+
+    def indices(self) -> list[int]:
+        """Which states were kept, ascending."""
+
+
+class CheckpointStore:
+    """Every s-th state within a budget; s starts at 1 and doubles when the budget is used up.
+
+    Args:
+        memory: Budget in bytes. At least two states are always kept.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._states: dict[int, Tensor] = {}
+        self.stride = 1
+
+    def add(self, k: int, state: Tensor) -> None:
+        if k % self.stride:
+            return
+        self._states[k] = state
+        limit = max(self._memory // max(state.numel() * state.element_size(), 1), 2)
+        while len(self._states) > limit:
+            self.stride *= 2
+            self._states = {i: x for i, x in self._states.items() if i % self.stride == 0}
+
+    def get(self, k: int) -> Tensor | None:
+        return self._states.get(k)
+
+    def indices(self) -> list[int]:
+        return sorted(self._states)
+
+
+class RecentStore:
+    """The last `count` states."""
+
+    def __init__(self, count: int) -> None:
+        self._states: deque[tuple[int, Tensor]] = deque(maxlen=count)
+
+    def add(self, k: int, state: Tensor) -> None:
+        self._states.append((k, state))
+
+    def get(self, k: int) -> Tensor | None:
+        return next((state for index, state in self._states if index == k), None)
+
+    def indices(self) -> list[int]:
+        return [index for index, _ in self._states]

@@ -1,0 +1,130 @@
+"""Where T and x_T get their graph: one custom backward around the implicit quotient and a route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .gradients import GradientRoute
+from .gradients.direct import DirectAdjoint
+from .implicit import cotangent_at_crossing
+from .leaves import LeafSet
+from .problem import StoppingProblem
+from .result import scalar
+from .search import Search
+from .status import NotReachedError
+
+__all__ = ["MissedValue", "ZeroWithGraph", "attach_constant", "attach_crossing", "attach_miss"]
+
+Inputs = tuple[Tensor, Tensor, Tensor]  # x0 (n,), t0 (), target ()
+
+
+def attach_crossing(problem: StoppingProblem, route: GradientRoute, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """T, shape (), and x_T, shape (n,), differentiable to the inputs and the problem's leaves."""
+    if isinstance(route, DirectAdjoint):
+        x0, t0, target = inputs
+        return route.graph(problem, x0, t0, target)
+    time, state = _Crossing.apply(problem, route, *inputs, *problem.leaves.tensors)
+    return time, state
+
+
+def attach_constant(search: Search, inputs: Inputs, leaves: LeafSet) -> tuple[Tensor, Tensor]:
+    """AT_START: T = t0 and x_T = x0, with zero gradients to everything else."""
+    x0, t0, target = inputs
+    zero = ZeroWithGraph.apply(target, *leaves.tensors)
+    return t0.to(torch.float64) + zero, x0 + zero.to(x0.dtype)
+
+
+def attach_miss(
+    search: Search, inputs: Inputs, leaves: LeafSet, censored: float | None
+) -> tuple[Tensor, Tensor]:
+    """No gradient: infinity that raises when it is differentiated, or a censored constant.
+
+    A DEGENERATE crossing has its time, but no derivative, so it raises as well.
+    """
+    x0, _, _ = inputs
+    if search.crossing is not None:
+        value = search.time
+    else:
+        value = float("inf") if censored is None else censored
+    time, state = scalar(value, x0), search.state
+    tensors = (*inputs, *leaves.tensors)
+    if not (torch.is_grad_enabled() and any(p.requires_grad for p in tensors)):
+        return time, state
+    if censored is not None and search.crossing is None:
+        zero = ZeroWithGraph.apply(*tensors)
+        return time + zero, state
+    where = f"{search.status.name}: {search.status.value}"
+    missed_time, missed_state = MissedValue.apply(where, time, state, *tensors)
+    return missed_time, missed_state
+
+
+class _Crossing(torch.autograd.Function):
+    """(T, x_T) as a function of (x0, t0, target, *leaves), by the implicit function theorem."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: StoppingProblem, route: GradientRoute, *tensors: Tensor) -> Any:
+        ctx.problem, ctx.route = problem, route
+        # Saved so that autograd notices a parameter that was changed in place before backward.
+        ctx.save_for_backward(*tensors)
+        return scalar(problem.end, problem.x0), problem.crossing.state.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, on_time: Tensor, on_state: Tensor) -> Any:
+        x0, t0, target, *leaves = ctx.saved_tensors
+        problem: StoppingProblem = ctx.problem
+        crossing = problem.crossing
+        lam, scale = cotangent_at_crossing(crossing, on_time.to(on_state.dtype), on_state)
+        pulled = ctx.route.pull_back(problem, lam)
+        # J depends on the parameters of the criterion at x_T, with the same scale; one that flow and
+        # criterion share receives both terms.
+        explicit = problem.criterion.vjp(crossing.time, crossing.state, scale, problem.leaves, look=True)
+        gradients = [a + b for a, b in zip(pulled.leaves, explicit.leaves, strict=True)]
+        start_velocity = problem.flow.plain(problem.start, problem.x0)
+        by_t0 = -(pulled.start @ start_velocity)
+        by_target = -scale
+        return (
+            None,
+            None,
+            pulled.start.reshape(x0.shape),
+            by_t0.to(t0.dtype),
+            by_target.to(target.dtype),
+            *[g.to(p.dtype) for g, p in zip(gradients, leaves, strict=True)],
+        )
+
+
+class ZeroWithGraph(torch.autograd.Function):
+    """0.0 with a graph to its inputs, so that they get a gradient of zero and not None."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.shapes = [(p.shape, p.dtype, p.device) for p in tensors]
+        return torch.zeros((), dtype=torch.float64, device=tensors[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        return tuple(torch.zeros(s, dtype=dtype, device=device) for s, dtype, device in ctx.shapes)
+
+
+class MissedValue(torch.autograd.Function):
+    """A missed stopping time: any value forward, an error when a non-zero cotangent arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, where: str, time: Tensor, state: Tensor, *tensors: Tensor) -> Any:
+        ctx.where = where
+        ctx.shapes = [(p.shape, p.dtype, p.device) for p in tensors]
+        return time.clone(), state.clone()
+
+    @staticmethod
+    def backward(ctx: Any, on_time: Tensor, on_state: Tensor) -> Any:
+        if bool((on_time != 0).any()) or bool((on_state != 0).any()):
+            raise NotReachedError(
+                f"a gradient was asked of a run without a stopping time. {ctx.where} Use censored= to say what "
+                "a miss counts as, or select by .reached before taking a mean."
+            )
+        zeros = [torch.zeros(s, dtype=dtype, device=device) for s, dtype, device in ctx.shapes]
+        return (None, None, None, *zeros)

@@ -1,0 +1,124 @@
+"""Learning-rate schedules t -> alpha(t) for the rescaled gradient flow (eq. 3).
+
+What is learnable. A positional argument given as a number becomes a parameter (0-d, float64);
+given as a tensor it is kept as the object it is: learnable exactly if it requires grad, and then
+the gradient arrives at the caller's own tensor. `start` and `scale` given as numbers are fixed.
+`start` is the schedule's own: were it the t0 of the solve, a derivative to t0 would have a further
+term.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ode_stopping.problems.tensors import Number, attach, scalar
+
+
+class ConstantSchedule(nn.Module):
+    """alpha(t) = value.
+
+    Args:
+        value: the rate; a number or a 0-d tensor.
+
+    Raises:
+        TypeError, ValueError: not a finite real number.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: Tensor | Number) -> None:
+        super().__init__()
+        attach(self, "value", scalar(value, "value"), learnable=True)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """alpha(t), 0-d."""
+        return self.value
+
+    def extra_repr(self) -> str:
+        """The values, for printing."""
+        return _values(self, "value")
+
+
+class ExponentialSchedule(nn.Module):
+    """alpha(t) = rate exp(-decay (t - start)).
+
+    Its integral over [start, inf) is rate/decay: with decay > 0 a flow may come to rest before it
+    reaches its target (theory, closed form 3).
+
+    Args:
+        rate: alpha(start); a number or a 0-d tensor.
+        decay: per unit of flow time; a number or a 0-d tensor.
+        start: flow time.
+
+    Raises:
+        TypeError, ValueError: not finite real numbers.
+    """
+
+    rate: Tensor
+    decay: Tensor
+    start: Tensor
+
+    def __init__(
+        self, rate: Tensor | Number, decay: Tensor | Number, *, start: Tensor | Number = 0.0
+    ) -> None:
+        super().__init__()
+        attach(self, "rate", scalar(rate, "rate"), learnable=True)
+        attach(self, "decay", scalar(decay, "decay"), learnable=True)
+        attach(self, "start", scalar(start, "start"))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """alpha(t), 0-d."""
+        return self.rate * torch.exp(-self.decay * (t - self.start))
+
+    def extra_repr(self) -> str:
+        """The values, for printing."""
+        return _values(self, "rate", "decay", "start")
+
+
+class PolynomialSchedule(nn.Module):
+    """alpha(t) = rate (1 + (t - start)/scale)^(-power), valid for t > start - scale.
+
+    Args:
+        rate: alpha(start); a number or a 0-d tensor.
+        power: exponent of the decay; a number or a 0-d tensor.
+        start: flow time.
+        scale: flow time after which the base has doubled, > 0.
+
+    Raises:
+        TypeError, ValueError: not finite real numbers; scale not positive.
+    """
+
+    rate: Tensor
+    power: Tensor
+    start: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        rate: Tensor | Number,
+        power: Tensor | Number,
+        *,
+        start: Tensor | Number = 0.0,
+        scale: Tensor | Number = 1.0,
+    ) -> None:
+        super().__init__()
+        attach(self, "rate", scalar(rate, "rate"), learnable=True)
+        attach(self, "power", scalar(power, "power"), learnable=True)
+        attach(self, "start", scalar(start, "start"))
+        attach(self, "scale", scalar(scale, "scale"))
+        if float(self.scale.detach()) <= 0:
+            raise ValueError(f"scale must be positive, got {float(self.scale.detach())}")
+
+    def forward(self, t: Tensor) -> Tensor:
+        """alpha(t), 0-d."""
+        # exp(-p log1p(.)) rather than pow: accurate near the start, where 1 + s would round.
+        return self.rate * torch.exp(-self.power * torch.log1p((t - self.start) / self.scale))
+
+    def extra_repr(self) -> str:
+        """The values, for printing."""
+        return _values(self, "rate", "power", "start", "scale")
+
+
+def _values(module: nn.Module, *names: str) -> str:
+    return ", ".join(f"{name}={float(getattr(module, name).detach()):g}" for name in names)

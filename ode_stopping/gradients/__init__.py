@@ -1,0 +1,20 @@
+"""Gradient routes: different roads to the same derivative of the flow map.
+
+`InterpolatingAdjoint` is the default; `DirectAdjoint` has second derivatives; `ForwardSensitivity` is for few
+parameters; `BacksolveAdjoint` needs no memory and raises where it would be wrong.
+"""
+
+from .backsolve import BacksolveAdjoint
+from .base import GradientRoute, PullBack
+from .direct import DirectAdjoint
+from .forward import ForwardSensitivity
+from .interpolating import InterpolatingAdjoint
+
+__all__ = [
+    "BacksolveAdjoint",
+    "DirectAdjoint",
+    "ForwardSensitivity",
+    "GradientRoute",
+    "InterpolatingAdjoint",
+    "PullBack",
+]

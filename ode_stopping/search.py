@@ -1,0 +1,234 @@
+"""The forward loop: step until the criterion is down to the target, or say why it is not.
+
+Knows nothing of gradients.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .crossing import NonFiniteCriterion, refine, scan_step
+from .evaluation import CriterionMap, FlowMap, Stats
+from .implicit import Crossing
+from .solver import Step, StepFailed, Stepper, Tolerances, Torchdiffeq
+from .states import StateLayout
+from .status import Status
+from .trajectory import Trajectory
+
+__all__ = ["Search", "find_crossing"]
+
+_REST_WINDOW = 256
+_REST_PROBES = 32
+
+
+@dataclass
+class Search:
+    """Outcome of the forward run.
+
+    Attributes:
+        status: How it ended.
+        time: Flow time at which it ended.
+        state: State there, shape (n,).
+        trajectory: The path.
+        crossing: Present for REACHED and DEGENERATE.
+        best: Smallest J seen, and where.
+        note: One more sentence on how it ended.
+    """
+
+    status: Status
+    time: float
+    state: Tensor
+    trajectory: Trajectory
+    crossing: Crossing | None
+    best: tuple[float, float]
+    note: str = ""
+
+
+@dataclass
+class _Path:
+    """The accepted part of the run so far."""
+
+    layout: StateLayout
+    start: float
+    x0: Tensor
+    keep: bool
+    steps: list[Step] = field(default_factory=list)
+    grid: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    best: tuple[float, float] = (float("inf"), float("nan"))
+
+    def add(self, step: Step, value: float) -> None:
+        if self.keep:
+            self.steps.append(step)
+        self.grid.append(step.t1)
+        self.values.append(value)
+
+    def end(self, status: Status, time: float, state: Tensor, note: str, crossing: Crossing | None) -> Search:
+        path = Trajectory(self.layout, self.start, self.x0, self.steps, self.grid, self.values)
+        return Search(status, time, state, path, crossing, self.best, note)
+
+
+def find_crossing(
+    flow: FlowMap,
+    criterion: CriterionMap,
+    x0: Tensor,
+    target: float,
+    *,
+    start: float,
+    max_time: float,
+    settings: Torchdiffeq,
+    tolerances: Tolerances,
+    keep: bool,
+    stats: Stats,
+) -> Search:
+    """Integrate from (start, x0) until J <= target for the first time.
+
+    Args:
+        flow: dx/dt.
+        criterion: J.
+        x0: Start, shape (n,).
+        target: eps.
+        start: t0, in flow time.
+        max_time: Horizon, in flow time.
+        settings: Solver.
+        tolerances: Of the solve.
+        keep: Whether to keep the dense output of the steps.
+        stats: Counts, filled in.
+    """
+    path = _Path(flow.layout, start, x0, keep, grid=[start])
+    value = criterion.value(start, x0)
+    path.values.append(value)
+    path.best = (value, start)
+    try:
+        return _run(flow, criterion, path, target, max_time, settings, tolerances, stats)
+    finally:
+        stats.nfe_forward = flow.calls
+        stats.criterion_calls = criterion.calls
+
+
+def _run(
+    flow: FlowMap,
+    criterion: CriterionMap,
+    path: _Path,
+    target: float,
+    max_time: float,
+    settings: Torchdiffeq,
+    tolerances: Tolerances,
+    stats: Stats,
+) -> Search:
+    x, value = path.x0, path.values[0]
+    if not _finite(value):
+        return path.end(Status.DIVERGED, path.start, x, "the criterion is not finite at t0", None)
+    if value <= target:
+        return path.end(Status.AT_START, path.start, x, "", None)
+    stepper = Stepper(
+        settings,
+        flow.plain,
+        path.start,
+        max_time,
+        x,
+        rtol=tolerances.rtol,
+        atol=tolerances.atol,
+        norm=flow.layout.norm,
+    )
+    if not bool(torch.isfinite(stepper.derivative).all()):
+        return path.end(Status.DIVERGED, path.start, x, "the flow is not finite at t0", None)
+    rest = _Rest(tolerances)
+    while not stepper.done:
+        if stepper.accepted + stepper.rejected >= settings.max_steps:
+            note = f"the step limit of {settings.max_steps} was used up"
+            return path.end(Status.STALLED, stepper.time, stepper.value, note, None)
+        try:
+            step = stepper.attempt()
+        except StepFailed as failure:
+            status = Status.DIVERGED if failure.nonfinite else Status.STALLED
+            return path.end(status, stepper.time, stepper.value, str(failure), None)
+        finally:
+            stats.accepted, stats.rejected = stepper.accepted, stepper.rejected
+        if step is None:
+            continue
+        try:
+            scan = scan_step(step, criterion, value, target)
+            path.best = min(path.best, (scan.best_value, scan.best_time))
+            if scan.crossing is not None:
+                return _finish(flow, criterion, path, stepper, step, target, scan.crossing, tolerances)
+        except NonFiniteCriterion as failure:
+            return path.end(Status.DIVERGED, failure.time, step.y1, str(failure), None)
+        path.add(step, scan.end_value)
+        value = scan.end_value
+        if rest.is_resting(step, value - target) and rest.stays(flow, stepper, max_time):
+            note = f"the state has come to rest at t = {step.t1:.6g}"
+            return path.end(Status.NOT_REACHED, step.t1, step.y1, note, None)
+    return path.end(Status.NOT_REACHED, stepper.time, stepper.value, f"at the horizon {max_time:g}", None)
+
+
+def _finish(
+    flow: FlowMap,
+    criterion: CriterionMap,
+    path: _Path,
+    stepper: Stepper,
+    step: Step,
+    target: float,
+    guess: float,
+    tolerances: Tolerances,
+) -> Search:
+    last = refine(stepper, step, criterion, target, guess)
+    value, g, explicit = criterion.gradient(last.t1, last.y1)
+    velocity = flow.plain(last.t1, last.y1)
+    crossing = Crossing(last.t1, last.y1, value, velocity, g, explicit)
+    path.add(last, value)
+    path.best = (value, last.t1)
+    if not (_finite(value) and bool(torch.isfinite(velocity).all()) and bool(torch.isfinite(g).all())):
+        return path.end(Status.DIVERGED, last.t1, last.y1, "a derivative at the crossing is not finite", None)
+    if crossing.is_transversal(tolerances.rtol):
+        return path.end(Status.REACHED, last.t1, last.y1, "", crossing)
+    note = f"J'(T) = {crossing.rate:.3g} against a scale of {crossing.rate_scale:.3g}"
+    return path.end(Status.DEGENERATE, last.t1, last.y1, note, crossing)
+
+
+class _Rest:
+    """Has the state come to rest? Then the horizon need not be walked to in steps of 3/L.
+
+    At rest: within the last 256 accepted steps the state has moved by less than ten tolerances, and the
+    criterion has closed less than a hundredth of its distance to the target. A flow that depends on t may
+    wake up again, so the velocity at the same point is looked at on the way to the horizon.
+    """
+
+    def __init__(self, tolerances: Tolerances) -> None:
+        self._tolerances = tolerances
+        self._window: deque[tuple[Tensor, float]] = deque(maxlen=_REST_WINDOW)
+        self._until_next = _REST_WINDOW
+
+    def is_resting(self, step: Step, excess: float) -> bool:
+        self._window.append((step.y1, excess))
+        self._until_next -= 1
+        if self._until_next > 0:
+            return False
+        self._until_next = _REST_WINDOW // 8
+        state, previous_excess = self._window[0]
+        if excess < 0.99 * previous_excess:
+            return False
+        moved = (step.y1 - state).abs()
+        allowed = 10 * (self._tolerances.atol + self._tolerances.rtol * step.y1.abs())
+        return bool((moved <= allowed).all())
+
+    def stays(self, flow: FlowMap, stepper: Stepper, max_time: float) -> bool:
+        """Whether the velocity at the present state stays at its present noise until the horizon."""
+        now, x = stepper.time, stepper.value
+        speed = max(float(flow.plain(s, y).abs().max()) for s, y in [(now, x), (now, self._window[0][0])])
+        remaining = max_time - now
+        for i in range(1, _REST_PROBES + 1):
+            # Half of the probes evenly, half of them crowded towards the present.
+            fraction = i / _REST_PROBES if i % 2 == 0 else 2.0 ** -(_REST_PROBES - i)
+            probe = flow.plain(now + fraction * remaining, x)
+            if not float(probe.abs().max()) <= 10 * speed:
+                return False
+        return True
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0

@@ -1,0 +1,97 @@
+"""States: a tensor of any shape or a tuple of tensors, seen by the solvers as one flat vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor
+
+__all__ = ["State", "StateLayout"]
+
+State = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class StateLayout:
+    """How a state is laid out in a flat vector of n numbers.
+
+    Attributes:
+        shapes: Shape of each piece, in order.
+        is_tuple: Whether the user's state is a tuple (kept for a tuple of one piece, too).
+    """
+
+    shapes: tuple[torch.Size, ...]
+    is_tuple: bool
+
+    @classmethod
+    def of(cls, state: State) -> StateLayout:
+        """Read the layout off a state."""
+        if isinstance(state, Tensor):
+            return cls((state.shape,), is_tuple=False)
+        return cls(tuple(piece.shape for piece in state), is_tuple=True)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of elements of each piece."""
+        return [shape.numel() for shape in self.shapes]
+
+    def pack(self, state: State) -> Tensor:
+        """Flatten to shape (n,), differentiably."""
+        if isinstance(state, Tensor):
+            return state.reshape(-1)
+        return torch.cat([piece.reshape(-1) for piece in state])
+
+    def unpack(self, flat: Tensor) -> State:
+        """Restore the user's structure; leading axes of `flat` (..., n) are kept."""
+        if not self.is_tuple:
+            return flat.reshape((*flat.shape[:-1], *self.shapes[0]))
+        pieces = torch.split(flat, self.sizes, dim=-1)
+        return tuple(
+            piece.reshape((*flat.shape[:-1], *shape))
+            for piece, shape in zip(pieces, self.shapes, strict=True)
+        )
+
+    def norm(self, flat: Tensor) -> Tensor:
+        """Largest root-mean-square over the pieces: no piece hides behind a longer one."""
+        if len(self.shapes) == 1:
+            return flat.square().mean().sqrt()
+        parts = torch.split(flat, self.sizes)
+        return torch.stack([part.square().mean().sqrt() for part in parts if part.numel()]).max()
+
+    def check_like(self, state: object, *, name: str, dtype: torch.dtype) -> State:
+        """Return `state` if it has this layout and dtype, else raise naming `name`."""
+        if self.is_tuple:
+            if not isinstance(state, tuple | list):
+                raise TypeError(
+                    f"{name} must return a tuple of {len(self.shapes)} tensors, as the state is "
+                    f"one; got {type(state).__name__}"
+                )
+            pieces = tuple(state)
+        else:
+            pieces = (state,)
+        if len(pieces) != len(self.shapes):
+            raise ValueError(f"{name} returned {len(pieces)} tensors for a state of {len(self.shapes)}")
+        for index, (piece, shape) in enumerate(zip(pieces, self.shapes, strict=True)):
+            if not isinstance(piece, Tensor):
+                raise TypeError(f"{name} must return tensors; entry {index} is {type(piece).__name__}")
+            if piece.shape != shape:
+                raise ValueError(
+                    f"{name} must return the shape of the state, {tuple(shape)}; "
+                    f"got {tuple(piece.shape)} (entry {index})"
+                )
+            if piece.dtype != dtype:
+                raise TypeError(
+                    f"{name} must return the dtype of the state, {dtype}; got {piece.dtype} "
+                    f"(entry {index}): is a parameter of another dtype involved?"
+                )
+        return cast("State", pieces if self.is_tuple else pieces[0])
+
+    def slices(self) -> list[slice]:
+        """Where each piece stands in the flat vector."""
+        bounds = [0]
+        for size in self.sizes:
+            bounds.append(bounds[-1] + size)
+        return [slice(a, b) for a, b in pairwise(bounds)]

@@ -1,0 +1,108 @@
+"""T and every derivative against closed forms, by every route."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ode_stopping import (
+    BacksolveAdjoint,
+    BacksolveMismatchError,
+    DirectAdjoint,
+    ForwardSensitivity,
+    GradientRoute,
+    InterpolatingAdjoint,
+)
+from tests.closed_forms import CLOSED_FORMS, TARGETS, ClosedForm, preconditioned_modes
+
+ROUTES = (InterpolatingAdjoint(), DirectAdjoint(), ForwardSensitivity(), BacksolveAdjoint())
+
+by_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+by_case = pytest.mark.parametrize("case", CLOSED_FORMS, ids=lambda case: case.name)
+
+
+def measured(
+    case: ClosedForm, route: GradientRoute, eps: float, rtol: float | None, t0: float = 0.0
+) -> tuple[float, float]:
+    """Relative error of T, and the largest of those of the derivatives.
+
+    BacksolveAdjoint may refuse to answer instead: then its error counts as none.
+    """
+    leaves = case.leaves(eps, t0)
+    result = case.solve(leaves, route, rtol=rtol)
+    try:
+        result.time.backward()
+    except BacksolveMismatchError:
+        assert isinstance(route, BacksolveAdjoint)
+        return 0.0, 0.0
+    of_time, of_derivatives = case.errors(result.time, leaves)
+    return of_time, max(of_derivatives.values())
+
+
+@pytest.mark.parametrize("eps", TARGETS)
+@by_route
+@by_case
+def test_tight_tolerance(case: ClosedForm, route: GradientRoute, eps: float) -> None:
+    if eps < case.smallest:
+        pytest.skip(f"{case.name} is meant for targets down to {case.smallest:g}")
+    of_time, of_derivatives = measured(case, route, eps, 1e-10, t0=0.25)
+    assert of_time < 1e-9
+    assert of_derivatives < 1e-7
+
+
+@pytest.mark.parametrize("eps", [1e-1, 1e-4, 1e-7, 1e-10])
+@by_case
+def test_default_tolerance(case: ClosedForm, eps: float) -> None:
+    if eps < case.smallest:
+        pytest.skip(f"{case.name} is meant for targets down to {case.smallest:g}")
+    for route in ROUTES:
+        _, of_derivatives = measured(case, route, eps, None)
+        assert of_derivatives < 1e-3, type(route).__name__
+
+
+@by_route
+@by_case
+def test_errors_fall_with_the_tolerance(case: ClosedForm, route: GradientRoute) -> None:
+    errors = [max(measured(case, route, 1e-3, rtol)) for rtol in (1e-4, 1e-6, 1e-8)]
+    # Errors follow the tolerance; a linear flow's are rounding from the start.
+    for error, rtol in zip(errors, (1e-4, 1e-6, 1e-8), strict=True):
+        assert error < 300 * rtol
+    assert errors[2] < max(0.02 * errors[0], 1e-12)
+
+
+@by_route
+def test_negative_and_large_start_times(route: GradientRoute) -> None:
+    for case in CLOSED_FORMS:
+        for t0 in (-3.0, 2.0):
+            of_time, of_derivatives = measured(case, route, 1e-2, 1e-9, t0=t0)
+            assert of_time < 1e-8, case.name
+            assert of_derivatives < 1e-6, case.name
+
+
+@by_route
+def test_cotangent_on_the_state(route: GradientRoute) -> None:
+    """w^T x_T of form 5: x_T moves explicitly and with T."""
+    case = next(c for c in CLOSED_FORMS if c.name.startswith("form5"))
+    eps, weights = 1e-4, torch.tensor([0.7, -1.1, 0.4], dtype=torch.float64)
+    leaves = case.leaves(eps, 0.25)
+    result = case.solve(leaves, route, rtol=1e-10)
+    assert isinstance(result.state, torch.Tensor)
+    (weights @ result.state + 0.3 * result.time).backward()
+
+    values = case.values(eps, 0.25)
+    answer = case.answer(values)
+    span, x, _ = preconditioned_modes(values)
+    p, curvature = (torch.as_tensor(values[k]) for k in ("p", "curvature"))
+    end, x0 = torch.as_tensor(x), torch.as_tensor(values["x0"])
+    along = float(weights @ (-p * curvature * end))  # d(w^T x_T)/dT
+    explicit = {
+        "p": -weights * curvature * span * end,
+        "curvature": -weights * p * span * end,
+        "x0": weights * end / x0,
+        "eps": torch.tensor(0.0),
+        "t0": torch.tensor(-along),
+    }
+    for name, leaf in leaves.items():
+        truth = explicit[name] + (along + 0.3) * torch.as_tensor(answer[name])
+        assert leaf.grad is not None
+        assert float((leaf.grad - truth).norm()) < 1e-7 * float(truth.norm()), name

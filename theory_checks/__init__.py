@@ -1,0 +1,1 @@
+"""Checks that the code does what the theorems say."""
