@@ -8,18 +8,20 @@ replayed with a graph and one call takes lam through all of them: the same sums 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ode_stopping.status import GradientError, NotReproducibleError
+from ode_stopping.status import GradientError
 
 from .problem import IndexProblem
 from .store import CheckpointStore, RecentStore, StateStore
 
 __all__ = ["DiscreteAdjoint", "DiscretePullBack", "IndexRoute", "Truncated", "Unrolled"]
+
+
+_TRUNCATED_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -54,51 +56,61 @@ class DiscreteAdjoint(IndexRoute):
     """Algorithm 1 with a memory budget: all states, or checkpoints with replay in between.
 
     Exact for: the iteration as it ran (a replay that does not reproduce a stored state raises). Memory: the
-    stored states, one stretch between checkpoints, and the graph of `chunk` steps. Cost: one replay and one
-    backward pass; one more replay where only checkpoints are kept.
+    budget, as much again where stretches between checkpoints are replayed, and the graph of `chunk` steps.
+    Cost: one replay with a graph and one backward pass; where checkpoints are further apart than `chunk` one
+    more replay, and more only where a stretch does not fit into the budget either.
 
     Args:
         memory: Budget for stored states, in bytes.
         chunk: Number of steps in one graph.
+
+    Raises:
+        TypeError: `chunk` or `memory` is not a number.
+        ValueError: Either is not positive.
     """
 
     memory: int = 2**30
     chunk: int = 32
 
     def __post_init__(self) -> None:
-        if self.memory < 1:
-            raise ValueError(f"memory must be a positive number of bytes; got {self.memory}")
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be at least 1; got {self.chunk}")
+        require_count(self.memory, name="memory")
+        require_count(self.chunk, name="chunk")
 
     def store(self) -> StateStore:
         return CheckpointStore(self.memory)
 
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
+        assert problem.store is not None
         backward = _Backward(problem, cotangent)
-        for first, states in self._stretches(problem):
-            # states[i] is x_{first + i}; take lam through them, the last chunk first.
-            for end in range(len(states) - 1, 0, -self.chunk):
-                begin = max(end - self.chunk, 0)
-                backward.through(first + begin, first + end, states[begin], states[end])
+        last = problem.index - 1
+        kept = [(k, _stored(problem.store, k)) for k in problem.store.indices() if k < last]
+        self._through(backward, [*kept, (last, problem.previous)])
         return backward.result()
 
-    def _stretches(self, problem: IndexProblem) -> Iterator[tuple[int, list[Tensor]]]:
-        """(k, [x_k, x_{k+1}, ...]) over 0 .. N-1, the last stretch first; stretches share their ends."""
-        store, last = problem.store, problem.index - 1
-        assert store is not None
-        kept = [k for k in store.indices() if k < last]
-        if len(kept) == last:
-            yield 0, [*(_stored(store, k) for k in kept), problem.previous]
-            return
-        end, end_state = last, problem.previous
-        for k in reversed(kept):
-            states = [_stored(store, k)]
-            for j in range(k, end):
-                states.append(problem.update.step(j, states[-1]))
-            _require_same(states[-1], end_state, end)
-            yield k, states
-            end, end_state = k, states[0]
+    def _through(self, backward: _Backward, path: list[tuple[int, Tensor]]) -> None:
+        """Take lam from the last state (k, x_k) of the path to the first."""
+        end = len(path) - 1
+        while end > 0:
+            begin = end - 1
+            while begin > 0 and path[end][0] - path[begin - 1][0] <= self.chunk:
+                begin -= 1
+            (k, first), (n, last) = path[begin], path[end]
+            if n - k <= self.chunk:
+                backward.through(k, n, first, last)
+            else:
+                self._through(backward, self._replayed(backward.problem, k, first, n, last))
+            end = begin
+
+    def _replayed(
+        self, problem: IndexProblem, begin: int, first: Tensor, end: int, last: Tensor
+    ) -> list[tuple[int, Tensor]]:
+        """The path from x_begin to x_end anew, with states in between as the budget allows."""
+        store, x = CheckpointStore(self.memory, stride=self.chunk), first
+        for k in range(begin, end):
+            store.add(k - begin, x)
+            x = problem.update.step(k, x)
+        problem.update.require_same(x, last, end)
+        return [*((begin + k, _stored(store, k)) for k in store.indices()), (end, last)]
 
 
 @dataclass(frozen=True)
@@ -131,8 +143,7 @@ class Truncated(IndexRoute):
     steps: int
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1; got {self.steps}")
+        require_count(self.steps, name="steps")
 
     def store(self) -> StateStore:
         # x_{N-K} .. x_N
@@ -151,14 +162,11 @@ class Truncated(IndexRoute):
         return backward.result(reaches_start=first == 0)
 
 
-_TRUNCATED_CHUNK = 32
-
-
 class _Backward:
     """lam on its way back, and the sums that it leaves in the parameters."""
 
     def __init__(self, problem: IndexProblem, cotangent: Tensor) -> None:
-        self._problem = problem
+        self.problem = problem
         self._lam = cotangent
         self._start_time = torch.zeros_like(problem.clock.start.detach())
         self._leaves = problem.leaves.zeros()
@@ -173,26 +181,25 @@ class _Backward:
         """
         if begin == end:
             return
-        problem = self._problem
-        start = problem.clock.start.detach().clone().requires_grad_(problem.clock.start.requires_grad)
+        problem = self.problem
+        start = (
+            problem.clock.start.detach().clone().requires_grad_(problem.clock.start.requires_grad)
+        )
         time = problem.clock.traced(start)
         x = first.detach().clone().requires_grad_(True)
         y = x
         with torch.enable_grad():
             for k in range(begin, end):
                 y = problem.update.step_traced(k, y, time(k))
-        _require_same(y.detach(), last, end)
+        problem.update.require_same(y.detach(), last, end)
         self._steps += end - begin
-        if not y.requires_grad:
-            self._lam = torch.zeros_like(self._lam)
-            return
         leaves = problem.leaves
         inputs = [x, *([start] if start.requires_grad else []), *leaves.tensors]
-        leaves.require_known([y], inputs=inputs, where=f"by the update between steps {begin} and {end}")
+        where = f"by the update between steps {begin} and {end}"
+        leaves.require_known([y], inputs=inputs, where=where)
+        # Retained, since it may run through nodes older than this chunk (a hyper-network's); its own go with y.
         grads = list(
-            torch.autograd.grad(
-                y, inputs, self._lam, allow_unused=True, retain_graph=leaves.has_history
-            )
+            torch.autograd.grad(y, inputs, self._lam, allow_unused=True, retain_graph=True)
         )
         lam = grads.pop(0)
         self._lam = torch.zeros_like(self._lam) if lam is None else lam
@@ -205,8 +212,12 @@ class _Backward:
                 total += gradient
 
     def result(self, *, reaches_start: bool = True) -> DiscretePullBack:
-        self._problem.stats.vjps = self._problem.stats.nfe_backward = self._steps
-        return DiscretePullBack(self._lam if reaches_start else None, self._start_time, self._leaves)
+        """What was summed up; a truncated sum has no cotangent on x_0."""
+        # With the last step, which is in the definition of the index.
+        self.problem.stats.vjps = self._steps + 1
+        return DiscretePullBack(
+            self._lam if reaches_start else None, self._start_time, self._leaves
+        )
 
 
 def _stored(store: StateStore, k: int) -> Tensor:
@@ -216,11 +227,9 @@ def _stored(store: StateStore, k: int) -> Tensor:
     return state
 
 
-def _require_same(replayed: Tensor, stored: Tensor, k: int) -> None:
-    """The replay must reproduce the run (bit for bit, up to the order of sums on parallel hardware)."""
-    allowed = 1e4 * torch.finfo(stored.dtype).eps * float(stored.abs().max())
-    if not float((replayed - stored).abs().max()) <= allowed:
-        raise NotReproducibleError(
-            f"replaying the update does not give x_{k} again, so its derivative would belong to another run. "
-            "A stochastic update must draw from a generator that is seeded by the step k; state must be part of x."
-        )
+def require_count(value: object, *, name: str) -> None:
+    """Raise unless `value` is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")

@@ -20,7 +20,11 @@ Inputs = tuple[Tensor, Tensor, Tensor]  # x0 (n,), t0 (), target ()
 
 
 def attach_index(
-    problem: IndexProblem, definition: IndexDefinition, route: IndexRoute, value: float, inputs: Inputs
+    problem: IndexProblem,
+    definition: IndexDefinition,
+    route: IndexRoute,
+    value: float,
+    inputs: Inputs,
 ) -> tuple[Tensor, Tensor]:
     """The index, shape (), and x_N, shape (n,), differentiable to the inputs and the leaves."""
     steps, state = _Index.apply(problem, definition, route, value, *inputs, *problem.leaves.tensors)
@@ -29,6 +33,8 @@ def attach_index(
 
 def evaluate_index(problem: IndexProblem, definition: IndexDefinition) -> float:
     """The index as a number: N or N*."""
+    if definition.whole:
+        return float(problem.index)
     steps, _, _ = _last_step(problem, definition)
     return float(steps.detach())
 
@@ -38,11 +44,14 @@ def _last_step(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The index and x_N with a graph to fresh leaves (x_{N-1}, t0, target) and to the parameters."""
     start = problem.clock.start.detach().clone().requires_grad_(True)
-    target = torch.tensor(problem.target, dtype=torch.float64, device=start.device, requires_grad=True)
+    target = torch.tensor(
+        problem.target, dtype=torch.float64, device=start.device, requires_grad=True
+    )
     previous = problem.previous.detach().clone().requires_grad_(True)
     time = problem.clock.traced(start)
     with torch.enable_grad():
         state = problem.update.step_traced(problem.index - 1, previous, time(problem.index - 1))
+        problem.update.require_same(state.detach(), problem.state, problem.index)
         steps = definition.build(LastStep(problem, time, previous, state, target))
     return steps, state, (previous, start, target)
 
@@ -70,20 +79,22 @@ class _Index(torch.autograd.Function):
     def backward(ctx: Any, on_steps: Tensor, on_state: Tensor) -> Any:
         x0, t0, target, *leaves = ctx.saved_tensors
         problem: IndexProblem = ctx.problem
+        calls = problem.update.calls
         steps, state, (previous, start, goal) = _last_step(problem, ctx.definition)
         known = problem.leaves
-        outputs = [value for value in (steps, state) if value.requires_grad]
-        cotangents = [w for value, w in ((steps, on_steps), (state, on_state)) if value.requires_grad]
-        known.require_known(outputs, inputs=(previous, start, goal), where="in the last step")
+        known.require_known(
+            [steps, state], inputs=(previous, start, goal), where="in the last step"
+        )
         grads = torch.autograd.grad(
-            outputs,
+            [steps, state],
             [previous, start, goal, *known.tensors],
-            cotangents,
+            [on_steps, on_state],
             allow_unused=True,
-            retain_graph=known.has_history,
+            retain_graph=True,  # it may run through older nodes (a hyper-network's)
         )
         lam = torch.zeros_like(problem.previous) if grads[0] is None else grads[0]
         pulled = ctx.route.pull_back(problem, lam)
+        problem.stats.nfe_backward = problem.update.calls - calls
         if pulled.start is None and ctx.needs_input_grad[4]:
             raise GradientError(
                 "a truncated sum does not reach x0: use DiscreteAdjoint for its gradient, or detach x0"

@@ -9,13 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from math import log, log1p
+from typing import TypeVar, cast
 
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
 from .problem import IndexProblem
+
+_T = TypeVar("_T", float, Tensor)
 
 __all__ = ["INTERPOLATIONS", "IndexDefinition", "LastStep"]
 
@@ -48,6 +51,8 @@ class IndexDefinition(ABC):
     """The index as a differentiable number."""
 
     needs_flow: bool = False
+    whole: bool = False
+    """Whether the value is N itself, whatever the last step looks like."""
 
     @abstractmethod
     def build(self, last: LastStep) -> Tensor:
@@ -61,11 +66,13 @@ class Definition3(IndexDefinition):
     (grad J_N + grad J_{N-1})^T (x_N - x_{N-1}) / 2, which does not.
     """
 
+    whole = True
+
     def build(self, last: LastStep) -> Tensor:
         problem = last.problem
         excess = last.loss(problem.index, last.state) - last.target
         # Only the derivative of the excess counts: by definition the value is the whole number N.
-        return problem.index - (excess - excess.detach()) / accurate_decrease(problem)
+        return _implicit(problem.index, excess, accurate_decrease(problem))
 
 
 class LogLinear(IndexDefinition):
@@ -75,14 +82,19 @@ class LogLinear(IndexDefinition):
     """
 
     def build(self, last: LastStep) -> Tensor:
-        n = last.problem.index
-        if not last.problem.loss > 0:
+        problem, n = last.problem, last.problem.index
+        if not problem.loss > 0:
             raise ValueError(
-                f'interpolation="log" needs a criterion that stays positive; got J = {last.problem.loss:g} '
+                f'interpolation="log" needs a criterion that stays positive; got J = {problem.loss:g} '
                 f"at step {n}"
             )
         before, after = last.loss(n - 1, last.previous).log(), last.loss(n, last.state).log()
-        return n - 1 + (before - last.target.log()) / (before - after)
+        s = log(problem.previous_loss / problem.target) / log(problem.previous_loss / problem.loss)
+        excess = (1 - s) * before + s * after - last.target.log()
+        # log J_N - log J_{N-1}, from a decrease that has not cancelled
+        return _implicit(
+            n - 1 + s, excess, log1p(accurate_decrease(problem) / problem.previous_loss)
+        )
 
 
 class Hermite(IndexDefinition):
@@ -94,25 +106,16 @@ class Hermite(IndexDefinition):
     needs_flow = True
 
     def build(self, last: LastStep) -> Tensor:
-        n, h = last.problem.index, last.problem.clock.step
-        rows = []
-        for k, state in ((n - 1, last.previous), (n, last.state)):
-            value, rate = _loss_and_rate(last, k, state)
-            rows.append((value, h * rate))
-        (a, da), (b, db) = rows
-
-        def polynomial(s: float, v: tuple[Tensor, Tensor, Tensor, Tensor] | list[float]) -> Tensor:
-            p, dp, q, dq = v
-            r = 1 - s
-            return (  # type: ignore[return-value]
-                r * r * (1 + 2 * s) * p + r * r * s * dp + s * s * (3 - 2 * s) * q - s * s * r * dq
-            )
-
-        numbers = [float(v.detach()) for v in (a, da, b, db)]
-        target = float(last.target.detach())
-        s = _root(lambda u: float(polynomial(u, numbers)) - target)
-        residual = polynomial(s, (a, da, b, db)) - last.target
-        return n - 1 + s - (residual - residual.detach()) / _slope(numbers, s)
+        problem, n = last.problem, last.problem.index
+        h = problem.clock.step
+        a, da = _loss_and_rate(last, n - 1, last.previous)
+        b, db = _loss_and_rate(last, n, last.state)
+        # The losses of the run: those bracket the target, whatever a second evaluation rounds to.
+        p, q = problem.previous_loss, problem.loss
+        dp, dq = float((h * da).detach()), float((h * db).detach())
+        s = _root(lambda u: _cubic(u, (p, dp, q, dq)) - problem.target)
+        excess = _cubic(s, (a, h * da, b, h * db)) - last.target
+        return _implicit(n - 1 + s, excess, _cubic_slope(s, accurate_decrease(problem), dp, dq))
 
 
 class PartialStep(IndexDefinition):
@@ -124,32 +127,26 @@ class PartialStep(IndexDefinition):
     needs_flow = True
 
     def build(self, last: LastStep) -> Tensor:
-        problem = last.problem
-        rule = problem.update.rule
-        assert rule is not None
-        n, clock, layout = problem.index, problem.clock, problem.update.layout
-        target = float(last.target.detach())
-        frozen = problem.previous
+        problem, n = last.problem, last.problem.index
+        update, criterion, clock = problem.update, problem.criterion, problem.clock
+        start = last.time(n - 1)
 
         def loss_after(s: float) -> float:
+            # The losses of the run at the ends, which bracket the target.
             if s <= 0.0:
                 return problem.previous_loss
             if s >= 1.0:
                 return problem.loss
-            moved = _advance_plain(problem, frozen, s)
-            return problem.criterion.value(clock.time(n - 1 + s), moved)
-
-        root = _root(lambda s: loss_after(s) - target)
-        start = problem.update.time_tensor(last.time(n - 1))
+            moved = update.advance(problem.previous, start.detach(), s).detach()
+            return criterion.value(clock.time(n - 1 + s), moved)
 
         def shortened(s: float | Tensor) -> Tensor:
-            moved = rule.advance(start, layout.unpack(last.previous), s * clock.step)
-            return last.loss(n - 1 + s, layout.pack(moved))
+            return last.loss(n - 1 + s, update.advance(last.previous, start, s))
 
-        fraction = torch.tensor(root, dtype=torch.float64, device=frozen.device, requires_grad=True)
-        (slope,) = torch.autograd.grad(shortened(fraction), fraction)
-        residual = shortened(root) - last.target
-        return n - 1 + root - (residual - residual.detach()) / slope
+        s = _root(lambda u: loss_after(u) - problem.target)
+        fraction = torch.tensor(s, dtype=torch.float64, device=start.device, requires_grad=True)
+        (slope,) = torch.autograd.grad(shortened(fraction), fraction, retain_graph=True)
+        return _implicit(n - 1 + s, shortened(s) - last.target, float(slope))
 
 
 INTERPOLATIONS: dict[str | None, IndexDefinition] = {
@@ -161,16 +158,33 @@ INTERPOLATIONS: dict[str | None, IndexDefinition] = {
 
 
 def accurate_decrease(problem: IndexProblem) -> float:
-    """J(x_N) - J(x_{N-1}), by the trapezoidal form in dtypes in which the difference cancels."""
+    """J(x_N) - J(x_{N-1}), where it cancels in low precision by the trapezoidal form.
+
+    The trapezoidal form leaves out the third derivative of J along the step, the difference drowns in rounding:
+    the form is taken where rounding can explain by how much they differ.
+    """
     if problem.state.dtype == torch.float64:
         return problem.decrease
     clock, n = problem.clock, problem.index
     _, g_after, t_after = problem.criterion.gradient(clock.time(n), problem.state)
     _, g_before, t_before = problem.criterion.gradient(clock.time(n - 1), problem.previous)
-    increment = problem.state.double() - problem.previous.double()
+    time = problem.update.time_tensor(clock.time(n - 1))
+    increment = problem.update.increment(n - 1, problem.previous, time).detach().double()
     by_state = 0.5 * float((g_after.double() + g_before.double()) @ increment)
-    decrease = by_state + 0.5 * (t_after + t_before) * clock.step_value
-    return decrease if decrease < 0 else problem.decrease
+    trapezoidal = by_state + 0.5 * (t_after + t_before) * clock.step_value
+    size = (
+        abs(problem.previous_loss)
+        + abs(problem.loss)
+        + float((g_after * problem.state).abs().sum())
+    )
+    rounding = 4 * torch.finfo(problem.state.dtype).eps * size
+    explained = trapezoidal < 0 and abs(trapezoidal - problem.decrease) <= rounding
+    return trapezoidal if explained else problem.decrease
+
+
+def _implicit(value: float, excess: Tensor, slope: float) -> Tensor:
+    """The root s of excess(s) = 0 with the value found, and ds = -d(excess) / slope: the quotient, no epsilon in it."""
+    return value - (excess - excess.detach()) / slope
 
 
 def _loss_and_rate(last: LastStep, k: int, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,25 +204,21 @@ def _loss_and_rate(last: LastStep, k: int, state: Tensor) -> tuple[Tensor, Tenso
     return value.to(torch.float64), rate.to(torch.float64)
 
 
-def _advance_plain(problem: IndexProblem, x: Tensor, s: float) -> Tensor:
-    rule, layout, clock = problem.update.rule, problem.update.layout, problem.clock
-    assert rule is not None
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_(True)
-        t = problem.update.time_tensor(clock.time(problem.index - 1))
-        moved = rule.advance(t, layout.unpack(leaf), s * clock.step_value)
-        return layout.pack(moved).detach()
-
-
-def _slope(numbers: list[float], s: float) -> float:
-    """Derivative of the Hermite cubic."""
-    p, dp, q, dq = numbers
+def _cubic(s: float, data: tuple[_T, _T, _T, _T]) -> _T:
+    """Cubic with values p, q and slopes dp, dq at the ends of [0, 1]."""
+    p, dp, q, dq = data
     r = 1 - s
-    return 6 * s * r * (q - p) + r * (1 - 3 * s) * dp + s * (3 * s - 2) * dq
+    return r * r * (1 + 2 * s) * p + r * r * s * dp + s * s * (3 - 2 * s) * q - s * s * r * dq
+
+
+def _cubic_slope(s: float, rise: float, dp: float, dq: float) -> float:
+    """Its derivative; `rise` is q - p."""
+    r = 1 - s
+    return 6 * s * r * rise + r * (1 - 3 * s) * dp + s * (3 * s - 2) * dq
 
 
 def _root(function: Callable[[float], float]) -> float:
     """The crossing in (0, 1]; the ends bracket it by the definition of N."""
     if function(1.0) == 0.0:
         return 1.0
-    return cast("float", brentq(function, 0.0, 1.0, xtol=1e-15, rtol=1e-14))
+    return cast("float", brentq(function, 0.0, 1.0, xtol=1e-15, rtol=1e-15))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -11,10 +12,16 @@ from torch import Tensor
 
 from ode_stopping.evaluation import UserFunction
 from ode_stopping.states import StateLayout
+from ode_stopping.status import NotReproducibleError
 
 from .updates import UpdateRule
 
 __all__ = ["Clock", "UpdateMap"]
+
+_IN_PLACE = (
+    "update changed x in place; it must return a new tensor, since x_k is needed again "
+    "(write x - h * g, not x.sub_(h * g))"
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +38,15 @@ class Clock:
 
     @classmethod
     def of(cls, update: object, start: Tensor) -> Clock:
-        """The clock of an update: an `UpdateRule` brings its step."""
-        return cls(start, update.step if isinstance(update, UpdateRule) else 1.0)
+        """The clock of an update: an `UpdateRule` brings its step.
+
+        Raises:
+            ValueError: The step, which may have been trained since, is not positive and finite.
+        """
+        clock = cls(start, update.step if isinstance(update, UpdateRule) else 1.0)
+        if not (isfinite(clock.step_value) and clock.step_value > 0):
+            raise ValueError(f"step must be positive and finite; got {clock.step_value:g}")
+        return clock
 
     @property
     def start_value(self) -> float:
@@ -51,15 +65,19 @@ class Clock:
     @property
     def has_graph(self) -> bool:
         """Whether t0 or h require grad."""
-        return self.start.requires_grad or (isinstance(self.step, Tensor) and self.step.requires_grad)
+        return self.start.requires_grad or (
+            isinstance(self.step, Tensor) and self.step.requires_grad
+        )
 
     def traced(self, start: Tensor) -> Callable[[float | Tensor], Tensor]:
         """k -> t_k with a graph to `start` (a stand-in for t0) and to h."""
+        # In float64, as `time` has it: k h in float32 would be the clock of another run.
+        step = self.step.to(start) if isinstance(self.step, Tensor) else self.step
 
         def time(k: float | Tensor) -> Tensor:
             if not isinstance(k, Tensor) and not self.has_graph:
                 return torch.tensor(self.time(k), dtype=torch.float64, device=start.device)
-            return start + k * self.step
+            return start + k * step
 
         return time
 
@@ -69,7 +87,9 @@ class UpdateMap(UserFunction):
 
     name = "update"
 
-    def __init__(self, update: Callable[..., Any], layout: StateLayout, like: Tensor, clock: Clock) -> None:
+    def __init__(
+        self, update: Callable[..., Any], layout: StateLayout, like: Tensor, clock: Clock
+    ) -> None:
         super().__init__(self._at_index, layout, like)
         self.update = update
         self.rule = update if isinstance(update, UpdateRule) else None
@@ -84,23 +104,81 @@ class UpdateMap(UserFunction):
     def _checked(self, output: Any) -> Tensor:
         return self.layout.pack(self.layout.check_like(output, name="update", dtype=self.dtype))
 
-    def step(self, k: int, flat: Tensor) -> Tensor:
-        """x_{k+1}, shape (n,), without graph.
+    def step(self, k: int, flat: Tensor, t: float | Tensor | None = None) -> Tensor:
+        """x_{k+1}, shape (n,), without graph; t is t_k unless given.
 
         Raises:
             ValueError: The update changed its argument in place, so x_k is lost.
         """
         self._index = k
-        version = flat._version
-        following = self.plain(self.clock.time(k), flat)
-        if flat._version != version:
-            raise ValueError(
-                "update changed x in place; it must return a new tensor, since x_k is needed again "
-                "(write x - h * g, not x.sub_(h * g))"
-            )
+        # A version counter does not see everything (`x.data`, NumPy); the first step is looked at twice.
+        version, copy = flat._version, flat.clone() if k == 0 else None
+        try:
+            following = self.plain(self.clock.time(k) if t is None else t, flat)
+        except (RuntimeError, TypeError) as error:
+            self._require_untouched(flat, version, copy)
+            if "in-place operation" in str(error):
+                raise ValueError(_IN_PLACE) from error
+            raise
+        self._require_untouched(flat, version, copy)
         return following
 
     def step_traced(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
-        """x_{k+1} with graph; t is t_k."""
+        """x_{k+1} with graph to x_k, which requires grad; t is t_k."""
         self._index = k
-        return self.traced(self.time_tensor(t), flat)
+        following = self.traced(self.time_tensor(t), flat)
+        # A step to a constant (a restart) depends on x_k too, with derivative zero.
+        return following if following.requires_grad else following + 0.0 * flat
+
+    def increment(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
+        """x_{k+1} - x_k with graph; free of the rounding of x_k + ... where the rule knows what it adds."""
+        if self.rule is None or not self.adds:
+            return self.step_traced(k, flat, t) - flat
+        self.calls += 1
+        time = self.time_tensor(t)
+        with torch.enable_grad():
+            added = self.rule.increment(time, self.layout.unpack(flat), self.rule.sized(1.0, time))
+            return self._checked(added)
+
+    @property
+    def adds(self) -> bool:
+        """Whether the update is a rule's own `advance`, so that its `increment` is the same step."""
+        return self.rule is not None and type(self.rule).forward is UpdateRule.forward
+
+    def advance(self, flat: Tensor, t: Tensor, fraction: float | Tensor) -> Tensor:
+        """The state after a fraction of a step from (t, x), with graph; for an `UpdateRule` only."""
+        assert self.rule is not None
+        self.calls += 1
+        time = self.time_tensor(t)
+        with torch.enable_grad():
+            moved = self.rule.advance(
+                time, self.layout.unpack(flat), self.rule.sized(fraction, time)
+            )
+            return self._checked(moved)
+
+    def require_same(self, replayed: Tensor, stored: Tensor, k: int) -> None:
+        """A replay must give x_k again: bit for bit, or up to kernels that round in another order.
+
+        Raises:
+            NotReproducibleError: It does not.
+        """
+        if torch.equal(replayed, stored):
+            return
+        eps = torch.finfo(stored.dtype).eps
+        gap, size = (replayed - stored).abs(), stored.abs()
+        for piece in self.layout.slices():
+            # By the piece: a small one must not hide behind a large one, beyond one rounding of that.
+            allowed = eps * (100 * size[piece].amax() + size.amax()) if gap[piece].numel() else 0.0
+            if not bool((gap[piece] <= allowed).all()):
+                raise NotReproducibleError(
+                    f"replaying the update does not give x_{k} again, so its derivative would belong to "
+                    "another run. A stochastic update must draw from a generator that is seeded by the step "
+                    "k; state (a counter, a momentum buffer) must be part of x; nothing that the update uses "
+                    "may change before the backward pass."
+                )
+
+    @staticmethod
+    def _require_untouched(flat: Tensor, version: int, copy: Tensor | None) -> None:
+        if flat._version == version and (copy is None or torch.equal(flat, copy)):
+            return
+        raise ValueError(_IN_PLACE)

@@ -76,14 +76,17 @@ def find_index(
             if store is not None:
                 store.add(k, x)
             if not isfinite(value):
-                return IndexSearch(Status.DIVERGED, k, losses, x, previous, f"J is {value} at step {k}")
-            if value <= target:
-                status = Status.REACHED if k else Status.AT_START
+                return IndexSearch(
+                    Status.DIVERGED, k, losses, x, previous, f"J is {value} at step {k}"
+                )
+            if value <= target or k >= max_steps:
                 # J may look at a part of the state only: NaN elsewhere is no hit.
                 if not bool(torch.isfinite(x).all()):
-                    return IndexSearch(Status.DIVERGED, k, losses, x, previous, f"NaN or inf in x_{k}")
-                return IndexSearch(status, k, losses, x, previous)
-            if k >= max_steps:
+                    note = f"NaN or inf in x_{k}"
+                    return IndexSearch(Status.DIVERGED, k, losses, x, previous, note)
+                if value <= target:
+                    status = Status.REACHED if k else Status.AT_START
+                    return IndexSearch(status, k, losses, x, previous)
                 note = f"the limit of {max_steps} steps was used up"
                 return IndexSearch(Status.NOT_REACHED, k, losses, x, previous, note)
             previous, x = x, update.step(k, x)

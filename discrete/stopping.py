@@ -17,13 +17,14 @@ from ode_stopping.states import State, StateLayout
 from ode_stopping.status import ERROR_OF_STATUS, Status
 from ode_stopping.validation import checked_scalar, checked_state, checked_target, refuse_transforms
 
-from .adjoint import DiscreteAdjoint, IndexRoute
+from .adjoint import DiscreteAdjoint, IndexRoute, require_count
 from .attach import Inputs, attach_index, evaluate_index
 from .index import INTERPOLATIONS, IndexDefinition
 from .iteration import Clock, UpdateMap
 from .problem import IndexProblem
 from .result import IndexTrajectory, StoppingIndexResult
 from .search import IndexSearch, find_index
+from .store import StateStore
 from .updates import UpdateRule
 
 __all__ = ["Interpolation", "stopping_index"]
@@ -79,9 +80,12 @@ def stopping_index(
         NotImplementedError: `batched`.
     """
     if batched:
-        raise NotImplementedError("batched=True is not available yet: call stopping_index once a sample")
+        raise NotImplementedError(
+            "batched=True is not available yet: call stopping_index once a sample"
+        )
     state = checked_state(x0)
     refuse_transforms(state)
+    _checked_objects(update, gradient)
     layout = StateLayout.of(state)
     packed = layout.pack(state)
     inputs = (
@@ -90,8 +94,9 @@ def stopping_index(
         checked_target(target, like=packed, criterion=criterion),
     )
     definition = _checked_definition(interpolation, update, float(inputs[2].detach()))
-    limit = _checked_limits(update, max_steps, censored)
-    x_start = packed.detach()
+    limit = _checked_limits(max_steps, censored)
+    # A copy: an update that changes its argument in place is refused, but not before it did so.
+    x_start = packed.detach().clone()
     clock = Clock.of(update, inputs[1].to(torch.float64))
     update_map = UpdateMap(update, layout, x_start, clock)
     criterion_map = CriterionMap(criterion, layout, x_start)
@@ -124,7 +129,14 @@ def stopping_index(
             target=float(inputs[2].detach()),
             stats=stats,
         )
-    steps, end_state = _attached(search, problem, definition, gradient, inputs, leaves, limit)
+    steps, end_state = scalar(float("inf") if limit is None else limit, x_start), search.state
+    if gradient is not None and torch.is_grad_enabled():
+        trace_leaves(search, update_map, criterion_map, leaves, store, x_start)
+        steps, end_state = _attached(search, problem, definition, gradient, inputs, leaves, steps)
+    elif problem is not None:
+        steps = scalar(evaluate_index(problem, definition), x_start)
+    elif search.status is Status.AT_START:
+        steps = scalar(0.0, x_start)
     stats.checks = update_map.calls - stats.nfe_forward
     trajectory = IndexTrajectory(layout, search.losses, store)
     return _finished(
@@ -145,87 +157,99 @@ def _attached(
     search: IndexSearch,
     problem: IndexProblem | None,
     definition: IndexDefinition,
-    gradient: IndexRoute | None,
+    gradient: IndexRoute,
     inputs: Inputs,
     leaves: LeafSet,
-    limit: float | None,
+    missed: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The index and the end state with the graph that the outcome allows."""
-    x0, _, target = inputs
-    with_graph = gradient is not None and torch.is_grad_enabled()
+    """The index and the end state with the graph that the outcome allows; `missed` is what a miss counts as."""
+    tensors = (*inputs, *leaves.tensors)
     if problem is not None:
-        if not with_graph:
-            return scalar(evaluate_index(problem, definition), x0), search.state
-        trace_leaves(problem)
-        if leaves.tensors or any(tensor.requires_grad for tensor in (*inputs, *_step_tensors(problem))):
+        if any(tensor.requires_grad for tensor in tensors):
             check_functions(problem)
         value = evaluate_index(problem, definition)
-        assert gradient is not None
         return attach_index(problem, definition, gradient, value, inputs)
     if search.status is Status.AT_START:
-        if not with_graph:
-            return scalar(0.0, x0), search.state
-        zero = ZeroWithGraph.apply(target, *leaves.tensors)
-        return scalar(0.0, x0) + zero, x0 + zero.to(x0.dtype)
-    value = float("inf") if limit is None else limit
-    steps = scalar(value, x0)
-    tensors = (*inputs, *leaves.tensors)
-    if not (with_graph and any(tensor.requires_grad for tensor in tensors)):
-        return steps, search.state
-    if limit is not None:
-        return steps + ZeroWithGraph.apply(*tensors), search.state
+        zero = ZeroWithGraph.apply(*tensors)
+        return zero, inputs[0] + zero.to(inputs[0].dtype)
+    if not any(tensor.requires_grad for tensor in tensors):
+        return missed, search.state
+    if bool(torch.isfinite(missed)):
+        return missed + ZeroWithGraph.apply(*tensors), search.state
     where = f"{search.status.name}: {search.status.value}"
-    missed, state = MissedValue.apply(where, steps, search.state, *tensors)
-    return missed, state
+    steps, state = MissedValue.apply(where, missed, search.state, *tensors)
+    return steps, state
 
 
-def _step_tensors(problem: IndexProblem) -> list[Tensor]:
-    return [problem.clock.step] if isinstance(problem.clock.step, Tensor) else []
+def trace_leaves(
+    search: IndexSearch,
+    update: UpdateMap,
+    criterion: CriterionMap,
+    leaves: LeafSet,
+    store: StateStore | None,
+    x0: Tensor,
+) -> None:
+    """Find every tensor that update and criterion depend on.
 
+    Looked at are the last step, twice, which tells nodes older than the evaluation (a hyper-network's history)
+    from its own, and kept states, for a parameter that is used on another branch only.
+    """
+    clock, last = update.clock, max(search.index - 1, 0)
 
-def trace_leaves(problem: IndexProblem) -> None:
-    """Find every tensor that update and criterion depend on: at the last step, and at kept states."""
-    update, criterion, leaves, last = problem.update, problem.criterion, problem.leaves, problem.index - 1
-    nodes, values = [], []
-    for _ in range(2):
-        time, point = update.inputs(problem.clock.time(last), problem.previous)
-        value = update.step_traced(last, point, time)
-        nodes.append(leaves.add_from([value], inputs=(time, point)))
-        values.append(value.detach())
-    check_reproducible(*values, name="update")
-    leaves.note_history(*nodes)
-    nodes, values = [], []
-    for _ in range(2):
-        time, point = criterion.inputs(problem.clock.time(problem.index), problem.state)
+    def of_update(k: int, state: Tensor) -> tuple[Tensor, set[Any]]:
+        time, point = update.inputs(clock.time(k), state)
+        value = update.step_traced(k, point, time)
+        return value.detach(), leaves.add_from([value], inputs=(time, point))
+
+    def of_criterion() -> tuple[Tensor, set[Any]]:
+        time, point = criterion.inputs(clock.time(search.index), search.state)
         value = criterion.traced(time, point)
-        nodes.append(leaves.add_from([value], inputs=(time, point)))
-        values.append(value.detach())
-    check_reproducible(*values, name="criterion")
-    leaves.note_history(*nodes)
+        return value.detach(), leaves.add_from([value], inputs=(time, point))
+
+    for name, evaluated in (
+        ("update", [of_update(last, search.previous) for _ in range(2)]),
+        ("criterion", [of_criterion() for _ in range(2)]),
+    ):
+        (first, nodes), (second, others) = evaluated
+        if search.status is Status.REACHED:
+            check_reproducible(first, second, name=name)
+        leaves.note_history(nodes, others)
     # The step belongs to the clock even where the update does not use it through its own graph.
-    for step in _step_tensors(problem):
-        leaves.add_from([step], inputs=())
-    kept = problem.store.indices() if problem.store is not None else [0]
-    kept = [k for k in kept if k < last]
-    for k in kept[:: max(len(kept) // _TRACE_POINTS, 1)][:_TRACE_POINTS]:
-        state = problem.store.get(k) if problem.store is not None else problem.x0
-        assert state is not None
-        time, point = update.inputs(problem.clock.time(k), state)
-        leaves.add_from([update.step_traced(k, point, time)], inputs=(time, point))
+    if isinstance(clock.step, Tensor):
+        leaves.add_from([clock.step], inputs=())
+    kept = [k for k in store.indices() if k < last] if store is not None else []
+    points = [(k, store.get(k)) for k in _spread(kept)] if store is not None else [(0, x0)]
+    for k, state in points:
+        if state is not None:
+            of_update(k, state)
+
+
+def _spread(indices: list[int]) -> list[int]:
+    """A few of them, the first among them."""
+    return indices[:: max(len(indices) // _TRACE_POINTS, 1)][:_TRACE_POINTS]
 
 
 def check_functions(problem: IndexProblem) -> None:
-    """Compare the derivatives of update and criterion with differences (see `ode_stopping.consistency`)."""
+    """Compare the derivatives of update and criterion with differences (see `ode_stopping.consistency`).
+
+    Of an update, what it adds to x is looked at: in x_{k+1} itself a wrong derivative would be small by a
+    factor h and could pass for rounding.
+    """
     update, criterion, last = problem.update, problem.criterion, problem.index - 1
+    # Fixed numbers: the comparison moves the parameters, h among them.
     time = torch.tensor(problem.clock.time(last), dtype=torch.float64, device=problem.x0.device)
-    check_derivatives(
-        lambda y: update.step(last, y),
-        lambda y: update.step_traced(last, y, time),
-        problem.previous,
-        problem.leaves,
-        name="update",
-    )
     end = problem.clock.time(problem.index)
+
+    def added(y: Tensor) -> Tensor:
+        if update.adds:
+            return update.increment(last, y, time)
+        # x_{N-1} is added again, so that the value says how much rounding there is in it.
+        return update.step_traced(last, y, time) - y + problem.previous
+
+    def added_plain(y: Tensor) -> Tensor:
+        return added(y.detach().requires_grad_(True)).detach()
+
+    check_derivatives(added_plain, added, problem.previous, problem.leaves, name="update")
     check_derivatives(
         lambda y: criterion.plain(end, y),
         lambda y: criterion.traced(criterion.time_tensor(end), y),
@@ -253,7 +277,7 @@ def _finished(
     result = StoppingIndexResult(
         index=search.index if reached else -1,
         steps=steps,
-        time=clock.start + clock.step * steps if has_step else None,
+        time=_time(clock, steps) if has_step else None,
         state=layout.unpack(state),
         status=search.status,
         reached=torch.tensor(reached, device=state.device),
@@ -277,10 +301,30 @@ def _finished(
     return result
 
 
+def _time(clock: Clock, steps: Tensor) -> Tensor:
+    """t0 + h steps; for a miss infinity by way of the steps alone, since 0 * inf in a backward pass is NaN."""
+    return clock.start + clock.step * steps if bool(torch.isfinite(steps)) else steps
+
+
+def _checked_objects(update: object, gradient: object) -> None:
+    if not callable(update):
+        raise TypeError(f"update must be callable (k, x) -> x_next; got {type(update).__name__}")
+    if isinstance(update, type):
+        raise TypeError(
+            f"update must be an object, as in {update.__name__}(flow, step=h); got a class"
+        )
+    if gradient is not None and not isinstance(gradient, IndexRoute):
+        raise TypeError(
+            f"gradient must be a route, as DiscreteAdjoint(), or None; got {gradient!r}"
+        )
+
+
 def _checked_definition(
     interpolation: str | None, update: object, target: float
 ) -> IndexDefinition:
-    if interpolation not in INTERPOLATIONS:
+    if not (interpolation is None or isinstance(interpolation, str)) or (
+        interpolation not in INTERPOLATIONS
+    ):
         names = [name for name in INTERPOLATIONS if name is not None]
         raise ValueError(f"interpolation must be None or one of {names}; got {interpolation!r}")
     definition = INTERPOLATIONS[interpolation]
@@ -294,17 +338,14 @@ def _checked_definition(
     return definition
 
 
-def _checked_limits(update: object, max_steps: int, censored: float | str | None) -> float | None:
-    if not callable(update):
-        raise TypeError(f"update must be callable (k, x) -> x_next; got {type(update).__name__}")
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int):
-        raise TypeError(f"max_steps must be an int; got {type(max_steps).__name__}")
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1; got {max_steps}")
+def _checked_limits(max_steps: int, censored: float | str | None) -> float | None:
+    require_count(max_steps, name="max_steps")
     if censored is None:
         return None
     if censored == "horizon":
         return float(max_steps)
-    if isinstance(censored, str | bool) or float(censored) != float(censored):
-        raise ValueError(f'censored must be a number of steps or "horizon"; got {censored!r}')
+    if isinstance(censored, bool) or not isinstance(censored, int | float):
+        raise TypeError(f'censored must be a number of steps or "horizon"; got {censored!r}')
+    if censored != censored:
+        raise ValueError("censored must not be NaN")
     return float(censored)

@@ -28,12 +28,13 @@ class CheckpointStore:
 
     Args:
         memory: Budget in bytes. At least two states are always kept.
+        stride: The s to start with.
     """
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, *, stride: int = 1) -> None:
         self._memory = memory
         self._states: dict[int, Tensor] = {}
-        self.stride = 1
+        self.stride = stride
 
     def add(self, k: int, state: Tensor) -> None:
         if k % self.stride:

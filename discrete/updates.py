@@ -8,13 +8,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 
 from ode_stopping.states import State
 
-__all__ = ["Euler", "Heun", "RungeKutta4", "UpdateRule"]
+__all__ = ["Euler", "Heun", "RungeKutta4", "UpdateRule", "combine"]
+
+Terms: TypeAlias = Sequence[tuple[float, State]]
 
 
 class UpdateRule(nn.Module, ABC):
@@ -52,58 +54,100 @@ class UpdateRule(nn.Module, ABC):
 
     def forward(self, k: int, x: State, t: Tensor) -> State:
         """x_{k+1} from x_k at t = t0 + k h."""
-        return self.advance(t, x, self.step)
+        return self.advance(t, x, self.sized(1.0, t))
 
     @abstractmethod
     def advance(self, t: Tensor, x: State, step: float | Tensor) -> State:
         """The state after a step of this size from (t, x); differentiable to the size."""
 
+    def increment(self, t: Tensor, x: State, step: float | Tensor) -> State:
+        """What a step of this size adds to x.
 
-class Euler(UpdateRule):
+        The difference of two states, here; a rule that computes what it adds overrides this, since in low
+        precision a small increment does not survive the sum.
+        """
+        after = self.advance(t, x, step)
+        if isinstance(x, tuple):
+            return tuple(new - old for new, old in zip(after, x, strict=True))
+        return cast("Tensor", after) - x
+
+    def sized(self, fraction: float | Tensor, t: Tensor) -> float | Tensor:
+        """A fraction of h; a tensor comes in the dtype of t, so that t + h keeps it."""
+        step = fraction * self.step
+        return step.to(dtype=t.dtype, device=t.device) if isinstance(step, Tensor) else step
+
+
+class _SlopeRule(UpdateRule):
+    """A rule that adds h times a weighted sum of slopes."""
+
+    @abstractmethod
+    def slopes(self, t: Tensor, x: State, step: float | Tensor) -> Terms:
+        """The weights and slopes."""
+
+    def advance(self, t: Tensor, x: State, step: float | Tensor) -> State:
+        return combine(x, step, self.slopes(t, x, step))
+
+    def increment(self, t: Tensor, x: State, step: float | Tensor) -> State:
+        return _weighted(x, step, self.slopes(t, x, step))
+
+
+class Euler(_SlopeRule):
     """x_{k+1} = x_k + h F(t_k, x_k): the algorithm that the flow is the limit of (order 1)."""
 
     order = 1
 
-    def advance(self, t: Tensor, x: State, step: float | Tensor) -> State:
-        return combine(x, step, [(1.0, self.flow(t, x))])
+    def slopes(self, t: Tensor, x: State, step: float | Tensor) -> Terms:
+        return [(1.0, self.flow(t, x))]
 
 
-class Heun(UpdateRule):
+class Heun(_SlopeRule):
     """The explicit trapezoidal rule: the mean of the slopes at both ends of an Euler step (order 2)."""
 
     order = 2
 
-    def advance(self, t: Tensor, x: State, step: float | Tensor) -> State:
+    def slopes(self, t: Tensor, x: State, step: float | Tensor) -> Terms:
         first = self.flow(t, x)
         second = self.flow(t + step, combine(x, step, [(1.0, first)]))
-        return combine(x, step, [(0.5, first), (0.5, second)])
+        return [(0.5, first), (0.5, second)]
 
 
-class RungeKutta4(UpdateRule):
+class RungeKutta4(_SlopeRule):
     """The classical method with four stages (order 4)."""
 
     order = 4
 
-    def advance(self, t: Tensor, x: State, step: float | Tensor) -> State:
+    def slopes(self, t: Tensor, x: State, step: float | Tensor) -> Terms:
         half = t + 0.5 * step
         a = self.flow(t, x)
         b = self.flow(half, combine(x, step, [(0.5, a)]))
         c = self.flow(half, combine(x, step, [(0.5, b)]))
         d = self.flow(t + step, combine(x, step, [(1.0, c)]))
-        return combine(x, step, [(1 / 6, a), (1 / 3, b), (1 / 3, c), (1 / 6, d)])
+        return [(1 / 6, a), (1 / 3, b), (1 / 3, c), (1 / 6, d)]
 
 
-def combine(x: State, step: float | Tensor, terms: Sequence[tuple[float, State]]) -> State:
+def combine(x: State, step: float | Tensor, terms: Terms) -> State:
     """x + step * sum_i weight_i slope_i, for a tensor or a tuple of tensors."""
+    added = _weighted(x, step, terms)
     if isinstance(x, tuple):
+        return tuple(piece + part for piece, part in zip(x, added, strict=True))
+    return x + cast("Tensor", added)
+
+
+def _weighted(x: State, step: float | Tensor, terms: Terms) -> State:
+    """step * sum_i weight_i slope_i, with the structure and dtype of x."""
+    if isinstance(x, tuple):
+        columns = [[(weight, slope[i]) for weight, slope in terms] for i in range(len(x))]
         return tuple(
-            combine(piece, step, [(weight, slope[i]) for weight, slope in terms])  # type: ignore[misc]
-            for i, piece in enumerate(x)
+            _scaled_sum(piece, step, column) for piece, column in zip(x, columns, strict=True)
         )
+    return _scaled_sum(x, step, cast("Sequence[tuple[float, Tensor]]", terms))
+
+
+def _scaled_sum(x: Tensor, step: float | Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     # A float64 step must not turn a 0-d float32 state into float64.
-    size = step.to(x.dtype) if isinstance(step, Tensor) else step
+    size = step.to(dtype=x.dtype, device=x.device) if isinstance(step, Tensor) else step
     weight, slope = terms[0]
-    total = slope if weight == 1.0 else weight * slope  # type: ignore[operator]
+    total = slope if weight == 1.0 else weight * slope
     for weight, slope in terms[1:]:
-        total = total + weight * slope  # type: ignore[operator]
-    return x + size * total  # type: ignore[return-value]
+        total = total + weight * slope
+    return size * total

@@ -1,14 +1,17 @@
 """The first downward crossing of the target inside one accepted step, and its refinement.
 
 Solvers look at step ends only. A criterion that dips below the target and comes back inside one step would
-be missed, so interior points of the dense output are looked at, and an interval is cleared only when the
-curvature seen in J leaves no room for a dip.
+be missed, so J is sampled on the dense output and followed by a local cubic. Where the cubic, less twice its
+error, stays above the target, the interval is cleared; else it is split, at the cubic's lowest point. A step
+over which the samples do not look like a cubic at all (a trivial flow with an oscillating criterion: the
+solver's steps grow without limit) is taken again, shorter, and the growth of steps is held to what J allows.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, sqrt
 from typing import cast
 
 from scipy.optimize import brentq
@@ -20,9 +23,14 @@ __all__ = ["NonFiniteCriterion", "Scan", "refine", "scan_step"]
 
 # Two interior points, not symmetric and not at simple fractions, so that a periodic J is not aliased.
 _INTERIOR = (0.36, 0.71)
-_MAX_DEPTH = 7
-# A parabola dips below its chord's ends by at most the deviation at the middle; twice that is looked at.
+_MAX_DEPTH = 14
 _SAFETY = 2.0
+# Misfit of a parabola to the four samples, relative to their range, up to which steps may keep their length,
+# and above which J was not resolved.
+_SMOOTH = 0.05
+_ROUGH = 0.15
+_MAX_SHRINK = 0.1
+_MAX_GROWTH = 3.0
 
 
 class NonFiniteCriterion(Exception):
@@ -42,37 +50,113 @@ class Scan:
         best_value: Smallest J seen.
         best_time: Where.
         crossing: Time of the first crossing on the dense output, or None.
+        grazing: Whether J only touches the target there: it turns back within the tolerance of it.
+        growth: By which factor the next step may be longer than this one for J to stay resolved.
+        resolved: Whether the samples of J look smooth; if not, the step is to be taken again, `growth` times
+            as long, and `crossing` was not looked for.
     """
 
     end_value: float
     best_value: float
     best_time: float
-    crossing: float | None
+    crossing: float | None = None
+    grazing: bool = False
+    growth: float = _MAX_GROWTH
+    resolved: bool = True
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Cubic:
+    """The cubic through four points, as a polynomial in s - origin."""
+
+    origin: float
+    coefficients: tuple[float, float, float, float]
+
+    @classmethod
+    def through(cls, points: list[tuple[float, float]]) -> _Cubic:
+        (s0, v0), (s1, v1), (s2, v2), (s3, v3) = points
+        a, b, c = (v1 - v0) / (s1 - s0), (v2 - v1) / (s2 - s1), (v3 - v2) / (s3 - s2)
+        d, e = (b - a) / (s2 - s0), (c - b) / (s3 - s1)
+        third = (e - d) / (s3 - s0)
+        u1, u2 = s1 - s0, s2 - s0
+        return cls(s0, (v0, a - d * u1 + third * u1 * u2, d - third * (u1 + u2), third))
+
+    def __call__(self, s: float) -> float:
+        u = s - self.origin
+        c0, c1, c2, c3 = self.coefficients
+        return c0 + u * (c1 + u * (c2 + u * c3))
+
+    def lowest(self, a: float, b: float) -> float:
+        """Where in [a, b] the cubic is smallest."""
+        _, c1, c2, c3 = self.coefficients
+        candidates = [a, b]
+        root = c2 * c2 - 3 * c1 * c3
+        if root >= 0:
+            # The minimum of a cubic is the root of its derivative with positive curvature.
+            denominator = c2 + sqrt(root) if c2 >= 0 else None
+            if denominator:
+                candidates.append(self.origin - c1 / denominator)
+            elif denominator is None and c3 != 0:
+                candidates.append(self.origin + (sqrt(root) - c2) / (3 * c3))
+        return min((s for s in candidates if a <= s <= b), key=self)
+
+
 class _Samples:
-    step: Step
-    criterion: CriterionMap
-    target: float
-    best: tuple[float, float]
+    """J at the points of a step that were looked at."""
+
+    def __init__(self, step: Step, criterion: CriterionMap, target: float, start_value: float) -> None:
+        self.step = step
+        self.criterion = criterion
+        self.target = target
+        self.points = [(0.0, start_value)]
+        for s in (*_INTERIOR, 1.0):
+            self.points.append((s, self._value(s)))
 
     def time(self, s: float) -> float:
         return self.step.t1 if s == 1.0 else self.step.t0 + s * (self.step.t1 - self.step.t0)
 
-    def at(self, s: float) -> float:
+    def _value(self, s: float) -> float:
         state = self.step.y1 if s == 1.0 else self.step.at_fraction(s)
         value = self.criterion.value(self.time(s), state)
         if not isfinite(value):
             raise NonFiniteCriterion(self.time(s))
-        self.best = min(self.best, (value, self.time(s)))
+        return value
+
+    def at(self, s: float) -> float:
+        value = self._value(s)
+        insort(self.points, (s, value))
         return value
 
     def excess(self, s: float) -> float:
-        return self.at(s) - self.target
+        return self._value(s) - self.target
+
+    def model(self, a: float) -> _Cubic:
+        """The cubic through the four points around the interval that starts at a."""
+        index = next(i for i, (s, _) in enumerate(self.points) if s >= a)
+        first = min(max(index - 1, 0), len(self.points) - 4)
+        return _Cubic.through(self.points[first : first + 4])
+
+    def lowest(self) -> tuple[float, float]:
+        """(s, J) of the smallest value seen."""
+        return min(self.points, key=lambda point: point[1])
+
+    def misfit(self) -> float:
+        """By how much the second interior sample misses the parabola through the other three."""
+        s, _ = self.points[2]
+        (s0, _), (s1, _), _, (s3, _) = self.points[:4]
+        third = self.model(0.0).coefficients[3]
+        return abs(third * (s - s0) * (s - s1) * (s - s3))
 
 
-def scan_step(step: Step, criterion: CriterionMap, start_value: float, target: float) -> Scan:
+def scan_step(
+    step: Step,
+    criterion: CriterionMap,
+    start_value: float,
+    target: float,
+    *,
+    rtol: float = 0.0,
+    may_retake: bool = False,
+) -> Scan:
     """Look for the first crossing in a step whose start is above the target.
 
     Args:
@@ -80,49 +164,62 @@ def scan_step(step: Step, criterion: CriterionMap, start_value: float, target: f
         criterion: J.
         start_value: J at the start of the step, > target.
         target: eps.
+        rtol: Relative tolerance of the solve: a dip below the target that is shallower than this, relative to
+            the target, is a touch.
+        may_retake: Whether an unresolved step may be given back; else it is searched as it is.
 
     Raises:
         NonFiniteCriterion: J is NaN or infinite at a point that was looked at.
     """
-    samples = _Samples(step, criterion, target, (start_value, step.t0))
-    nodes = (0.0, *_INTERIOR, 1.0)
-    values = [start_value, *(samples.at(s) for s in nodes[1:])]
-    bend = _bend(nodes, values)
-    for a, b, va, vb in zip(nodes[:-1], nodes[1:], values[:-1], values[1:], strict=True):
-        bracket = _first_bracket(samples, a, va, b, vb, bend, 0)
+    samples = _Samples(step, criterion, target, start_value)
+    values = [value for _, value in samples.points]
+    end_value = values[-1]
+    misfit = samples.misfit()
+    # Wiggles that are small against the distance to the target do not matter.
+    extent = max(values) - min(values) + 0.25 * max(min(values) - target, 0.0)
+    roughness = misfit / extent if extent > 0 else 0.0
+    growth = min(max(0.9 * (_SMOOTH / max(roughness, 1e-9)) ** (1 / 3), _MAX_SHRINK), _MAX_GROWTH)
+    if roughness > _ROUGH and may_retake:
+        return Scan(end_value, start_value, step.t0, growth=growth, resolved=False)
+    bracket = None
+    for (a, va), (b, vb) in zip(samples.points[:3], samples.points[1:4], strict=True):
+        bracket = _first_bracket(samples, a, va, b, vb, misfit, 0)
         if bracket is not None:
-            s = cast("float", brentq(samples.excess, *bracket, xtol=1e-15, rtol=1e-14))
-            return Scan(values[-1], *samples.best, crossing=samples.time(s))
-    return Scan(values[-1], *samples.best, crossing=None)
-
-
-def _bend(nodes: tuple[float, ...], values: list[float]) -> float:
-    """Largest deviation of an interior value from the chord of its neighbours."""
-    deviations = []
-    for i in range(1, len(nodes) - 1):
-        weight = (nodes[i] - nodes[i - 1]) / (nodes[i + 1] - nodes[i - 1])
-        chord = (1 - weight) * values[i - 1] + weight * values[i + 1]
-        deviations.append(abs(values[i] - chord))
-    return max(deviations)
+            break
+    low, value = samples.lowest()
+    best = (value, samples.time(low))
+    touch = rtol * max(abs(target), 0.01 * (max(values) - min(values)))
+    turns_back = 0.0 < low < 1.0 and end_value > target
+    if bracket is not None:
+        s = cast("float", brentq(samples.excess, *bracket, xtol=1e-15, rtol=1e-14))
+        grazing = turns_back and target - value <= touch
+        return Scan(end_value, *best, crossing=samples.time(s), grazing=grazing, growth=growth)
+    if turns_back and value - target <= touch:
+        return Scan(end_value, *best, crossing=samples.time(low), grazing=True, growth=growth)
+    return Scan(end_value, *best, growth=growth)
 
 
 def _first_bracket(
-    samples: _Samples, a: float, va: float, b: float, vb: float, bend: float, depth: int
+    samples: _Samples, a: float, va: float, b: float, vb: float, error: float, depth: int
 ) -> tuple[float, float] | None:
     """The first subinterval [a, b] with J(a) > target >= J(b), or None if there is no room for one."""
-    above = min(va, vb) - samples.target
-    if vb <= samples.target and (depth >= _MAX_DEPTH or abs(va - vb) > _SAFETY * bend):
+    model = samples.model(a)
+    low = model.lowest(a, b)
+    below = vb <= samples.target
+    if below and (depth >= _MAX_DEPTH or (low == b and va - vb > _SAFETY * error)):
         return a, b
-    if above > _SAFETY * bend or depth >= _MAX_DEPTH:
+    cleared = model(low) - _SAFETY * error > samples.target
+    if not below and (cleared or depth >= _MAX_DEPTH):
         return None
-    m = 0.5 * (a + b)
+    # Splitting at the lowest point finds a dip, and a touch, in a few evaluations.
+    margin = 0.1 * (b - a)
+    m = min(max(low, a + margin), b - margin) if a < low < b else 0.5 * (a + b)
     vm = samples.at(m)
-    # The bend of a half is a quarter of the whole's for a parabola; what is seen counts if it is more.
-    inner = max(abs(vm - 0.5 * (va + vb)), 0.25 * bend) if depth == 0 else abs(vm - 0.5 * (va + vb))
-    left = _first_bracket(samples, a, va, m, vm, 0.5 * inner, depth + 1)
+    error = abs(vm - model(m))
+    left = _first_bracket(samples, a, va, m, vm, error, depth + 1)
     if left is not None or vm <= samples.target:
-        return left if left is not None else (a, m)
-    return _first_bracket(samples, m, vm, b, vb, 0.5 * inner, depth + 1)
+        return left
+    return _first_bracket(samples, m, vm, b, vb, error, depth + 1)
 
 
 def refine(stepper: Stepper, step: Step, criterion: CriterionMap, target: float, guess: float) -> Step:
@@ -156,7 +253,8 @@ def refine(stepper: Stepper, step: Step, criterion: CriterionMap, target: float,
             break
         proposal = t - residual / rate
         # At a grazing crossing Newton runs away: the point on the dense output stays.
-        if not step.t0 < proposal <= step.t1 + 0.1 * (step.t1 - step.t0):
+        proposal = min(proposal, step.t1)
+        if not step.t0 < proposal:
             break
         if abs(proposal - t) <= 2.0**-52 * abs(t):
             break

@@ -28,11 +28,13 @@ except ImportError as error:  # pragma: no cover - depends on the installed torc
         "torchdiffeq 0.2.5 is the version that is tested"
     ) from error
 
-__all__ = ["Step", "StepFailed", "Stepper", "Tolerances", "Torchdiffeq", "adaptive_methods"]
+__all__ = ["Step", "StepFailed", "Stepper", "Tolerances", "Torchdiffeq", "adaptive_methods", "needs_wide_interpolation"]
 
 _DEFAULT_RTOL = {torch.float64: 1e-7, torch.float32: 1e-4}
 # The absolute tolerance must be small against x_T, which a small target makes small: sqrt(1e-12) is 1e-6.
 _ATOL_PER_RTOL = 1e-4
+_CUBIC_UP_TO_ORDER = 3
+_QUARTIC_UP_TO_ORDER = 5
 
 
 def adaptive_methods() -> list[str]:
@@ -107,6 +109,11 @@ class Torchdiffeq:
         return Tolerances(rtol, atol)
 
 
+def needs_wide_interpolation(method: str) -> bool:
+    """Whether a method's steps are more accurate than the quartic dense output that comes with them."""
+    return bool(SOLVERS[method].order > _QUARTIC_UP_TO_ORDER)
+
+
 @dataclass(frozen=True)
 class Step:
     """One accepted step with its dense output.
@@ -134,6 +141,20 @@ class Step:
         for coefficient in reversed(self.coefficients[:-1]):
             value = torch.add(coefficient, value, alpha=s)
         return value
+
+
+    def velocity(self, s: float) -> Tensor:
+        """Derivative of the dense output at the fraction s, in flow time."""
+        value = (len(self.coefficients) - 1) * self.coefficients[-1]
+        for i in range(len(self.coefficients) - 2, 0, -1):
+            value = torch.add(i * self.coefficients[i], value, alpha=s)
+        return value / (self.t1 - self.t0)
+
+
+def _hermite(y0: Tensor, f0: Tensor, y1: Tensor, f1: Tensor, length: float) -> tuple[Tensor, ...]:
+    """Coefficients of the cubic through states and velocities at both ends."""
+    chord = y1 - y0
+    return y0, length * f0, 3 * chord - length * (2 * f0 + f1), length * (f0 + f1) - 2 * chord
 
 
 class StepFailed(Exception):
@@ -213,6 +234,7 @@ class Stepper:
         if not (isfinite(dt) and dt > 0):
             self._set_dt(1e-6 * max(abs(end - start), 1e-300))
         self._nonfinite = False
+        self._before: Any = None
 
     @property
     def time(self) -> float:
@@ -273,7 +295,33 @@ class Stepper:
             return None
         self._nonfinite = False
         self.accepted += 1
-        return Step(t, float(new.t1), old.y1, new.y1, tuple(new.interp_coeff))
+        self._before = old
+        return self._step(t, float(new.t1), old.y1, old.f1, new.y1, new.f1, new.interp_coeff)
+
+    def _step(
+        self, t0: float, t1: float, y0: Tensor, f0: Tensor, y1: Tensor, f1: Tensor, native: Any
+    ) -> Step:
+        """A step with the dense output that suits the method.
+
+        torchdiffeq makes a quartic for every method, from a midpoint that is of low order for the methods of
+        order 2 and 3: there the cubic through both ends is the better one.
+        """
+        if self._solver.order <= _CUBIC_UP_TO_ORDER:
+            return Step(t0, t1, y0, y1, _hermite(y0, f0, y1, f1, t1 - t0))
+        return Step(t0, t1, y0, y1, tuple(native))
+
+    def take_back(self, fraction: float) -> None:
+        """Undo the latest accepted step; the next attempt is `fraction` of its length."""
+        length = self.time - float(self._before.t1)
+        self._solver.rk_state = self._before
+        self._set_dt(fraction * length)
+        self.accepted -= 1
+        self.rejected += 1
+
+    def limit_next_step(self, size: float) -> None:
+        """Make the next attempt no longer than `size`."""
+        if size < self.next_step:
+            self._set_dt(size)
 
     def integrate(self, max_steps: int, *, after_step: Callable[[Step], None] | None = None) -> Tensor:
         """Step to the end and return y there.
@@ -307,8 +355,8 @@ class Stepper:
         y1, f1, _, k = _runge_kutta_step(
             self._function, step.y0, derivative, start, dt, end, tableau=solver.tableau
         )
-        coefficients = solver._interp_fit(step.y0, y1, k, dt)
-        return Step(step.t0, t1, step.y0, y1, tuple(coefficients)), f1
+        native = solver._interp_fit(step.y0, y1, k, dt)
+        return self._step(step.t0, t1, step.y0, derivative, y1, f1, native), f1
 
 
 def replay_step(

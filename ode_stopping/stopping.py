@@ -112,6 +112,7 @@ def stopping_time(
         if search.status is Status.REACHED:
             problem = _solved(flow_map, criterion_map, leaves, settings, tolerances, search, start, x_start, stats)
             check_functions(problem, active=_needs_grad(inputs, leaves))
+            stats.checks = flow_map.calls - stats.nfe_forward
             time, end_state = attach_crossing(problem, gradient, inputs)
         elif search.status is Status.AT_START:
             time, end_state = attach_constant(search, inputs, leaves)
@@ -119,7 +120,8 @@ def stopping_time(
         search.status is Status.DEGENERATE and gradient is not None
     ):
         time, end_state = attach_miss(search, inputs, leaves, limit)
-    stats.checks = flow_map.calls - stats.nfe_forward
+    if problem is None:
+        stats.checks = flow_map.calls - stats.nfe_forward
     return _finished(search, layout, time, end_state, stats, problem, throw=throw)
 
 

@@ -20,6 +20,7 @@ class Trajectory:
 
     Attributes:
         times: Accepted times, shape (K + 1,), float64, from t0 to the end (the crossing, if there is one).
+        largest: Largest 2-norm of the states there.
         values: The criterion there, shape (K + 1,), float64.
         states: The states there; each piece has shape (K + 1, ...). Raises if they were not kept.
 
@@ -35,6 +36,8 @@ class Trajectory:
         steps: Sequence[Step],
         grid: Sequence[float],
         values: Sequence[float],
+        *,
+        largest: float = 0.0,
     ) -> None:
         self._layout = layout
         self._x0 = x0
@@ -44,6 +47,7 @@ class Trajectory:
         self.start = start
         self.end = self._grid[-1]
         self._values = list(values)
+        self.largest = largest
 
     @property
     def times(self) -> Tensor:

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from ..problem import StoppingProblem
+from ..solver import Step
 from ..status import BacksolveMismatchError, GradientError
 from .base import Blocks, GradientRoute, PullBack, integrate_backward
 
 __all__ = ["BacksolveAdjoint"]
+
+# An x that is this much larger than it ever was on the way forward will not come back to x0.
+_FAR = 10.0
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,26 @@ class BacksolveAdjoint(GradientRoute):
             like=cotangent,
         )
         rtol = self.rtol if self.rtol is not None else problem.tolerances.rtol
+        largest = _FAR * problem.trajectory.largest
+
+        def watch(step: object) -> None:
+            assert isinstance(step, Step)
+            size = float(step.y1[:n].norm())
+            if not size <= largest:
+                raise GradientError(f"x has left its path at t = {problem.end - step.t1:.6g}: it grew to {size:.3g}")
+
         try:
             # An unstable backward solve needs more and more steps before it overflows: give up long before.
             forward = problem.stats.accepted + problem.stats.rejected
-            end = integrate_backward(problem, derivative, start, blocks, rtol, max_steps=10 * forward + 100)
+            end = integrate_backward(
+                problem,
+                derivative,
+                start,
+                blocks,
+                rtol,
+                max_steps=10 * forward + 100,
+                after_step=watch,
+            )
         except GradientError as error:
             raise BacksolveMismatchError(
                 f"integrating x backward from x_T failed ({error}). The flow is too contracting for "

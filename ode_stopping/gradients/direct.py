@@ -32,8 +32,9 @@ class DirectAdjoint(GradientRoute):
         x0 = problem.x0.detach().clone().requires_grad_(True)
         t0 = torch.tensor(problem.start, dtype=torch.float64, device=x0.device)
         with torch.enable_grad():
-            end = self._replay(problem, x0, t0)
+            end, calls = self._replay(problem, x0, t0)
         inputs = [x0, *problem.leaves.tensors]
+        self._count(problem, calls)
         grads = torch.autograd.grad(end, inputs, cotangent, allow_unused=True, retain_graph=True)
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, inputs, strict=True)]
         return PullBack(start=filled[0], leaves=filled[1:])
@@ -43,14 +44,21 @@ class DirectAdjoint(GradientRoute):
     ) -> tuple[Tensor, Tensor]:
         """T and x_T with an ordinary autograd graph to x0, t0, target and every leaf."""
         with torch.enable_grad():
-            end = self._replay(problem, x0, t0)
+            end, calls = self._replay(problem, x0, t0)
             time, state = differentiable_crossing(
                 problem.flow, problem.criterion, problem.end, end, target
             )
+        for output in (time, state):
+            if output.requires_grad:
+                output.register_hook(lambda _: self._count(problem, calls))
         return time, state
 
-    def _replay(self, problem: StoppingProblem, x0: Tensor, t0: Tensor) -> Tensor:
-        """x at the fixed time T, differentiable to x0, t0 and the leaves."""
+    @staticmethod
+    def _count(problem: StoppingProblem, calls: int) -> None:
+        problem.stats.nfe_backward = problem.stats.vjps = calls
+
+    def _replay(self, problem: StoppingProblem, x0: Tensor, t0: Tensor) -> tuple[Tensor, int]:
+        """x at the fixed time T, differentiable to x0, t0 and the leaves; and the evaluations it took."""
         flow = problem.flow
         calls = flow.calls
         grid = [problem.start, *(step.t1 for step in problem.trajectory.steps)]
@@ -70,6 +78,4 @@ class DirectAdjoint(GradientRoute):
             following = at(end)
             y, f = replay_step(problem.settings, function, t, following, y, f)
             t = following
-        problem.stats.nfe_backward = flow.calls - calls
-        problem.stats.vjps = flow.calls - calls
-        return y
+        return y, flow.calls - calls

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..interpolation import accurate_path
 from ..problem import StoppingProblem
 from ..solver import Step
 from .base import Blocks, GradientRoute, PullBack, integrate_backward
@@ -45,12 +46,14 @@ class InterpolatingAdjoint(GradientRoute):
         leaves = problem.leaves
         sizes = [leaf.numel() for leaf in leaves.tensors]
         vjps = 0
+        evaluations = problem.flow.calls
+        path = accurate_path(problem.trajectory, problem.settings, problem.flow.plain)
 
         def derivative(s: Tensor, z: Tensor) -> Tensor:
             nonlocal vjps
             vjps += 1
             t = problem.end - float(s)
-            product = problem.flow.vjp(t, problem.trajectory.flat(t), z[:n], leaves, look=True)
+            product = problem.flow.vjp(t, path(t), z[:n], leaves, look=True)
             parts = [product.state, *(g.reshape(-1) for g in product.leaves), product.time.reshape(1)]
             return torch.cat(parts)
 
@@ -64,7 +67,7 @@ class InterpolatingAdjoint(GradientRoute):
         sampler = _Sampler(problem.end, cotangent, times, n)
         end = integrate_backward(problem, derivative, start, blocks, rtol, after_step=sampler)
         problem.stats.vjps = vjps
-        problem.stats.nfe_backward = vjps
+        problem.stats.nfe_backward = problem.flow.calls - evaluations
         pieces = torch.split(end[n:-1], sizes)
         return PullBack(
             start=end[:n],

@@ -1,0 +1,53 @@
+"""Draws the picture of the README: Theorem 2 measured on four problems.
+
+    python docs/pictures.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from theory_checks import convergence_study
+from theory_checks.checks._problems import Setup, build
+from theory_checks.plotting import new_figure, slope_plot, style
+
+IMAGES = Path(__file__).parent / "images"
+PROBLEMS = {
+    "rotated quadratic, d = 100": Setup("quadratic", 1e-4, dim=100, condition=100.0),
+    "quartic, d = 100": Setup("quartic", 1e-4, dim=100, condition=100.0),
+    "logistic regression, breast cancer": Setup("logistic", 1e-4),
+    "smooth SVM, digits 0/1": Setup("svm", 1e-1),
+}
+
+
+def main() -> None:
+    """Run the four studies and save the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", type=int, default=12, help="step sizes a problem")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    series = {}
+    for name, setup in PROBLEMS.items():
+        problem = build(setup)
+        largest = 0.4 / problem.stiffness
+        steps = largest * np.logspace(0, -1.5, options.points)
+        study = convergence_study(
+            problem.flow, problem.x0, problem.criterion, problem.target, steps=steps.tolist()
+        )
+        series[name] = (study.h, study.gradient_errors, study.slope)
+        print(name, study.slope)
+    with style():
+        figure, axes = new_figure(2, 2, width=3.9, height=2.7)
+        for one, (name, (h, errors, slope)) in zip(axes.flat, series.items(), strict=True):
+            slope_plot(one, h, {"slope": (errors, slope)}, "step size h", "relative error of h dN/dθ")
+            one.set_title(name)
+    IMAGES.mkdir(exist_ok=True)
+    figure.savefig(IMAGES / "convergence.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

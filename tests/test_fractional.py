@@ -1,0 +1,151 @@
+"""The fractional index N*: its value, its gradient, its continuity, and the orders of both."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from iterations import (
+    Leaves,
+    central_differences,
+    gradients,
+    nonlinear,
+    nonlinear_leaves,
+    number,
+    relative_gap,
+)
+from torch import Tensor
+
+from discrete import Euler, Heun, RungeKutta4, UpdateRule, stopping_index
+
+INTERPOLATIONS = ("log", "hermite", "partial_step")
+every_interpolation = pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+
+
+@every_interpolation
+@pytest.mark.parametrize("rule", [Euler, Heun, RungeKutta4], ids=lambda rule: rule.__name__)
+def test_gradient_is_that_of_the_value(rule: type[UpdateRule], interpolation: str) -> None:
+    # A coarse step, so that the whole range of the perturbations stays within one step.
+    leaves = nonlinear_leaves(step=0.25)
+    result = nonlinear(leaves, rule, interpolation=interpolation)
+    value = float(result.steps.detach())
+    assert result.index - 1 < value <= result.index
+    found = gradients(result.steps, leaves)
+
+    def fractional(moved: Leaves) -> float:
+        again = nonlinear(moved, rule, interpolation=interpolation, gradient=None)
+        assert again.index == result.index
+        return float(again.steps)
+
+    coarse = relative_gap(central_differences(fractional, leaves, 4e-3), found)
+    fine = relative_gap(central_differences(fractional, leaves, 2e-3), found)
+    assert fine < 1e-3
+    assert coarse / fine == pytest.approx(4.0, rel=0.1)
+
+
+@every_interpolation
+@pytest.mark.parametrize("rule", [Euler, RungeKutta4], ids=lambda rule: rule.__name__)
+def test_continuous_where_the_index_jumps(rule: type[UpdateRule], interpolation: str) -> None:
+    leaves = nonlinear_leaves(step=0.25)
+    losses = nonlinear(leaves, rule, gradient=None).trajectory.losses
+    at_jump = float(losses[-2])
+
+    def steps(eps: float) -> tuple[int, float]:
+        leaves["eps"] = number(eps)
+        result = nonlinear(leaves, rule, interpolation=interpolation)
+        return result.index, float(result.steps.detach())
+
+    (before, low), (after, high) = (steps(at_jump * (1 + sign * 1e-9)) for sign in (1, -1))
+    assert after == before + 1
+    assert low == pytest.approx(before, abs=1e-6)
+    assert high == pytest.approx(before, abs=1e-6)
+
+
+def test_log_is_exact_for_exponential_decay() -> None:
+    """x_k = (1 - h theta)^k x0: N* = log(2 eps/x0^2) / (2 log(1 - h theta)), at every step size."""
+    for h, eps in ((0.3, 1e-2), (0.01, 1e-4), (1e-3, 1e-3)):
+        theta, x0, target, step = number(1.3), number(2.0), number(eps), number(h)
+        rule = Euler(lambda t, x, theta=theta: -theta * x, step=step)
+        result = stopping_index(
+            rule, x0, lambda t, x: 0.5 * x.square(), target, interpolation="log"
+        )
+        leaves = {"theta": theta, "x0": x0, "eps": target, "h": step}
+        closed = torch.log(2 * target / x0.square()) / (2 * torch.log1p(-step * theta))
+        assert float(result.steps.detach()) == pytest.approx(float(closed.detach()), rel=1e-12)
+        assert relative_gap(gradients(result.steps, leaves), gradients(closed, leaves)) < 1e-9
+
+
+# x' = -theta x^2 (1 + cos(t)/2), J = x^2: not linear in any scale, and explicit in t; T in closed form by a root.
+ORDER_THETA, ORDER_EPS, ORDER_X0 = 1.2, 0.05, 1.5
+
+
+def order_truth() -> tuple[float, float]:
+    """T and dT/dtheta: T + sin(T)/2 = (1/sqrt(eps) - 1/x0) / theta."""
+    right = (1 / math.sqrt(ORDER_EPS) - 1 / ORDER_X0) / ORDER_THETA
+    time = right
+    for _ in range(50):
+        time -= (time + 0.5 * math.sin(time) - right) / (1 + 0.5 * math.cos(time))
+    return time, -right / ORDER_THETA / (1 + 0.5 * math.cos(time))
+
+
+def order_errors(
+    rule: type[UpdateRule], interpolation: str | None, steps: list[float]
+) -> tuple[list[float], list[float]]:
+    time, by_theta = order_truth()
+    of_value, of_gradient = [], []
+    for h in steps:
+        theta = number(ORDER_THETA)
+
+        def flow(t: Tensor, x: Tensor, theta: Tensor = theta) -> Tensor:
+            return -theta * x.square() * (1 + 0.5 * torch.cos(t))
+
+        result = stopping_index(
+            rule(flow, step=h),
+            number(ORDER_X0, grad=False),
+            lambda t, x: x.square(),
+            ORDER_EPS,
+            interpolation=interpolation,
+        )
+        assert result.time is not None
+        (found,) = torch.autograd.grad(result.time, theta, retain_graph=True)
+        of_value.append(abs(float(result.time.detach()) - time))
+        of_gradient.append(abs(float(found) - by_theta))
+    return of_value, of_gradient
+
+
+def slope(steps: list[float], errors: list[float]) -> float:
+    return float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
+
+
+COARSE = list(np.geomspace(0.25, 0.02, 12))
+FINE = list(np.geomspace(0.05, 0.002, 24))
+
+
+@pytest.mark.parametrize(
+    ("rule", "interpolation", "at_least"),
+    [(Heun, "hermite", 1.85), (RungeKutta4, "hermite", 2.7), (RungeKutta4, "partial_step", 3.7)],
+    ids=["Heun-hermite", "RK4-hermite", "RK4-partial_step"],
+)
+def test_order_of_the_gradient(
+    rule: type[UpdateRule], interpolation: str, at_least: float
+) -> None:
+    of_value, of_gradient = order_errors(rule, interpolation, COARSE)
+    assert slope(COARSE, of_gradient) >= at_least
+    assert slope(COARSE, of_value) >= at_least
+
+
+def test_order_of_definition_3() -> None:
+    _, of_gradient = order_errors(Euler, None, FINE)
+    assert 0.9 <= slope(FINE, of_gradient) <= 1.1
+
+
+def test_a_target_met_exactly_is_the_whole_number() -> None:
+    for interpolation in INTERPOLATIONS:
+        leaves = nonlinear_leaves(step=0.25)
+        losses = nonlinear(leaves, gradient=None).trajectory.losses
+        leaves["eps"] = losses[-1].clone().requires_grad_(True)
+        result = nonlinear(leaves, interpolation=interpolation)
+        assert float(result.steps.detach()) == pytest.approx(result.index, abs=1e-12)
+        assert all(bool(g.isfinite().all()) for g in gradients(result.steps, leaves).values())

@@ -1,0 +1,167 @@
+"""The contract of every update rule: order, states, dtypes, derivatives, bad input."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from iterations import nonlinear_flow, nonlinear_leaves, number
+from torch import Tensor, nn
+
+from discrete import Euler, Heun, RungeKutta4, UpdateRule
+from discrete.updates import combine
+
+RULES = (Euler, Heun, RungeKutta4)
+every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+
+
+def logistic(t: Tensor, x: Tensor) -> Tensor:
+    """x' = x (cos t - x): nonlinear and non-autonomous."""
+    return x * (torch.cos(t) - x)
+
+
+def logistic_solution(t: float, x0: float) -> float:
+    """Bernoulli's substitution, with the integral by a Gauss rule of 60 points."""
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    points = 0.5 * t * (nodes + 1)
+    integral = float(0.5 * t * (weights * np.exp(np.sin(points))).sum())
+    return math.exp(math.sin(t)) / (1 / x0 + integral)
+
+
+def walked(rule: UpdateRule, x: Tensor, steps: int, h: float) -> Tensor:
+    for k in range(steps):
+        x = rule(k, x, torch.tensor(k * h, dtype=x.dtype))
+    return x
+
+
+@every_rule
+def test_order_of_convergence(rule: type[UpdateRule]) -> None:
+    x0 = torch.tensor([1.7], dtype=torch.float64)
+    truth = logistic_solution(2.0, 1.7)
+    counts = [20, 40, 80, 160]
+    errors = [
+        abs(float(walked(rule(logistic, step=2.0 / n), x0, n, 2.0 / n)) - truth) for n in counts
+    ]
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope - rule.order) < 0.12
+
+
+@every_rule
+def test_tuple_states_move_as_their_concatenation(rule: type[UpdateRule]) -> None:
+    leaves = nonlinear_leaves()
+    flow = nonlinear_flow(leaves)
+
+    def flat_flow(t: Tensor, y: Tensor) -> Tensor:
+        dx, dv = flow(t, (y[:2], y[2:, None]))
+        return torch.cat([dx, dv[:, 0]])
+
+    t = number(0.3, grad=False)
+    pair = rule(flow, step=0.1)(0, (leaves["x"], leaves["v"]), t)
+    flat = rule(flat_flow, step=0.1)(0, torch.cat([leaves["x"], leaves["v"][:, 0]]), t)
+    assert isinstance(pair, tuple)
+    assert [p.shape for p in pair] == [(2,), (2, 1)]
+    torch.testing.assert_close(torch.cat([pair[0], pair[1][:, 0]]), flat, rtol=0, atol=1e-16)
+
+
+@every_rule
+@pytest.mark.parametrize("step", [0.1, torch.tensor(0.1, dtype=torch.float64)], ids=type)
+@pytest.mark.parametrize("shape", [(), (3,)], ids=str)
+def test_low_precision_states_keep_their_dtype(
+    rule: type[UpdateRule], step: float | Tensor, shape: tuple[int, ...]
+) -> None:
+    seen = set()
+
+    def flow(t: Tensor, x: Tensor) -> Tensor:
+        seen.add((t.dtype, t.shape, x.dtype))
+        return -x * (1 + t)
+
+    after = rule(flow, step=step)(0, torch.ones(shape), torch.tensor(0.5))
+    assert after.dtype == torch.float32
+    assert after.shape == shape
+    assert seen == {(torch.float32, (), torch.float32)}
+
+
+@every_rule
+def test_differentiable_to_step_state_time_and_parameter(rule: type[UpdateRule]) -> None:
+    theta, h, x, t = number(1.3), number(0.2), number([0.9, -0.4]), number(0.3)
+
+    def stepped(theta: Tensor, h: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        after = rule(lambda t, x: -theta * torch.sin(x + t), step=h)(0, x, t)
+        assert isinstance(after, Tensor)
+        return after
+
+    assert torch.autograd.gradcheck(stepped, (theta, h, x, t), eps=1e-6, atol=1e-9, rtol=1e-7)
+
+
+@every_rule
+def test_increment_is_what_a_step_adds(rule: type[UpdateRule]) -> None:
+    leaves = nonlinear_leaves()
+    made, t = rule(nonlinear_flow(leaves), step=0.1), number(0.3, grad=False)
+    state = leaves["x"], leaves["v"]
+    for new, old, added in zip(
+        made.advance(t, state, 0.07), state, made.increment(t, state, 0.07), strict=True
+    ):
+        torch.testing.assert_close(old + added, new, rtol=0, atol=1e-16)
+
+
+def test_increment_of_a_rule_that_defines_a_step_only() -> None:
+    class Implicit(UpdateRule):
+        order = 1
+
+        def advance(self, t: Tensor, x: Tensor, step: float | Tensor) -> Tensor:  # type: ignore[override]
+            return x / (1 + step)
+
+    x = number([2.0, 4.0], grad=False)
+    made = Implicit(lambda t, x: -x, step=1.0)
+    torch.testing.assert_close(made.increment(x[0], x, 1.0), -0.5 * x, rtol=0, atol=0)
+
+
+@every_rule
+def test_a_module_is_registered(rule: type[UpdateRule]) -> None:
+    class Decay(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return -self.rate * x
+
+    made = rule(Decay(), step=nn.Parameter(torch.tensor(0.1)))
+    assert sorted(name for name, _ in made.named_parameters()) == ["flow.rate", "step"]
+
+
+def test_combine() -> None:
+    x, a, b = (number(v, grad=False) for v in ([1.0, 2.0], [10.0, 20.0], [1.0, -1.0]))
+    expected = torch.tensor([1.0 + 0.5 * (2 * 10 + 3 * 1), 2.0 + 0.5 * (2 * 20 - 3)]).double()
+    torch.testing.assert_close(combine(x, 0.5, [(2.0, a), (3.0, b)]), expected, rtol=0, atol=0)
+    pair = combine((x, a), 0.5, [(2.0, (a, a)), (3.0, (b, b))])
+    assert isinstance(pair, tuple)
+    torch.testing.assert_close(pair[0], expected, rtol=0, atol=0)
+
+
+@every_rule
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (0.0, ValueError),
+        (-0.1, ValueError),
+        (math.nan, ValueError),
+        (math.inf, ValueError),
+        (torch.tensor([0.1]), ValueError),
+        ("0.1", TypeError),
+        (True, TypeError),
+        (None, TypeError),
+    ],
+    ids=str,
+)
+def test_bad_step(rule: type[UpdateRule], step: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="step"):
+        rule(logistic, step=step)  # type: ignore[arg-type]
+
+
+@every_rule
+def test_bad_flow(rule: type[UpdateRule]) -> None:
+    with pytest.raises(TypeError, match="flow"):
+        rule(None, step=0.1)  # type: ignore[arg-type]

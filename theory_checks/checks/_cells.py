@@ -1,0 +1,201 @@
+"""Convergence studies of the standard problems, one cached cell a step size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from discrete import Euler, Heun, RungeKutta4, UpdateRule
+from ode_stopping import Torchdiffeq
+from theory_checks.checks._problems import Instance, Setup, build
+from theory_checks.context import Context
+from theory_checks.registry import Table
+from theory_checks.slopes import SlopeFit, local_slopes
+from theory_checks.studies import (
+    ConvergenceStudy,
+    Measurement,
+    assemble,
+    measure_index,
+    measure_time,
+)
+
+UPDATES: dict[str, type[UpdateRule]] = {"Euler": Euler, "Heun": Heun, "RungeKutta4": RungeKutta4}
+
+# h L p: half of what keeps every mode of Euler's iteration from changing sign, a quarter of the
+# stability limit 2, and from there down by a decade and a half, eight values a decade.
+LARGEST_FRACTION = 0.5
+FRACTIONS = tuple(LARGEST_FRACTION * 10.0 ** (-k / 8) for k in range(13))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        setup: the problem.
+        step: h; None for the continuous side.
+        update: a key of `UPDATES`.
+        interpolation: as in `stopping_index`.
+        rtol: of the continuous side.
+    """
+
+    setup: Setup
+    step: float | None = None
+    update: str = "Euler"
+    interpolation: str | None = None
+    rtol: float = 1e-9
+
+
+def measure(cell: Cell) -> Measurement:
+    """Run one cell."""
+    instance = build(cell.setup)
+    problem = (instance.x0, instance.criterion, instance.target)
+    if cell.step is None:
+        return measure_time(
+            instance.flow,
+            *problem,
+            parameters=instance.parameters,
+            solver=Torchdiffeq(rtol=cell.rtol),
+        )
+    update = UPDATES[cell.update](instance.flow, step=cell.step)
+    return measure_index(
+        update, *problem, parameters=instance.parameters, interpolation=cell.interpolation
+    )
+
+
+def shared(context: Context) -> Context:
+    """The context with the cell folder that several checks share: Figures 2a, 2b, 5, Theorem 2."""
+    if context.cells is None:
+        return context
+    folder = context.cells.folder.parent / "shared"
+    return replace(context, check="shared", cells=replace(context.cells, folder=folder))
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve of a study: a problem, a method and its step sizes as multiples of 1/(L p).
+
+    Attributes:
+        setup: the problem.
+        fractions: the values of h L p, descending.
+        update: a key of `UPDATES`.
+        interpolation: as in `stopping_index`.
+        rtol: of the continuous side.
+    """
+
+    setup: Setup
+    fractions: Sequence[float] = FRACTIONS
+    update: str = "Euler"
+    interpolation: str | None = None
+    rtol: float = 1e-9
+
+
+@dataclass(frozen=True)
+class Result:
+    """A study with the problem that it is about.
+
+    Attributes:
+        instance: the problem.
+        study: the rows and slopes.
+        runs: the discrete side, one measurement a step size, the largest first.
+    """
+
+    instance: Instance
+    study: ConvergenceStudy
+    runs: list[Measurement]
+
+
+def run_series(context: Context, series: Sequence[Series]) -> list[Result]:
+    """All curves at once, so that the cells of one fill the gaps that another leaves."""
+    instances = [build(one.setup) for one in series]
+    cells: list[list[Cell]] = []
+    for one, instance in zip(series, instances, strict=True):
+        steps = [fraction / instance.stiffness for fraction in one.fractions]
+        reference = Cell(one.setup, rtol=one.rtol)
+        cells.append(
+            [reference, *(Cell(one.setup, h, one.update, one.interpolation) for h in steps)]
+        )
+    every = list(dict.fromkeys(cell for group in cells for cell in group))
+    # The long runs first: a short one fits in at the end, a long one would be waited for.
+    every.sort(key=lambda cell: -math.inf if cell.step is None else cell.step)
+    found = dict(zip(every, context.map(measure, every), strict=True))
+    results = []
+    for one, instance, group in zip(series, instances, cells, strict=True):
+        reference, *runs = (found[cell] for cell in group)
+        steps = [cell.step for cell in group if cell.step is not None]
+        assert steps == sorted(steps, reverse=True)
+        study = assemble(
+            reference, steps, runs, update=one.update, interpolation=one.interpolation
+        )
+        results.append(Result(instance, study, runs))
+    return results
+
+
+ROW_COLUMNS = (
+    "h",
+    "h L p",
+    "N",
+    "h N",
+    "T",
+    "error of T",
+    "error of the gradient",
+    "local slope",
+    "(T - t0 - hN)/h",
+    "J_N - J_(N-1)",
+    "flow evaluations forward",
+    "backward",
+    "vjps",
+    "seconds",
+)
+
+
+def row_table(title: str, result: Result, note: str = "") -> Table:
+    """All rows of a study, and those of its continuous side last."""
+    study = result.study
+    slopes: list[Any] = [None, *local_slopes(study.h, study.gradient_errors)]
+    rows: list[list[Any]] = [
+        [
+            row.h,
+            row.h * result.instance.stiffness,
+            row.N,
+            row.hN,
+            row.T,
+            row.time_error,
+            row.gradient_error,
+            slope,
+            row.bracket,
+            row.decrease,
+            row.nfe_forward,
+            row.nfe_backward,
+            row.vjps,
+            row.seconds,
+        ]
+        for row, slope in zip(study.rows, slopes, strict=True)
+    ]
+    side = study.reference
+    seconds = side.seconds_forward + side.seconds_backward
+    counts = [side.nfe_forward, side.nfe_backward, side.vjps, seconds]
+    rows.append(["adaptive", *[None] * 3, side.time, *[None] * 5, *counts])
+    explanation = (
+        "h, h N, T in flow time; errors relative (gradients in norm over theta); the last row is "
+        "the continuous side. "
+    )
+    return Table(title, ROW_COLUMNS, rows, explanation + note)
+
+
+def fit_details(fit: SlopeFit) -> dict[str, float]:
+    """A fit as plain numbers."""
+    return {
+        "slope": fit.slope,
+        "low": fit.low,
+        "high": fit.high,
+        "r_squared": fit.r_squared,
+        "points": fit.n,
+    }
+
+
+def describe_gradient(result: Result) -> str:
+    """How many parameters theta has."""
+    return f"{result.study.reference.gradient.numel()} parameters"

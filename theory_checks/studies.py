@@ -1,0 +1,521 @@
+"""Convergence studies: the discrete stopping sensitivity against the continuous one, over step sizes.
+
+Theorem 2 of arXiv 2505.22509: |h dN/dtheta - dT/dtheta| <= C h. `convergence_study` measures it on
+any problem; `measure_time`, `measure_index` and `assemble` are its parts, for studies whose runs
+are spread over processes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from discrete import Euler, UpdateRule, stopping_index
+from ode_stopping import InterpolatingAdjoint, Status, StoppingResult, Torchdiffeq, stopping_time
+from theory_checks.slopes import SlopeFit, fit_slope
+
+__all__ = [
+    "ConvergenceStudy",
+    "Measurement",
+    "StudyRow",
+    "assemble",
+    "convergence_study",
+    "measure_index",
+    "measure_time",
+]
+
+_FEWEST_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One side at one accuracy: where it stopped, its gradient, and what that cost.
+
+    Attributes:
+        time: T, or t0 + h N* (N* = N under Definition 3), in flow time.
+        gradient: dT/dtheta, or h dN*/dtheta, in flow time: one float64 vector over all of theta.
+        index: N; None on the continuous side.
+        steps: N*; None on the continuous side.
+        decrease: J_N - J_{N-1}; on the continuous side J'(T).
+        nfe_forward: evaluations of the flow until the target was met.
+        nfe_backward: evaluations of the flow for the gradient.
+        vjps: vector-Jacobian products of the flow for the gradient.
+        stored_bytes: memory of the states that were kept for the gradient.
+        seconds_forward: wall time to the target, tracing and consistency tests included.
+        seconds_backward: wall time of the gradient.
+    """
+
+    time: float
+    gradient: Tensor
+    index: int | None
+    steps: float | None
+    decrease: float
+    nfe_forward: int
+    nfe_backward: int
+    vjps: int
+    stored_bytes: int
+    seconds_forward: float
+    seconds_backward: float
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One step size.
+
+    Attributes:
+        h: step size, in flow time.
+        N: the stopping index.
+        steps: N, or the fractional N* where the study interpolates.
+        hN: h N, in flow time.
+        T: the stopping time of the flow (the same in every row).
+        time_error: |t0 + h steps - T| / (T - t0).
+        gradient_error: |h dsteps/dtheta - dT/dtheta| / |dT/dtheta|, Euclidean norms over theta.
+        bracket: (T - t0 - h N)/h, in steps. Theorem 2's text has it in (-1, 0]; usually it is not.
+        decrease: J_N - J_{N-1}.
+        nfe_forward: evaluations of the flow to step N.
+        nfe_backward: evaluations of the flow for the gradient.
+        vjps: vector-Jacobian products of the flow.
+        seconds: wall time, both passes.
+    """
+
+    h: float
+    N: int
+    steps: float
+    hN: float
+    T: float
+    time_error: float
+    gradient_error: float
+    bracket: float
+    decrease: float
+    nfe_forward: int
+    nfe_backward: int
+    vjps: int
+    seconds: float
+
+
+@dataclass(frozen=True, repr=False)
+class ConvergenceStudy:
+    """Rows over step sizes, and the orders that they show.
+
+    Attributes:
+        rows: one a step size, the largest first.
+        slope: order of the gradient's error, with its 95 % confidence interval.
+        time_slope: order of the error of the time; None where an error is exactly zero.
+        reference: the continuous side.
+        t0: start time.
+        update: name of the update rule.
+        interpolation: as given; None is Definition 3.
+    """
+
+    rows: tuple[StudyRow, ...]
+    slope: SlopeFit
+    time_slope: SlopeFit | None
+    reference: Measurement
+    t0: float
+    update: str
+    interpolation: str | None
+
+    @property
+    def h(self) -> list[float]:
+        """The step sizes, descending."""
+        return [row.h for row in self.rows]
+
+    @property
+    def gradient_errors(self) -> list[float]:
+        """The relative errors of the gradient, in the order of `h`."""
+        return [row.gradient_error for row in self.rows]
+
+    @property
+    def time_errors(self) -> list[float]:
+        """The relative errors of the time, in the order of `h`."""
+        return [row.time_error for row in self.rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers and strings only, as JSON can hold them; gradients as lists."""
+        reference = asdict(self.reference)
+        reference["gradient"] = self.reference.gradient.tolist()
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "slope": asdict(self.slope),
+            "time_slope": None if self.time_slope is None else asdict(self.time_slope),
+            "reference": reference,
+            "t0": self.t0,
+            "update": self.update,
+            "interpolation": self.interpolation,
+        }
+
+    def to_dataframe(self) -> Any:
+        """The rows as a pandas DataFrame.
+
+        Raises:
+            ImportError: pandas is missing; the message says what to install.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                'to_dataframe needs pandas: pip install "ode-stopping[checks]"'
+            ) from error
+        return pandas.DataFrame([asdict(row) for row in self.rows])
+
+    def plot(self, axes: Any = None) -> Any:
+        """The gradient's error over h on log axes, with the fitted line.
+
+        Args:
+            axes: matplotlib axes; None makes a figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: matplotlib is missing; the message says what to install.
+        """
+        from theory_checks.plotting import new_figure, slope_plot
+
+        if axes is None:
+            _, axes = new_figure()
+        slope_plot(
+            axes,
+            self.h,
+            {self._method: (self.gradient_errors, self.slope)},
+            xlabel=r"step size $h$ (flow time)",
+            ylabel=r"relative error of $h\,dN/d\theta$",
+            expected=None,
+        )
+        return axes
+
+    @property
+    def _method(self) -> str:
+        return self.update if self.interpolation is None else f"{self.update}, {self.interpolation}"
+
+    def __repr__(self) -> str:
+        time_slope = "none (an error is zero)" if self.time_slope is None else str(self.time_slope)
+        lines = [
+            f"ConvergenceStudy({self._method}, T = {self.reference.time:.9g})",
+            f"  order of the gradient {self.slope}   (95 % interval)",
+            f"  order of the time     {time_slope}",
+            "           h        N            hN   err(time)   err(grad)  (T-t0-hN)/h",
+        ]
+        lines += [
+            f"  {row.h:10.4g} {row.N:8d} {row.hN:13.7g}  {row.time_error:10.3e}  "
+            f"{row.gradient_error:10.3e}  {row.bracket:11.4f}"
+            for row in self.rows
+        ]
+        return "\n".join(lines)
+
+
+def convergence_study(
+    flow: Callable[..., Any],
+    x0: Any,
+    criterion: Callable[..., Any],
+    target: float | Tensor,
+    *,
+    steps: Iterable[float],
+    update: Callable[..., UpdateRule] = Euler,
+    interpolation: str | None = None,
+    parameters: Iterable[Tensor] | None = None,
+    t0: float | Tensor = 0.0,
+    solver: Torchdiffeq | None = None,
+    max_time: float | None = None,
+    max_steps: int = 1_000_000,
+    confidence: float = 0.95,
+) -> ConvergenceStudy:
+    """Measure how h dN/dtheta approaches dT/dtheta as h falls (Theorem 2 of arXiv 2505.22509).
+
+    Args:
+        flow: (t, x) -> dx/dt.
+        x0: the start, as for `stopping_time`.
+        criterion: (t, x) -> J.
+        target: eps.
+        steps: at least 3 different step sizes h, in flow time; their order does not matter.
+        update: makes the iteration, called as update(flow, step=h).
+        interpolation: None for Definition 3, or "log", "hermite", "partial_step".
+        parameters: theta; None: all parameters of flow and criterion that require grad.
+        t0: start time.
+        solver: of the reference; None: dopri5 at rtol 1e-10 (1e-5 below float64).
+        max_time: horizon of the reference, in flow time; None: that of `stopping_time`.
+        max_steps: limit on N.
+        confidence: of the intervals of the slopes.
+
+    Raises:
+        ValueError: steps not positive, repeated or fewer than 3; no parameters; dT/dtheta = 0; the
+            target is not reached by a downward crossing on one of the sides, the message says which.
+        TypeError: what `stopping_time` and `stopping_index` raise for bad input.
+    """
+    sizes = _checked_steps(steps)
+    theta = _parameters(flow, criterion, parameters)
+    reference = measure_time(
+        flow, x0, criterion, target, parameters=theta, t0=t0, solver=solver, max_time=max_time
+    )
+    runs = [
+        measure_index(
+            update(flow, step=h),
+            x0,
+            criterion,
+            target,
+            parameters=theta,
+            t0=t0,
+            interpolation=interpolation,
+            max_steps=max_steps,
+        )
+        for h in sizes
+    ]
+    return assemble(
+        reference,
+        sizes,
+        runs,
+        t0=float(t0),
+        update=getattr(update, "__name__", type(update).__name__),
+        interpolation=interpolation,
+        confidence=confidence,
+    )
+
+
+def measure_time(
+    flow: Callable[..., Any],
+    x0: Any,
+    criterion: Callable[..., Any],
+    target: float | Tensor,
+    *,
+    parameters: Sequence[Tensor],
+    t0: float | Tensor = 0.0,
+    solver: Torchdiffeq | None = None,
+    max_time: float | None = None,
+) -> Measurement:
+    """The continuous side: T and dT/dtheta by the default route.
+
+    Raises:
+        ValueError: the target is not reached by a crossing, or dT/dtheta = 0.
+    """
+    settings = solver if solver is not None else _reference_solver(x0)
+    begin = time.perf_counter()
+    result = stopping_time(
+        flow,
+        x0,
+        criterion,
+        target,
+        t0=t0,
+        max_time=max_time,
+        solver=settings,
+        gradient=InterpolatingAdjoint(),
+        params=parameters,
+        throw=False,
+    )
+    _require_crossing(result.status, "the flow", f"up to t = {result.trajectory.end:.6g}")
+    middle = time.perf_counter()
+    gradient = _gradient(result.time, parameters)
+    end = time.perf_counter()
+    if not float(gradient.norm()) > 0:
+        raise ValueError("parameters: dT/dtheta is zero, so there is no relative error to measure")
+    stats = result.stats
+    return Measurement(
+        time=float(result.time.detach()),
+        gradient=gradient,
+        index=None,
+        steps=None,
+        decrease=float(result.rate),
+        nfe_forward=stats.nfe_forward,
+        nfe_backward=stats.nfe_backward or 0,
+        vjps=stats.vjps or 0,
+        stored_bytes=_kept_bytes(result),
+        seconds_forward=middle - begin,
+        seconds_backward=end - middle,
+    )
+
+
+def measure_index(
+    update: UpdateRule,
+    x0: Any,
+    criterion: Callable[..., Any],
+    target: float | Tensor,
+    *,
+    parameters: Sequence[Tensor],
+    t0: float | Tensor = 0.0,
+    interpolation: str | None = None,
+    max_steps: int = 1_000_000,
+) -> Measurement:
+    """The discrete side: t0 + h N and h dN/dtheta by Algorithm 1.
+
+    Raises:
+        ValueError: the target is not reached by a crossing.
+    """
+    begin = time.perf_counter()
+    result = stopping_index(
+        update,
+        x0,
+        criterion,
+        target,
+        t0=t0,
+        max_steps=max_steps,
+        interpolation=interpolation,  # type: ignore[arg-type]
+        params=parameters,
+        throw=False,
+    )
+    h = float(update.step)
+    _require_crossing(result.status, f"the iteration with h = {h:g}", f"in {max_steps} steps")
+    middle = time.perf_counter()
+    gradient = in_flow_time(_gradient(result.steps, parameters), h)
+    end = time.perf_counter()
+    stages = _stages(update, x0, t0)
+    stats = result.stats
+    kept = result.trajectory.indices
+    pieces = x0 if isinstance(x0, tuple) else (x0,)
+    return Measurement(
+        time=float(t0) + in_flow_time(float(result.steps.detach()), h),
+        gradient=gradient,
+        index=result.index,
+        steps=float(result.steps.detach()),
+        decrease=float(result.decrease),
+        nfe_forward=stages * stats.nfe_forward,
+        nfe_backward=stages * (stats.nfe_backward or 0),
+        vjps=stages * (stats.vjps or 0),
+        stored_bytes=len(kept) * sum(p.numel() * p.element_size() for p in pieces),
+        seconds_forward=middle - begin,
+        seconds_backward=end - middle,
+    )
+
+
+def in_flow_time(steps: Any, h: float) -> Any:
+    """A quantity in steps, converted to flow time: T is about t0 + h N, so h dN meets dT."""
+    return h * steps
+
+
+def assemble(
+    reference: Measurement,
+    steps: Sequence[float],
+    runs: Sequence[Measurement],
+    *,
+    t0: float = 0.0,
+    update: str = "Euler",
+    interpolation: str | None = None,
+    confidence: float = 0.95,
+) -> ConvergenceStudy:
+    """A study from its measurements, run i with step size steps[i].
+
+    Raises:
+        ValueError: lengths that differ, or what `fit_slope` raises.
+    """
+    if len(steps) != len(runs):
+        raise ValueError(f"runs must be as long as steps ({len(steps)}), got {len(runs)}")
+    pairs = sorted(zip(steps, runs, strict=True), key=lambda pair: -pair[0])
+    rows = tuple(_row(h, run, reference, t0) for h, run in pairs)
+    h = [row.h for row in rows]
+    time_errors = [row.time_error for row in rows]
+    positive = all(error > 0 for error in time_errors)
+    return ConvergenceStudy(
+        rows=rows,
+        slope=fit_slope(h, [row.gradient_error for row in rows], confidence=confidence),
+        time_slope=fit_slope(h, time_errors, confidence=confidence) if positive else None,
+        reference=reference,
+        t0=t0,
+        update=update,
+        interpolation=interpolation,
+    )
+
+
+def _row(h: float, run: Measurement, reference: Measurement, t0: float) -> StudyRow:
+    assert run.index is not None
+    assert run.steps is not None
+    gap = float((run.gradient - reference.gradient).norm())
+    return StudyRow(
+        h=h,
+        N=run.index,
+        steps=run.steps,
+        hN=h * run.index,
+        T=reference.time,
+        time_error=abs(run.time - reference.time) / (reference.time - t0),
+        gradient_error=gap / float(reference.gradient.norm()),
+        bracket=(reference.time - t0 - h * run.index) / h,
+        decrease=run.decrease,
+        nfe_forward=run.nfe_forward,
+        nfe_backward=run.nfe_backward,
+        vjps=run.vjps,
+        seconds=run.seconds_forward + run.seconds_backward,
+    )
+
+
+def _checked_steps(steps: Iterable[float]) -> list[float]:
+    sizes = sorted((float(h) for h in steps), reverse=True)
+    wrong = [h for h in sizes if not (math.isfinite(h) and h > 0)]
+    if wrong:
+        raise ValueError(f"steps must be positive and finite, got {wrong[0]:g}")
+    if len(set(sizes)) < _FEWEST_STEPS:
+        raise ValueError(
+            f"steps must hold at least {_FEWEST_STEPS} different step sizes, got {sizes}"
+        )
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"steps must not repeat a step size, got {sizes}")
+    return sizes
+
+
+def _parameters(
+    flow: object, criterion: object, given: Iterable[Tensor] | None
+) -> list[Tensor]:
+    if given is not None:
+        found = list(given)
+        wrong = [i for i, p in enumerate(found) if not (isinstance(p, Tensor) and p.requires_grad)]
+        if wrong:
+            raise ValueError(f"parameters[{wrong[0]}] must be a tensor that requires grad")
+    else:
+        modules = [m for m in (flow, criterion) if isinstance(m, nn.Module)]
+        every = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
+        found = list(every.values())
+    if not found:
+        raise ValueError(
+            "parameters: flow and criterion have none that require grad; name the tensors to "
+            "differentiate to"
+        )
+    return found
+
+
+def _reference_solver(x0: Any) -> Torchdiffeq:
+    first = x0[0] if isinstance(x0, tuple) else x0
+    return Torchdiffeq(rtol=1e-10 if getattr(first, "dtype", None) == torch.float64 else 1e-5)
+
+
+def _require_crossing(status: Status, who: str, limit: str) -> None:
+    if status is Status.REACHED:
+        return
+    raise ValueError(f"target: {who} does not cross it ({limit}): {status.name}, {status.value}")
+
+
+def _gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The gradient over all parameters as one float64 vector on the CPU."""
+    found = torch.autograd.grad(value, list(parameters), allow_unused=True)
+    pieces = [
+        torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
+    ]
+    return torch.cat([piece.detach().reshape(-1).to("cpu", torch.float64) for piece in pieces])
+
+
+def _stages(update: UpdateRule, x0: Any, t0: float | Tensor) -> int:
+    """How often the update evaluates its flow in one step."""
+    calls = 0
+
+    def counted(t: Tensor, x: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return update.flow(t, x)
+
+    time_tensor = torch.as_tensor(float(t0), dtype=torch.float64)
+    same = type(update)(counted, step=float(update.step))
+    leaves = tuple(p.detach().requires_grad_() for p in x0) if isinstance(x0, tuple) else None
+    same(0, x0.detach().requires_grad_() if leaves is None else leaves, time_tensor)
+    return calls
+
+
+def _kept_bytes(result: StoppingResult) -> int:
+    """Memory of the dense output, tensors that steps share counted once."""
+    stores: dict[int, int] = {}
+    for step in result.trajectory.steps:
+        for tensor in (step.y0, step.y1, *step.coefficients):
+            storage = tensor.untyped_storage()
+            stores[storage.data_ptr()] = storage.nbytes()
+    return sum(stores.values())
