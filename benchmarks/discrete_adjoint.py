@@ -1,17 +1,18 @@
 """What the discrete adjoint costs: time against the forward run, memory against unrolled steps.
 
-Problem: x' = -p * grad f(x), f a dense rotated quadratic with its gradient given, p a learnable vector of d
-entries, Euler; J = f, or J = |grad f|^2. The target comes from a pilot run, so that N is what the table says.
+Problem: x' = -p * grad f(x), f a dense rotated quadratic with its gradient given, p a learnable
+vector of d entries, Euler; J = f, or J the squared gradient norm. The target comes from a pilot
+run, so that N is what the table says.
 
     python benchmarks/discrete_adjoint.py [--repetitions 5] [--sizes 100 1000 5000] [--threads 1]
 
-Time: `stopping_index` with gradient=None is the forward run to N; the backward pass is `.steps` differentiated
-to p. Both are timed in turn in one process, and the medians are divided (bar: 2.5).
+Time: `stopping_index` with gradient=None is the forward run to N; the backward pass is `.steps`
+differentiated to p. Both are timed in turn in one process, and the medians are divided (bar: 2.5).
 
-Memory: sampling the resident set would miss short peaks and see freed pages, so the allocations themselves are
-added up, as PyTorch's CPU allocator reports them to `torch.profiler`. Compared are the peak of the backward pass
-beyond what was live before it (the stored states were), and the peak of 64 steps that are unrolled in one graph
-and differentiated (bar: less than that).
+Memory: sampling the resident set would miss short peaks and see freed pages, so the allocations
+themselves are added up, as PyTorch's CPU allocator reports them to `torch.profiler`. Compared are
+the peak of the backward pass beyond what was live before it (the stored states were), and the peak
+of 64 steps that are unrolled in one graph and differentiated (bar: less than that).
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def peak_bytes(action: Callable[[], object]) -> int:
 
 
 def measured_memory(case: Case) -> tuple[int, int, int]:
-    """Bytes: of the stored states, at the peak of the backward pass, at that of 64 unrolled steps."""
+    """Bytes of the stored states, and at the peaks of the backward pass and of unrolled steps."""
     result = case.run(gradient=DiscreteAdjoint())
     stored = len(result.trajectory.indices) * case.x0.numel() * case.x0.element_size()
     backward = peak_bytes(lambda: torch.autograd.grad(result.steps, case.weights))
@@ -137,10 +138,19 @@ def row(dim: int, criterion: str, repetitions: int) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-HEADER = f"""\
-| d | J | N | forward to N (s) | backward (s) | ratio (bar {BAR}) | stored states (MiB) | backward peak beyond them (MiB) \
-| {UNROLLED} unrolled steps (MiB) | within both bars |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+COLUMNS = [
+    "d",
+    "J",
+    "N",
+    "forward to N (s)",
+    "backward (s)",
+    f"ratio (bar {BAR})",
+    "stored states (MiB)",
+    "backward peak beyond them (MiB)",
+    f"{UNROLLED} unrolled steps (MiB)",
+    "within both bars",
+]
+HEADER = "| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS)
 
 
 def main() -> None:
@@ -160,13 +170,16 @@ def main() -> None:
     print(HEADER, flush=True)
     rows = []
     for dim in arguments.sizes:
-        for criterion in ("f", "|grad f|^2"):
+        for criterion in ("f", "gradient norm"):
             rows.append(row(dim, criterion, arguments.repetitions))
             print(rows[-1], flush=True)
-    text = "\n".join(
-        ["# Cost of the discrete adjoint", "", "By `python benchmarks/discrete_adjoint.py`.", ""]
-        + [HEADER, *rows, "", machine, ""]
-    )
+    title = [
+        "# Cost of the discrete adjoint",
+        "",
+        "By `python benchmarks/discrete_adjoint.py`.",
+        "",
+    ]
+    text = "\n".join([*title, HEADER, *rows, "", machine, ""])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text, encoding="utf-8")
 

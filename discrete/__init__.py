@@ -2,8 +2,9 @@
 
     x_{k+1} = G_k(x_k, theta),   N = min{ k : J(x_k) <= eps }
 
-`stopping_index` runs the iteration, finds N and makes it differentiable by the discrete adjoint. The twin of
-`ode_stopping`: h dN/dtheta tends to dT/dtheta as h -> 0 (Theorem 2 of arXiv 2505.22509).
+`stopping_index` runs the iteration, finds N and makes it differentiable by the discrete adjoint.
+The twin of `ode_stopping`: h dN/dtheta tends to dT/dtheta as h -> 0 (Theorem 2 of arXiv
+2505.22509).
 """
 
 from .adjoint import DiscreteAdjoint, IndexRoute, Truncated, Unrolled

@@ -1,8 +1,9 @@
 """Routes for the discrete derivative: Algorithm 1 by chunks, the unrolled loop, and truncation.
 
-Algorithm 1 of arXiv 2505.22509: lam <- grad J(x_N); for k = N-1 .. 0: S += (dG_k/dtheta)^T lam, then
-lam <- (dG_k/dx)^T lam. One call of autograd a step would be slow for small problems, so a chunk of steps is
-replayed with a graph and one call takes lam through all of them: the same sums in the same order.
+Algorithm 1 of arXiv 2505.22509: lam <- grad J(x_N); for k = N-1 .. 0: S += (dG_k/dtheta)^T lam,
+then lam <- (dG_k/dx)^T lam. One call of autograd a step would be slow for small problems, so a
+chunk of steps is replayed with a graph and one call takes lam through all of them: the same sums in
+the same order.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = ["DiscreteAdjoint", "DiscretePullBack", "IndexRoute", "Truncated", "Un
 
 
 _TRUNCATED_CHUNK = 32
+_UNROLLED_MEMORY = 2**30
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class IndexRoute(ABC):
     """A way to differentiate x_{N-1}; what the index is, is none of its business."""
 
     @abstractmethod
-    def store(self) -> StateStore | None:
+    def store(self) -> StateStore:
         """Where the forward run puts its states."""
 
     @abstractmethod
@@ -55,10 +57,11 @@ class IndexRoute(ABC):
 class DiscreteAdjoint(IndexRoute):
     """Algorithm 1 with a memory budget: all states, or checkpoints with replay in between.
 
-    Exact for: the iteration as it ran (a replay that does not reproduce a stored state raises). Memory: the
-    budget, as much again where stretches between checkpoints are replayed, and the graph of `chunk` steps.
-    Cost: one replay with a graph and one backward pass; where checkpoints are further apart than `chunk` one
-    more replay, and more only where a stretch does not fit into the budget either.
+    Exact for: the iteration as it ran (a replay that does not reproduce a stored state raises).
+    Memory: the budget, as much again where stretches between checkpoints are replayed, and the
+    graph of `chunk` steps. Cost: one replay with a graph and one backward pass; where checkpoints
+    are further apart than `chunk` one more replay, and more only where a stretch does not fit into
+    the budget either.
 
     Args:
         memory: Budget for stored states, in bytes.
@@ -77,9 +80,11 @@ class DiscreteAdjoint(IndexRoute):
         require_count(self.chunk, name="chunk")
 
     def store(self) -> StateStore:
+        """Where the forward run puts its states."""
         return CheckpointStore(self.memory)
 
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
+        """Pull a cotangent on x_{N-1} back to x_0, t0 and the leaves."""
         assert problem.store is not None
         backward = _Backward(problem, cotangent)
         last = problem.index - 1
@@ -115,15 +120,21 @@ class DiscreteAdjoint(IndexRoute):
 
 @dataclass(frozen=True)
 class Unrolled(IndexRoute):
-    """Reverse-mode differentiation of the whole loop in one graph (Proposition 1: equal to Algorithm 1).
+    """Reverse-mode differentiation of the whole loop in one graph.
 
-    Exact for: the iteration as it ran. Memory: the graph of N steps. Cost: one replay, one backward pass.
+    Equal to Algorithm 1 (Proposition 1).
+
+    Exact for: the iteration as it ran. Memory: the graph of N steps. Cost: one replay, one backward
+    pass.
     """
 
-    def store(self) -> None:
-        return None
+    def store(self) -> StateStore:
+        """Where the forward run puts its states."""
+        # Little beside the graph; parameters are looked for along the path.
+        return CheckpointStore(_UNROLLED_MEMORY)
 
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
+        """Pull a cotangent on x_{N-1} back to x_0, t0 and the leaves."""
         backward = _Backward(problem, cotangent)
         backward.through(0, problem.index - 1, problem.x0, problem.previous)
         return backward.result()
@@ -133,8 +144,8 @@ class Unrolled(IndexRoute):
 class Truncated(IndexRoute):
     """Only the last `steps` terms of the sum; `steps = 1` is the one-step form (eq. 13).
 
-    Biased on purpose: what earlier steps contribute is left out. `steps >= N` is the full sum. It does not
-    reach x0, so a gradient to x0 raises unless the sum is full.
+    Biased on purpose: what earlier steps contribute is left out. `steps >= N` is the full sum. It
+    does not reach x0, so a gradient to x0 raises unless the sum is full.
 
     Args:
         steps: K, the number of steps whose direct dependence counts.
@@ -146,10 +157,12 @@ class Truncated(IndexRoute):
         require_count(self.steps, name="steps")
 
     def store(self) -> StateStore:
+        """Where the forward run puts its states."""
         # x_{N-K} .. x_N
         return RecentStore(self.steps + 1)
 
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
+        """Pull a cotangent on x_{N-1} back to x_0, t0 and the leaves."""
         assert problem.store is not None
         last = problem.index - 1
         # The step N-1 -> N is in the definition of the index already.
@@ -197,7 +210,8 @@ class _Backward:
         inputs = [x, *([start] if start.requires_grad else []), *leaves.tensors]
         where = f"by the update between steps {begin} and {end}"
         leaves.require_known([y], inputs=inputs, where=where)
-        # Retained, since it may run through nodes older than this chunk (a hyper-network's); its own go with y.
+        # Retained, since it may run through nodes older than this chunk (a hyper-network's); its
+        # own go with y.
         grads = list(
             torch.autograd.grad(y, inputs, self._lam, allow_unused=True, retain_graph=True)
         )

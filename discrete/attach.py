@@ -1,4 +1,4 @@
-"""Where the index and x_N get their graph: one custom backward around an index definition and a route."""
+"""Where the index and x_N get their graph: one backward around an index definition and a route."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ode_stopping.status import GradientError
 
@@ -27,7 +26,9 @@ def attach_index(
     inputs: Inputs,
 ) -> tuple[Tensor, Tensor]:
     """The index, shape (), and x_N, shape (n,), differentiable to the inputs and the leaves."""
-    steps, state = _Index.apply(problem, definition, route, value, *inputs, *problem.leaves.tensors)
+    x0, t0, target = inputs
+    tensors = (_Reached.apply(x0), t0, target, *problem.leaves.tensors)
+    steps, state = _Index.apply(problem, definition, route, value, *tensors)
     return steps, state
 
 
@@ -42,7 +43,7 @@ def evaluate_index(problem: IndexProblem, definition: IndexDefinition) -> float:
 def _last_step(
     problem: IndexProblem, definition: IndexDefinition
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The index and x_N with a graph to fresh leaves (x_{N-1}, t0, target) and to the parameters."""
+    """The index and x_N with a graph to the parameters and to fresh (x_{N-1}, t0, target)."""
     start = problem.clock.start.detach().clone().requires_grad_(True)
     target = torch.tensor(
         problem.target, dtype=torch.float64, device=start.device, requires_grad=True
@@ -75,43 +76,79 @@ class _Index(torch.autograd.Function):
         return steps, problem.state.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, on_steps: Tensor, on_state: Tensor) -> Any:
-        x0, t0, target, *leaves = ctx.saved_tensors
-        problem: IndexProblem = ctx.problem
-        calls = problem.update.calls
-        steps, state, (previous, start, goal) = _last_step(problem, ctx.definition)
-        known = problem.leaves
-        known.require_known(
-            [steps, state], inputs=(previous, start, goal), where="in the last step"
+        tensors = ctx.saved_tensors
+        with torch.no_grad():
+            gradients = _gradients(ctx, tensors, on_steps, on_state)
+        if torch.is_grad_enabled():
+            # create_graph=True: whoever differentiates this again is told, rather than given a
+            # constant.
+            anchors = [p for p in (*tensors, on_steps, on_state) if p.requires_grad]
+            given = [g for g in gradients if g is not None]
+            guarded = iter(_OnceOnly.apply(len(anchors), *anchors, *given))
+            gradients = [None if g is None else next(guarded) for g in gradients]
+        return (None, None, None, None, *gradients)
+
+
+def _gradients(
+    ctx: Any, tensors: tuple[Tensor, ...], on_steps: Tensor, on_state: Tensor
+) -> list[Tensor | None]:
+    """Gradients to (x0, t0, target, *leaves); None for x0 where the route does not reach it."""
+    x0, t0, target, *leaves = tensors
+    problem: IndexProblem = ctx.problem
+    calls, known = problem.update.calls, problem.leaves
+    steps, state, own = _last_step(problem, ctx.definition)
+    known.require_known([steps, state], inputs=own, where="in the last step")
+    lam, by_start, by_target, *direct = torch.autograd.grad(
+        [steps, state],
+        [*own, *known.tensors],
+        [on_steps, on_state],
+        allow_unused=True,
+        materialize_grads=True,
+        retain_graph=True,  # it may run through older nodes (a hyper-network's)
+    )
+    pulled = ctx.route.pull_back(problem, lam)
+    problem.stats.nfe_backward = problem.update.calls - calls
+    by_leaves = [a + b for a, b in zip(pulled.leaves, direct, strict=True)]
+    return [
+        None if pulled.start is None else pulled.start.reshape(x0.shape),
+        (pulled.start_time + by_start).to(t0.dtype),
+        by_target.to(target.dtype),
+        *[g.to(p.dtype) for g, p in zip(by_leaves, leaves, strict=True)],
+    ]
+
+
+class _OnceOnly(torch.autograd.Function):
+    """Gradients that raise when differentiated; `once_differentiable` lets constants pass."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gradient.clone() for gradient in tensors[count:])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            "the stopping index has first derivatives only: its gradient cannot be "
+            "differentiated again"
         )
-        grads = torch.autograd.grad(
-            [steps, state],
-            [previous, start, goal, *known.tensors],
-            [on_steps, on_state],
-            allow_unused=True,
-            retain_graph=True,  # it may run through older nodes (a hyper-network's)
-        )
-        lam = torch.zeros_like(problem.previous) if grads[0] is None else grads[0]
-        pulled = ctx.route.pull_back(problem, lam)
-        problem.stats.nfe_backward = problem.update.calls - calls
-        if pulled.start is None and ctx.needs_input_grad[4]:
+
+
+class _Reached(torch.autograd.Function):
+    """x0, with an error where a gradient is asked of it that its route does not have.
+
+    A function of its own, since autograd runs it only if the gradient to x0 is wanted.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x0: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        return x0.view_as(x0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> Tensor:
+        if gradient is None:
             raise GradientError(
-                "a truncated sum does not reach x0: use DiscreteAdjoint for its gradient, or detach x0"
+                "a truncated sum does not reach x0: use DiscreteAdjoint for its gradient, or "
+                "detach x0"
             )
-        by_t0 = pulled.start_time + (0 if grads[1] is None else grads[1])
-        by_target = torch.zeros_like(goal) if grads[2] is None else grads[2]
-        by_leaves = [
-            total if gradient is None else total + gradient
-            for total, gradient in zip(pulled.leaves, grads[3:], strict=True)
-        ]
-        return (
-            None,
-            None,
-            None,
-            None,
-            None if pulled.start is None else pulled.start.reshape(x0.shape),
-            by_t0.to(t0.dtype),
-            by_target.to(target.dtype),
-            *[g.to(p.dtype) for g, p in zip(by_leaves, leaves, strict=True)],
-        )
+        return gradient

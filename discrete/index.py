@@ -1,7 +1,8 @@
 """What "the stopping index" is, as a number with a derivative: the discrete quotient, written once.
 
-Each definition is a scalar that is built, with a graph, from x_{N-1} and the last step alone: its value is N
-(Definition 3) or the fractional N*, and one vector-Jacobian product of it starts the adjoint at x_{N-1}.
+Each definition is a scalar that is built, with a graph, from x_{N-1} and the last step alone: its
+value is N (Definition 3) or the fractional N*, and one vector-Jacobian product of it starts the
+adjoint at x_{N-1}.
 """
 
 from __future__ import annotations
@@ -60,10 +61,12 @@ class IndexDefinition(ABC):
 
 
 class Definition3(IndexDefinition):
-    """N, with dN = -(dJ(x_N) - d eps) / (J(x_N) - J(x_{N-1})) (Definition 3, eq. 8 of arXiv 2505.22509).
+    """N, with dN = -(dJ(x_N) - d eps) / (J(x_N) - J(x_{N-1})).
 
-    In low precision the difference of two nearly equal losses cancels; there the decrease is computed as
-    (grad J_N + grad J_{N-1})^T (x_N - x_{N-1}) / 2, which does not.
+    Definition 3, eq. 8 of arXiv 2505.22509.
+
+    In low precision the difference of two nearly equal losses cancels; there the decrease is
+    computed as (grad J_N + grad J_{N-1})^T (x_N - x_{N-1}) / 2, which does not.
     """
 
     whole = True
@@ -85,8 +88,8 @@ class LogLinear(IndexDefinition):
         problem, n = last.problem, last.problem.index
         if not problem.loss > 0:
             raise ValueError(
-                f'interpolation="log" needs a criterion that stays positive; got J = {problem.loss:g} '
-                f"at step {n}"
+                'interpolation="log" needs a criterion that stays positive; got '
+                f"J = {problem.loss:g} at step {n}"
             )
         before, after = last.loss(n - 1, last.previous).log(), last.loss(n, last.state).log()
         s = log(problem.previous_loss / problem.target) / log(problem.previous_loss / problem.loss)
@@ -119,7 +122,9 @@ class Hermite(IndexDefinition):
 
 
 class PartialStep(IndexDefinition):
-    """N* = N - 1 + s where a last step shortened to s h ends on the target: J(G^{s h}(x_{N-1})) = eps.
+    """N* = N - 1 + s where a last step shortened to s h ends on the target.
+
+    J(G^{s h}(x_{N-1})) = eps
 
     Keeps the order of the method for the value and for the gradient.
     """
@@ -160,8 +165,8 @@ INTERPOLATIONS: dict[str | None, IndexDefinition] = {
 def accurate_decrease(problem: IndexProblem) -> float:
     """J(x_N) - J(x_{N-1}), where it cancels in low precision by the trapezoidal form.
 
-    The trapezoidal form leaves out the third derivative of J along the step, the difference drowns in rounding:
-    the form is taken where rounding can explain by how much they differ.
+    The trapezoidal form leaves out the third derivative of J along the step, the difference drowns
+    in rounding: the form is taken where rounding can explain by how much they differ.
     """
     if problem.state.dtype == torch.float64:
         return problem.decrease
@@ -183,7 +188,10 @@ def accurate_decrease(problem: IndexProblem) -> float:
 
 
 def _implicit(value: float, excess: Tensor, slope: float) -> Tensor:
-    """The root s of excess(s) = 0 with the value found, and ds = -d(excess) / slope: the quotient, no epsilon in it."""
+    """A root of the excess with the value found, and d(root) = -d(excess) / slope.
+
+    The implicit quotient; there is no epsilon in it.
+    """
     return value - (excess - excess.detach()) / slope
 
 
@@ -192,12 +200,10 @@ def _loss_and_rate(last: LastStep, k: int, state: Tensor) -> tuple[Tensor, Tenso
     problem = last.problem
     rule, layout = problem.update.rule, problem.update.layout
     assert rule is not None
-    x = state if state.requires_grad else state.detach().requires_grad_(True)
     t = problem.criterion.time_tensor(last.time(k))
-    t = t if t.requires_grad else t.detach().requires_grad_(True)
-    value = problem.criterion.traced(t, x)
-    g, explicit = torch.autograd.grad(value, [x, t], create_graph=True, allow_unused=True)
-    velocity = layout.pack(rule.flow(t, layout.unpack(x)))
+    value = problem.criterion.traced(t, state)
+    g, explicit = torch.autograd.grad(value, [state, t], create_graph=True, allow_unused=True)
+    velocity = layout.pack(rule.flow(t, layout.unpack(state)))
     rate = (g * velocity).sum() if g is not None else torch.zeros_like(value)
     if explicit is not None:
         rate = rate + explicit
@@ -221,4 +227,9 @@ def _root(function: Callable[[float], float]) -> float:
     """The crossing in (0, 1]; the ends bracket it by the definition of N."""
     if function(1.0) == 0.0:
         return 1.0
-    return cast("float", brentq(function, 0.0, 1.0, xtol=1e-15, rtol=1e-15))
+    # SciPy leaves a reference cycle around its argument; through the cell it holds nothing of size.
+    cell = [function]
+    try:
+        return cast("float", brentq(lambda s: cell[0](s), 0.0, 1.0, xtol=1e-15, rtol=1e-15))
+    finally:
+        cell.clear()

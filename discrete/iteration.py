@@ -62,44 +62,47 @@ class Clock:
         """t_k as a number."""
         return self.start_value + k * self.step_value
 
-    @property
-    def has_graph(self) -> bool:
-        """Whether t0 or h require grad."""
-        return self.start.requires_grad or (
-            isinstance(self.step, Tensor) and self.step.requires_grad
-        )
-
     def traced(self, start: Tensor) -> Callable[[float | Tensor], Tensor]:
         """k -> t_k with a graph to `start` (a stand-in for t0) and to h."""
         # In float64, as `time` has it: k h in float32 would be the clock of another run.
         step = self.step.to(start) if isinstance(self.step, Tensor) else self.step
+        moves = start.requires_grad or (isinstance(step, Tensor) and step.requires_grad)
 
         def time(k: float | Tensor) -> Tensor:
-            if not isinstance(k, Tensor) and not self.has_graph:
+            if not isinstance(k, Tensor) and not moves:
                 return torch.tensor(self.time(k), dtype=torch.float64, device=start.device)
             return start + k * step
 
         return time
 
 
+class _Indexed:
+    """An update as a function (t, x) at the index that it was given last."""
+
+    def __init__(self, update: Callable[..., Any]) -> None:
+        self.update = update
+        self.index = 0
+
+    def __call__(self, t: Tensor, state: Any) -> Any:
+        if isinstance(self.update, UpdateRule):
+            return self.update(self.index, state, t)
+        return self.update(self.index, state)
+
+
 class UpdateMap(UserFunction):
-    """x_{k+1} = G_k(x_k) on flat vectors, from an `UpdateRule` (k, x, t) or a bare callable (k, x)."""
+    """x_{k+1} = G_k(x_k) on flat vectors, from an `UpdateRule` or a bare callable (k, x)."""
 
     name = "update"
 
     def __init__(
         self, update: Callable[..., Any], layout: StateLayout, like: Tensor, clock: Clock
     ) -> None:
-        super().__init__(self._at_index, layout, like)
-        self.update = update
+        # Not a method of this object, which would make a cycle that holds graphs until it is
+        # collected.
+        self._indexed = _Indexed(update)
+        super().__init__(self._indexed, layout, like)
         self.rule = update if isinstance(update, UpdateRule) else None
         self.clock = clock
-        self._index = 0
-
-    def _at_index(self, t: Tensor, state: Any) -> Any:
-        if self.rule is not None:
-            return self.rule(self._index, state, t)
-        return self.update(self._index, state)
 
     def _checked(self, output: Any) -> Tensor:
         return self.layout.pack(self.layout.check_like(output, name="update", dtype=self.dtype))
@@ -110,8 +113,9 @@ class UpdateMap(UserFunction):
         Raises:
             ValueError: The update changed its argument in place, so x_k is lost.
         """
-        self._index = k
-        # A version counter does not see everything (`x.data`, NumPy); the first step is looked at twice.
+        self._indexed.index = k
+        # A version counter does not see everything (`x.data`, NumPy); the first step is looked at
+        # twice.
         version, copy = flat._version, flat.clone() if k == 0 else None
         try:
             following = self.plain(self.clock.time(k) if t is None else t, flat)
@@ -125,13 +129,13 @@ class UpdateMap(UserFunction):
 
     def step_traced(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
         """x_{k+1} with graph to x_k, which requires grad; t is t_k."""
-        self._index = k
+        self._indexed.index = k
         following = self.traced(self.time_tensor(t), flat)
         # A step to a constant (a restart) depends on x_k too, with derivative zero.
         return following if following.requires_grad else following + 0.0 * flat
 
     def increment(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
-        """x_{k+1} - x_k with graph; free of the rounding of x_k + ... where the rule knows what it adds."""
+        """x_{k+1} - x_k with graph, without the rounding of a sum where the rule knows it."""
         if self.rule is None or not self.adds:
             return self.step_traced(k, flat, t) - flat
         self.calls += 1
@@ -142,11 +146,11 @@ class UpdateMap(UserFunction):
 
     @property
     def adds(self) -> bool:
-        """Whether the update is a rule's own `advance`, so that its `increment` is the same step."""
+        """Whether the update is its rule's `advance`, so that `increment` is the same step."""
         return self.rule is not None and type(self.rule).forward is UpdateRule.forward
 
     def advance(self, flat: Tensor, t: Tensor, fraction: float | Tensor) -> Tensor:
-        """The state after a fraction of a step from (t, x), with graph; for an `UpdateRule` only."""
+        """The state after a fraction of a step, with graph; for an `UpdateRule` only."""
         assert self.rule is not None
         self.calls += 1
         time = self.time_tensor(t)
@@ -167,14 +171,15 @@ class UpdateMap(UserFunction):
         eps = torch.finfo(stored.dtype).eps
         gap, size = (replayed - stored).abs(), stored.abs()
         for piece in self.layout.slices():
-            # By the piece: a small one must not hide behind a large one, beyond one rounding of that.
+            # By the piece: a small one must not hide behind a large one, beyond one rounding of
+            # that.
             allowed = eps * (100 * size[piece].amax() + size.amax()) if gap[piece].numel() else 0.0
             if not bool((gap[piece] <= allowed).all()):
                 raise NotReproducibleError(
-                    f"replaying the update does not give x_{k} again, so its derivative would belong to "
-                    "another run. A stochastic update must draw from a generator that is seeded by the step "
-                    "k; state (a counter, a momentum buffer) must be part of x; nothing that the update uses "
-                    "may change before the backward pass."
+                    f"replaying the update does not give x_{k} again, so its derivative would "
+                    "belong to another run. A stochastic update must draw from a generator that is "
+                    "seeded by the step k; state (a counter, a momentum buffer) must be part of x; "
+                    "nothing that the update uses may change before the backward pass."
                 )
 
     @staticmethod

@@ -61,8 +61,8 @@ class StoppingIndexResult:
 
     Attributes:
         index: N in steps; -1 for a miss.
-        steps: N (Definition 3) or N* (fractional) in steps, shape (), float64; differentiable. Infinite for a
-            miss (unless censored).
+        steps: N (Definition 3) or N* (fractional) in steps, shape (), float64; differentiable.
+            Infinite for a miss (unless censored).
         time: t0 + h steps, in flow time, shape (); None where the update has no step.
         state: x_N, differentiable with N held fixed.
         status: How the run ended.
@@ -73,7 +73,8 @@ class StoppingIndexResult:
         best: Smallest J that was seen.
         best_index: Its step.
         note: One more sentence on how the run ended.
-        problem: The solved problem, for studies of the adjoint; None without a gradient and after pickling.
+        problem: The solved problem, for studies of the adjoint; None without a gradient and after
+            pickling.
     """
 
     index: int
@@ -147,7 +148,8 @@ class StoppingIndexResult:
             f"  steps       {float(self.steps.detach()):.12g}",
             f"  decrease    {float(self.decrease):.6g}   (J_N - J_(N-1))",
             f"  best        {self.best:.6g} at step {self.best_index}",
-            f"  evaluations {s.nfe_forward} update, {s.criterion_calls} criterion, {s.checks} checks",
+            f"  evaluations {s.nfe_forward} update, {s.criterion_calls} criterion, "
+            f"{s.checks} checks",
         ]
         if self.time is not None:
             lines.insert(4, f"  time        {float(self.time.detach()):.12g}")

@@ -1,4 +1,4 @@
-"""The forward loop: iterate until the criterion is down to the target. Knows nothing of gradients."""
+"""The forward loop: iterate until the criterion is down to the target, without gradients."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ode_stopping.attach import MissedValue, ZeroWithGraph
-from ode_stopping.consistency import check_derivatives, check_reproducible
 from ode_stopping.evaluation import CriterionMap, Stats
 from ode_stopping.leaves import LeafSet
 from ode_stopping.result import scalar
@@ -25,13 +24,12 @@ from .problem import IndexProblem
 from .result import IndexTrajectory, StoppingIndexResult
 from .search import IndexSearch, find_index
 from .store import StateStore
+from .tracing import check_functions, trace_leaves
 from .updates import UpdateRule
 
 __all__ = ["Interpolation", "stopping_index"]
 
 Interpolation = Literal["log", "hermite", "partial_step"]
-
-_TRACE_POINTS = 8
 
 
 def stopping_index(
@@ -54,8 +52,8 @@ def stopping_index(
         N = min{ k : J(t_k, x_k) <= target },   x_{k+1} = G_k(x_k, theta),   t_k = t0 + k h
 
     (Definition 2 of arXiv 2505.22509; derivatives by its Definition 3 and Algorithm 1.) `.steps` is
-    differentiable to every parameter of update and criterion, every other tensor that requires grad and is used
-    in them, the step h, x0, target and t0.
+    differentiable to every parameter of update and criterion, every other tensor that requires grad
+    and is used in them, the step h, x0, target and t0.
 
     Args:
         update: An `UpdateRule` (k, x, t) -> x_next, or any callable (k, x) -> x_next.
@@ -65,26 +63,30 @@ def stopping_index(
         t0: Start time, in flow time.
         max_steps: Limit on the number of steps.
         gradient: Route of the derivatives; None: the index only, and no states are kept.
-        interpolation: None: Definition 3, `.steps` has the value N. "log", "hermite", "partial_step": a
-            fractional index N* with its exact gradient; the last two need an `UpdateRule`.
+        interpolation: None: Definition 3, `.steps` has the value N. "log", "hermite",
+            "partial_step": a fractional index N* with its exact gradient; the last two need an
+            `UpdateRule`.
         params: Tensors to differentiate to that cannot be found from a traced evaluation.
-        censored: What a miss counts as: a number of steps, or "horizon" (max_steps). None: infinity, which
-            raises if a non-zero cotangent reaches it.
+        censored: What a miss counts as: a number of steps, or "horizon" (max_steps). None:
+            infinity, which raises if a non-zero cotangent reaches it.
         batched: Many independent problems at once (not available yet).
         throw: Raise for DIVERGED instead of returning the status.
 
     Raises:
         TypeError, ValueError: Bad input, naming the argument.
         StoppingError: The run diverged, and `throw` is True.
-        GradientError: The update or the criterion lose part of their derivatives, or are not reproducible.
+        GradientError: The update or the criterion lose part of their derivatives, or are not
+            reproducible.
         NotImplementedError: `batched`.
     """
     if batched:
         raise NotImplementedError(
             "batched=True is not available yet: call stopping_index once a sample"
         )
+    # First, since a transformed tensor cannot be looked into.
+    if isinstance(x0, Tensor | tuple):
+        refuse_transforms(x0)
     state = checked_state(x0)
-    refuse_transforms(state)
     _checked_objects(update, gradient)
     layout = StateLayout.of(state)
     packed = layout.pack(state)
@@ -114,36 +116,21 @@ def stopping_index(
     )
     problem = None
     if search.status is Status.REACHED:
-        problem = IndexProblem(
-            update=update_map,
-            criterion=criterion_map,
-            clock=clock,
-            leaves=leaves,
-            store=store,
-            x0=x_start,
-            previous=search.previous,
-            state=search.state,
-            index=search.index,
-            previous_loss=search.losses[-2],
-            loss=search.losses[-1],
-            target=float(inputs[2].detach()),
-            stats=stats,
-        )
-    steps, end_state = scalar(float("inf") if limit is None else limit, x_start), search.state
-    if gradient is not None and torch.is_grad_enabled():
-        trace_leaves(search, update_map, criterion_map, leaves, store, x_start)
-        steps, end_state = _attached(search, problem, definition, gradient, inputs, leaves, steps)
-    elif problem is not None:
-        steps = scalar(evaluate_index(problem, definition), x_start)
-    elif search.status is Status.AT_START:
-        steps = scalar(0.0, x_start)
+        eps = float(inputs[2].detach())
+        problem = _solved(search, update_map, criterion_map, leaves, store, x_start, eps, stats)
+    missed = scalar(float("inf") if limit is None else limit, x_start)
+    if gradient is not None and store is not None and torch.is_grad_enabled():
+        trace_leaves(search, update_map, criterion_map, leaves, store)
+        steps, end = _attached(search, problem, definition, gradient, inputs, leaves, missed)
+    else:
+        steps, end = _plain_steps(search, problem, definition, missed), search.state
     stats.checks = update_map.calls - stats.nfe_forward
     trajectory = IndexTrajectory(layout, search.losses, store)
     return _finished(
         search,
         layout,
         steps,
-        end_state,
+        end,
         clock,
         trajectory,
         stats,
@@ -151,6 +138,45 @@ def stopping_index(
         has_step=isinstance(update, UpdateRule),
         throw=throw,
     )
+
+
+def _solved(
+    search: IndexSearch,
+    update: UpdateMap,
+    criterion: CriterionMap,
+    leaves: LeafSet,
+    store: StateStore | None,
+    x0: Tensor,
+    target: float,
+    stats: Stats,
+) -> IndexProblem:
+    return IndexProblem(
+        update=update,
+        criterion=criterion,
+        clock=update.clock,
+        leaves=leaves,
+        store=store,
+        x0=x0,
+        previous=search.previous,
+        state=search.state,
+        index=search.index,
+        previous_loss=search.losses[-2],
+        loss=search.losses[-1],
+        target=target,
+        stats=stats,
+    )
+
+
+def _plain_steps(
+    search: IndexSearch,
+    problem: IndexProblem | None,
+    definition: IndexDefinition,
+    missed: Tensor,
+) -> Tensor:
+    """The index without graph."""
+    if problem is not None:
+        return scalar(evaluate_index(problem, definition), search.state)
+    return scalar(0.0, search.state) if search.status is Status.AT_START else missed
 
 
 def _attached(
@@ -162,7 +188,7 @@ def _attached(
     leaves: LeafSet,
     missed: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The index and the end state with the graph that the outcome allows; `missed` is what a miss counts as."""
+    """The index and the end state with the graph that the outcome allows."""
     tensors = (*inputs, *leaves.tensors)
     if problem is not None:
         if any(tensor.requires_grad for tensor in tensors):
@@ -179,84 +205,6 @@ def _attached(
     where = f"{search.status.name}: {search.status.value}"
     steps, state = MissedValue.apply(where, missed, search.state, *tensors)
     return steps, state
-
-
-def trace_leaves(
-    search: IndexSearch,
-    update: UpdateMap,
-    criterion: CriterionMap,
-    leaves: LeafSet,
-    store: StateStore | None,
-    x0: Tensor,
-) -> None:
-    """Find every tensor that update and criterion depend on.
-
-    Looked at are the last step, twice, which tells nodes older than the evaluation (a hyper-network's history)
-    from its own, and kept states, for a parameter that is used on another branch only.
-    """
-    clock, last = update.clock, max(search.index - 1, 0)
-
-    def of_update(k: int, state: Tensor) -> tuple[Tensor, set[Any]]:
-        time, point = update.inputs(clock.time(k), state)
-        value = update.step_traced(k, point, time)
-        return value.detach(), leaves.add_from([value], inputs=(time, point))
-
-    def of_criterion() -> tuple[Tensor, set[Any]]:
-        time, point = criterion.inputs(clock.time(search.index), search.state)
-        value = criterion.traced(time, point)
-        return value.detach(), leaves.add_from([value], inputs=(time, point))
-
-    for name, evaluated in (
-        ("update", [of_update(last, search.previous) for _ in range(2)]),
-        ("criterion", [of_criterion() for _ in range(2)]),
-    ):
-        (first, nodes), (second, others) = evaluated
-        if search.status is Status.REACHED:
-            check_reproducible(first, second, name=name)
-        leaves.note_history(nodes, others)
-    # The step belongs to the clock even where the update does not use it through its own graph.
-    if isinstance(clock.step, Tensor):
-        leaves.add_from([clock.step], inputs=())
-    kept = [k for k in store.indices() if k < last] if store is not None else []
-    points = [(k, store.get(k)) for k in _spread(kept)] if store is not None else [(0, x0)]
-    for k, state in points:
-        if state is not None:
-            of_update(k, state)
-
-
-def _spread(indices: list[int]) -> list[int]:
-    """A few of them, the first among them."""
-    return indices[:: max(len(indices) // _TRACE_POINTS, 1)][:_TRACE_POINTS]
-
-
-def check_functions(problem: IndexProblem) -> None:
-    """Compare the derivatives of update and criterion with differences (see `ode_stopping.consistency`).
-
-    Of an update, what it adds to x is looked at: in x_{k+1} itself a wrong derivative would be small by a
-    factor h and could pass for rounding.
-    """
-    update, criterion, last = problem.update, problem.criterion, problem.index - 1
-    # Fixed numbers: the comparison moves the parameters, h among them.
-    time = torch.tensor(problem.clock.time(last), dtype=torch.float64, device=problem.x0.device)
-    end = problem.clock.time(problem.index)
-
-    def added(y: Tensor) -> Tensor:
-        if update.adds:
-            return update.increment(last, y, time)
-        # x_{N-1} is added again, so that the value says how much rounding there is in it.
-        return update.step_traced(last, y, time) - y + problem.previous
-
-    def added_plain(y: Tensor) -> Tensor:
-        return added(y.detach().requires_grad_(True)).detach()
-
-    check_derivatives(added_plain, added, problem.previous, problem.leaves, name="update")
-    check_derivatives(
-        lambda y: criterion.plain(end, y),
-        lambda y: criterion.traced(criterion.time_tensor(end), y),
-        problem.state,
-        problem.leaves,
-        name="criterion",
-    )
 
 
 def _finished(
@@ -292,7 +240,8 @@ def _finished(
     error = ERROR_OF_STATUS.get(search.status)
     if throw and error is not None:
         raise error(
-            f"{search.status.name}: {search.status.value} [{search.note}; best J = {best:.6g} at step {best_index}]",
+            f"{search.status.name}: {search.status.value} [{search.note}; best J = {best:.6g} at "
+            f"step {best_index}]",
             time=clock.time(search.index),
             step=search.index,
             best=best,
@@ -302,7 +251,7 @@ def _finished(
 
 
 def _time(clock: Clock, steps: Tensor) -> Tensor:
-    """t0 + h steps; for a miss infinity by way of the steps alone, since 0 * inf in a backward pass is NaN."""
+    """t0 + h steps; a miss by way of the steps alone, since 0 * inf on the way back is NaN."""
     return clock.start + clock.step * steps if bool(torch.isfinite(steps)) else steps
 
 
@@ -330,8 +279,8 @@ def _checked_definition(
     definition = INTERPOLATIONS[interpolation]
     if definition.needs_flow and not isinstance(update, UpdateRule):
         raise ValueError(
-            f'interpolation="{interpolation}" needs an update with a flow (Euler, Heun, RungeKutta4, ...); got '
-            f"{type(update).__name__}"
+            f'interpolation="{interpolation}" needs an update with a flow (Euler, Heun, '
+            f"RungeKutta4, ...); got {type(update).__name__}"
         )
     if interpolation == "log" and not target > 0:
         raise ValueError(f'interpolation="log" needs a positive target; got {target:g}')

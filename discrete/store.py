@@ -37,6 +37,7 @@ class CheckpointStore:
         self.stride = stride
 
     def add(self, k: int, state: Tensor) -> None:
+        """Offer x_k, shape (n,)."""
         if k % self.stride:
             return
         self._states[k] = state
@@ -46,9 +47,11 @@ class CheckpointStore:
             self._states = {i: x for i, x in self._states.items() if i % self.stride == 0}
 
     def get(self, k: int) -> Tensor | None:
+        """x_k if it was kept."""
         return self._states.get(k)
 
     def indices(self) -> list[int]:
+        """Which states were kept, ascending."""
         return sorted(self._states)
 
 
@@ -59,10 +62,13 @@ class RecentStore:
         self._states: deque[tuple[int, Tensor]] = deque(maxlen=count)
 
     def add(self, k: int, state: Tensor) -> None:
+        """Offer x_k, shape (n,)."""
         self._states.append((k, state))
 
     def get(self, k: int) -> Tensor | None:
+        """x_k if it was kept."""
         return next((state for index, state in self._states if index == k), None)
 
     def indices(self) -> list[int]:
+        """Which states were kept, ascending."""
         return [index for index, _ in self._states]

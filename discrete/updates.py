@@ -1,6 +1,7 @@
 """Update rules: a flow and a step size make an iteration x_{k+1} = G_k(x_k, theta) (eq. 2).
 
-A rule is a one-step method with its step as an argument, so that a shortened last step is the same code.
+A rule is a one-step method with its step as an argument, so that a shortened last step is the same
+code.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class UpdateRule(nn.Module, ABC):
     def increment(self, t: Tensor, x: State, step: float | Tensor) -> State:
         """What a step of this size adds to x.
 
-        The difference of two states, here; a rule that computes what it adds overrides this, since in low
-        precision a small increment does not survive the sum.
+        The difference of two states, here; a rule that computes what it adds overrides this, since
+        in low precision a small increment does not survive the sum.
         """
         after = self.advance(t, x, step)
         if isinstance(x, tuple):
@@ -85,9 +86,11 @@ class _SlopeRule(UpdateRule):
         """The weights and slopes."""
 
     def advance(self, t: Tensor, x: State, step: float | Tensor) -> State:
+        """The state after a step of this size."""
         return combine(x, step, self.slopes(t, x, step))
 
     def increment(self, t: Tensor, x: State, step: float | Tensor) -> State:
+        """What a step of this size adds to x, free of the rounding of a sum."""
         return _weighted(x, step, self.slopes(t, x, step))
 
 
@@ -97,15 +100,17 @@ class Euler(_SlopeRule):
     order = 1
 
     def slopes(self, t: Tensor, x: State, step: float | Tensor) -> Terms:
+        """The weights and slopes."""
         return [(1.0, self.flow(t, x))]
 
 
 class Heun(_SlopeRule):
-    """The explicit trapezoidal rule: the mean of the slopes at both ends of an Euler step (order 2)."""
+    """The explicit trapezoidal rule: the mean slope of the ends of an Euler step (order 2)."""
 
     order = 2
 
     def slopes(self, t: Tensor, x: State, step: float | Tensor) -> Terms:
+        """The weights and slopes."""
         first = self.flow(t, x)
         second = self.flow(t + step, combine(x, step, [(1.0, first)]))
         return [(0.5, first), (0.5, second)]
@@ -117,6 +122,7 @@ class RungeKutta4(_SlopeRule):
     order = 4
 
     def slopes(self, t: Tensor, x: State, step: float | Tensor) -> Terms:
+        """The weights and slopes."""
         half = t + 0.5 * step
         a = self.flow(t, x)
         b = self.flow(half, combine(x, step, [(0.5, a)]))

@@ -22,7 +22,9 @@ __all__ = ["MissedValue", "ZeroWithGraph", "attach_constant", "attach_crossing",
 Inputs = tuple[Tensor, Tensor, Tensor]  # x0 (n,), t0 (), target ()
 
 
-def attach_crossing(problem: StoppingProblem, route: GradientRoute, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def attach_crossing(
+    problem: StoppingProblem, route: GradientRoute, inputs: Inputs
+) -> tuple[Tensor, Tensor]:
     """T, shape (), and x_T, shape (n,), differentiable to the inputs and the problem's leaves."""
     if isinstance(route, DirectAdjoint):
         x0, t0, target = inputs
@@ -80,9 +82,11 @@ class _Crossing(torch.autograd.Function):
         crossing = problem.crossing
         lam, scale = cotangent_at_crossing(crossing, on_time.to(on_state.dtype), on_state)
         pulled = ctx.route.pull_back(problem, lam)
-        # J depends on the parameters of the criterion at x_T, with the same scale; one that flow and
-        # criterion share receives both terms.
-        explicit = problem.criterion.vjp(crossing.time, crossing.state, scale, problem.leaves, look=True)
+        # J depends on the parameters of the criterion at x_T, with the same scale; one that flow
+        # and criterion share receives both terms.
+        explicit = problem.criterion.vjp(
+            crossing.time, crossing.state, scale, problem.leaves, look=True
+        )
         gradients = [a + b for a, b in zip(pulled.leaves, explicit.leaves, strict=True)]
         start_velocity = problem.flow.plain(problem.start, problem.x0)
         by_t0 = -(pulled.start @ start_velocity)
@@ -102,11 +106,13 @@ class ZeroWithGraph(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        """Zero, as a float64 scalar."""
         ctx.shapes = [(p.shape, p.dtype, p.device) for p in tensors]
         return torch.zeros((), dtype=torch.float64, device=tensors[0].device)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
+        """Zeros for every input."""
         return tuple(torch.zeros(s, dtype=dtype, device=device) for s, dtype, device in ctx.shapes)
 
 
@@ -115,15 +121,18 @@ class MissedValue(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, where: str, time: Tensor, state: Tensor, *tensors: Tensor) -> Any:
+        """The values, unchanged."""
         ctx.where = where
         ctx.shapes = [(p.shape, p.dtype, p.device) for p in tensors]
         return time.clone(), state.clone()
 
     @staticmethod
     def backward(ctx: Any, on_time: Tensor, on_state: Tensor) -> Any:
+        """Zeros for a zero cotangent; raises NotReachedError for any other."""
         if bool((on_time != 0).any()) or bool((on_state != 0).any()):
             raise NotReachedError(
-                f"a gradient was asked of a run without a stopping time. {ctx.where} Use censored= to say what "
+                f"a gradient was asked of a run without a stopping time. {ctx.where} Use "
+                "censored= to say what "
                 "a miss counts as, or select by .reached before taking a mean."
             )
         zeros = [torch.zeros(s, dtype=dtype, device=device) for s, dtype, device in ctx.shapes]

@@ -1,8 +1,8 @@
 """Does the user's function know its own derivative? Checked before any gradient is promised.
 
-A flow that calls `autograd.grad(f(x), x)` without `create_graph=True` still requires grad through its
-parameters, while its derivative with respect to x is missing, and no error is raised by anyone. So one
-vector-Jacobian product is compared with a central difference along a random direction.
+A flow that calls `autograd.grad(f(x), x)` without `create_graph=True` still requires grad through
+its parameters, while its derivative with respect to x is missing, and no error is raised by anyone.
+So one vector-Jacobian product is compared with a central difference along a random direction.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ def check_reproducible(first: Tensor, second: Tensor, *, name: str) -> None:
     # NaN at the same places is reproducible: that the run diverged is for its status to say.
     if not torch.allclose(first, second, rtol=0.0, atol=allowed, equal_nan=True):
         raise NotReproducibleError(
-            f"the {name} gave two different values at the same point (a minibatch drawn inside, dropout, hidden "
-            "state?). Its derivative along a stored path would belong to another path. Fix the sample, seed "
+            f"the {name} gave two different values at the same point (a minibatch drawn inside, "
+            "dropout, hidden "
+            "state?). Its derivative along a stored path would belong to another path. Fix the "
+            "sample, seed "
             "it by the step or the time, or put the module into eval mode."
         )
 
@@ -86,7 +88,11 @@ def check_derivatives(
     if value.requires_grad:
         grads = list(
             torch.autograd.grad(
-                value, [point, *parameters], cotangent, allow_unused=True, retain_graph=leaves.has_history
+                value,
+                [point, *parameters],
+                cotangent,
+                allow_unused=True,
+                retain_graph=leaves.has_history,
             )
         )
     x_direction = random_like(x) * (x.abs() + 1e-2 * _rms(x) + _tiny_scale(x))
@@ -97,8 +103,14 @@ def check_derivatives(
 
     _compare(along_x, cotangent, exact, limits, f"the state in the {name}", value)
     if parameters:
-        directions = [random_like(p) * (p.detach().abs() + _rms(p.detach()) + _tiny_scale(p)) for p in parameters]
-        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads[1:], parameters, strict=True)]
+        directions = [
+            random_like(p) * (p.detach().abs() + _rms(p.detach()) + _tiny_scale(p))
+            for p in parameters
+        ]
+        filled = [
+            torch.zeros_like(p) if g is None else g
+            for g, p in zip(grads[1:], parameters, strict=True)
+        ]
         exact = float(sum_of_products(filled, directions))
 
         def along_parameters(size: float) -> Tensor:
@@ -110,7 +122,7 @@ def check_derivatives(
 def _perturbed(
     parameters: list[Tensor], directions: list[Tensor], size: float, evaluate: Callable[[], Tensor]
 ) -> Tensor:
-    """Evaluate with shifted parameters. The storage is swapped, so values and version counters survive."""
+    """Evaluate with shifted parameters; values and version counters survive the swap of storage."""
     originals = [p.data for p in parameters]
     try:
         for p, original, direction in zip(parameters, originals, directions, strict=True):
@@ -141,7 +153,8 @@ def _compare(
     # A difference that has not settled (a kink nearby) is no witness.
     if gap > allowed and abs(fine - coarse) < 0.1 * gap:
         raise MissingGradientError(
-            f"the derivative with respect to {what} is wrong or missing: autograd gives {exact:.6g} along a "
+            f"the derivative with respect to {what} is wrong or missing: autograd gives "
+            f"{exact:.6g} along a "
             f"random direction, a central difference {fine:.6g}. The usual cause is a call of "
             "torch.autograd.grad without create_graph=True inside; others are .detach(), .item(), "
             "torch.no_grad() and NumPy."

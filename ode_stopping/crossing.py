@@ -1,10 +1,11 @@
 """The first downward crossing of the target inside one accepted step, and its refinement.
 
-Solvers look at step ends only. A criterion that dips below the target and comes back inside one step would
-be missed, so J is sampled on the dense output and followed by a local cubic. Where the cubic, less twice its
-error, stays above the target, the interval is cleared; else it is split, at the cubic's lowest point. A step
-over which the samples do not look like a cubic at all (a trivial flow with an oscillating criterion: the
-solver's steps grow without limit) is taken again, shorter, and the growth of steps is held to what J allows.
+Solvers look at step ends only. A criterion that dips below the target and comes back inside one
+step would be missed, so J is sampled on the dense output and followed by a local cubic. Where the
+cubic, less twice its error, stays above the target, the interval is cleared; else it is split, at
+the cubic's lowest point. A step over which the samples do not look like a cubic at all (a trivial
+flow with an oscillating criterion: the solver's steps grow without limit) is taken again, shorter,
+and the growth of steps is held to what J allows.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from .solver import Step, Stepper
 
 __all__ = ["NonFiniteCriterion", "Scan", "refine", "scan_step"]
 
-# Two interior points, not symmetric and not at simple fractions, so that a periodic J is not aliased.
+# Two interior points, not symmetric and not at simple fractions, so that a periodic J is not
+# aliased.
 _INTERIOR = (0.36, 0.71)
 _MAX_DEPTH = 14
 _SAFETY = 2.0
-# Misfit of a parabola to the four samples, relative to their range, up to which steps may keep their length,
-# and above which J was not resolved.
+# Misfit of a parabola to the four samples, relative to their range, up to which steps may keep
+# their length, and above which J was not resolved.
 _SMOOTH = 0.05
 _ROUGH = 0.15
 _MAX_SHRINK = 0.1
@@ -52,8 +54,8 @@ class Scan:
         crossing: Time of the first crossing on the dense output, or None.
         grazing: Whether J only touches the target there: it turns back within the tolerance of it.
         growth: By which factor the next step may be longer than this one for J to stay resolved.
-        resolved: Whether the samples of J look smooth; if not, the step is to be taken again, `growth` times
-            as long, and `crossing` was not looked for.
+        resolved: Whether the samples of J look smooth; if not, the step is to be taken again,
+            `growth` times as long, and `crossing` was not looked for.
     """
 
     end_value: float
@@ -104,7 +106,9 @@ class _Cubic:
 class _Samples:
     """J at the points of a step that were looked at."""
 
-    def __init__(self, step: Step, criterion: CriterionMap, target: float, start_value: float) -> None:
+    def __init__(
+        self, step: Step, criterion: CriterionMap, target: float, start_value: float
+    ) -> None:
         self.step = step
         self.criterion = criterion
         self.target = target
@@ -164,8 +168,8 @@ def scan_step(
         criterion: J.
         start_value: J at the start of the step, > target.
         target: eps.
-        rtol: Relative tolerance of the solve: a dip below the target that is shallower than this, relative to
-            the target, is a touch.
+        rtol: Relative tolerance of the solve: a dip below the target that is shallower than this,
+            relative to the target, is a touch.
         may_retake: Whether an unresolved step may be given back; else it is searched as it is.
 
     Raises:
@@ -202,7 +206,7 @@ def scan_step(
 def _first_bracket(
     samples: _Samples, a: float, va: float, b: float, vb: float, error: float, depth: int
 ) -> tuple[float, float] | None:
-    """The first subinterval [a, b] with J(a) > target >= J(b), or None if there is no room for one."""
+    """The first subinterval with J(a) > target >= J(b), or None if there is no room for one."""
     model = samples.model(a)
     low = model.lowest(a, b)
     below = vb <= samples.target
@@ -222,11 +226,14 @@ def _first_bracket(
     return _first_bracket(samples, m, vm, b, vb, error, depth + 1)
 
 
-def refine(stepper: Stepper, step: Step, criterion: CriterionMap, target: float, guess: float) -> Step:
+def refine(
+    stepper: Stepper, step: Step, criterion: CriterionMap, target: float, guess: float
+) -> Step:
     """The last step again, ending at the crossing.
 
-    Dense output is one order less accurate than the step itself, and much less after a long step. So the step
-    is taken again with the length T - t_a, and T is corrected by Newton's method until J meets the target.
+    Dense output is one order less accurate than the step itself, and much less after a long step.
+    So the step is taken again with the length T - t_a, and T is corrected by Newton's method until
+    J meets the target.
 
     Args:
         stepper: The stepper that took the step.

@@ -1,8 +1,8 @@
-"""The user's flow and criterion, evaluated so that no gradient is lost and no autograd ceremony is asked.
+"""The user's flow and criterion, evaluated so that no gradient is lost.
 
-A `FlowMap` and a `CriterionMap` sit between the solvers, which see flat vectors without gradients, and the
-user's functions, which see states and may call `torch.autograd.grad` themselves. They count evaluations,
-keep t inside [t0, max_time], check shapes, and build a graph only on request.
+A `FlowMap` and a `CriterionMap` sit between the solvers, which see flat vectors without gradients,
+and the user's functions, which see states and may call `torch.autograd.grad` themselves. They count
+evaluations, keep t inside [t0, max_time], check shapes, and build a graph only on request.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ class Stats:
 
     Attributes:
         nfe_forward: Evaluations of the flow (or of the update) until the target was found.
-        nfe_backward: Evaluations of the flow in the latest backward pass; None before there was one.
+        nfe_backward: Evaluations of the flow in the latest backward pass; None before there was
+            one.
         vjps: Vector-Jacobian products in the latest backward pass; None before there was one.
         criterion_calls: Evaluations of the criterion on the way to the target.
         accepted: Accepted steps.
         rejected: Rejected steps.
-        checks: Evaluations spent on tracing the parameters and on comparing the derivatives of flow and
-            criterion with differences, before any gradient is promised.
+        checks: Evaluations spent on tracing the parameters and on comparing the derivatives of flow
+            and criterion with differences, before any gradient is promised.
     """
 
     nfe_forward: int = 0
@@ -86,8 +87,8 @@ class UserFunction:
     def plain(self, t: float | Tensor, flat: Tensor) -> Tensor:
         """Value without graph.
 
-        The function is tried without gradients first. One that differentiates inside (autograd.grad on
-        the state) fails there with a RuntimeError, and is given a graph from then on.
+        The function is tried without gradients first. One that differentiates inside (autograd.grad
+        on the state) fails there with a RuntimeError, and is given a graph from then on.
         """
         self.calls += 1
         time = self.time_tensor(t)
@@ -115,7 +116,9 @@ class UserFunction:
         time = self.time_tensor(t).detach().clone().requires_grad_(True)
         return time, flat.detach().clone().requires_grad_(True)
 
-    def vjp(self, t: float | Tensor, flat: Tensor, cotangent: Tensor, leaves: LeafSet, *, look: bool) -> Vjp:
+    def vjp(
+        self, t: float | Tensor, flat: Tensor, cotangent: Tensor, leaves: LeafSet, *, look: bool
+    ) -> Vjp:
         """Value and all vector-Jacobian products at one point.
 
         Args:
@@ -180,7 +183,8 @@ class FlowMap(UserFunction):
         end: float,
     ) -> None:
         super().__init__(function, layout, like)
-        # The bounds in the dtype that the user sees: float32 rounds, and a 3/t flow must not see t < t0.
+        # The bounds in the dtype that the user sees: float32 rounds, and a 3/t flow must not see t
+        # < t0.
         low, high = self.time_tensor(start), self.time_tensor(end)
         self._low, self._high = low, high
 
@@ -205,7 +209,8 @@ class CriterionMap(UserFunction):
             raise TypeError(f"criterion must return a 0-d tensor; got {type(output).__name__}")
         if output.shape != ():
             raise ValueError(
-                f"criterion must return a scalar (shape ()); got shape {tuple(output.shape)}. For a batch "
+                f"criterion must return a scalar (shape ()); got shape {tuple(output.shape)}. For "
+                "a batch "
                 "of problems see batched=."
             )
         return output

@@ -1,13 +1,14 @@
 """The implicit-function quotient, written once (Theorem 1 of arXiv 2505.22509).
 
-The stopping time solves J(T, x(T)) = eps. With g = grad J(x_T), F = F(T, x_T) and the transversal rate
-J' = g^T F + J_t, a cotangent c on T and a cotangent w on x_T pull back to
+The stopping time solves J(T, x(T)) = eps. With g = grad J(x_T), F = F(T, x_T) and the transversal
+rate J' = g^T F + J_t, a cotangent c on T and a cotangent w on x_T pull back to
 
     lam(T) = w + scale g,     scale = -(w^T F + c) / J',
 
-after which the flow map at fixed T does the rest, and to `scale dJ/dphi` on the criterion's parameters and
-`-scale` on the target. There is no epsilon in the denominator: whether J' is large enough is decided by the
-transversality test, on a scale of its own, and a crossing that fails it has no gradient.
+after which the flow map at fixed T does the rest, and to `scale dJ/dphi` on the criterion's
+parameters and `-scale` on the target. There is no epsilon in the denominator: whether J' is large
+enough is decided by the transversality test, on a scale of its own, and a crossing that fails it
+has no gradient.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Crossing:
         return rate == rate and abs(rate) > 10 * rtol * self.rate_scale
 
 
-def cotangent_at_crossing(crossing: Crossing, on_time: Tensor, on_state: Tensor) -> tuple[Tensor, Tensor]:
+def cotangent_at_crossing(
+    crossing: Crossing, on_time: Tensor, on_state: Tensor
+) -> tuple[Tensor, Tensor]:
     """Start value of the adjoint, and the scale of the explicit terms.
 
     Args:
@@ -78,9 +81,9 @@ def differentiable_crossing(
 ) -> tuple[Tensor, Tensor]:
     """T and x_T as differentiable functions of a state that was solved to the fixed time `time`.
 
-    Two Newton steps in the time shift dt, with the path beyond the fixed time continued by its Taylor
-    polynomial x + dt F + dt^2/2 (F_x F + F_t). One step is right to first order only; two give the second
-    derivative.
+    Two Newton steps in the time shift dt, with the path beyond the fixed time continued by its
+    Taylor polynomial x + dt F + dt^2/2 (F_x F + F_t). One step is right to first order only; two
+    give the second derivative.
 
     Args:
         flow: The flow.

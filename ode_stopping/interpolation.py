@@ -1,9 +1,9 @@
 """x(t) between the accepted steps, as accurately as the steps themselves.
 
-torchdiffeq's dense output is a quartic for every method. After the long steps of an order-8 method it is less
-accurate than the steps by orders of magnitude, and an adjoint that is integrated over it pays for its kinks
-with tiny steps. There every step is taken again to its middle, which makes states and velocities half a step
-apart, and four neighbouring ones make a polynomial of degree 7.
+torchdiffeq's dense output is a quartic for every method. After the long steps of an order-8 method
+it is less accurate than the steps by orders of magnitude, and an adjoint that is integrated over it
+pays for its kinks with tiny steps. There every step is taken again to its middle, which makes
+states and velocities half a step apart, and four neighbouring ones make a polynomial of degree 7.
 """
 
 from __future__ import annotations
@@ -55,8 +55,12 @@ class HermitePath:
             velocity = step.velocity(0.0)
             self._add(step.t0, step.y0, velocity)
             start = torch.tensor(step.t0, dtype=torch.float64, device=step.y0.device)
-            middle = torch.tensor(0.5 * (step.t0 + step.t1), dtype=torch.float64, device=step.y0.device)
-            self._add(middle.item(), *replay_step(settings, function, start, middle, step.y0, velocity))
+            middle = torch.tensor(
+                0.5 * (step.t0 + step.t1), dtype=torch.float64, device=step.y0.device
+            )
+            self._add(
+                middle.item(), *replay_step(settings, function, start, middle, step.y0, velocity)
+            )
         self._add(steps[-1].t1, steps[-1].y1, steps[-1].velocity(1.0))
         self._cached: tuple[int, list[float], list[Tensor]] | None = None
 

@@ -1,8 +1,10 @@
 """Which tensors does a computation depend on? A walk over the autograd graph.
 
-Gradients are silently lost when a method asks the user to list the parameters and one is forgotten. So
-nobody is asked: the graph of a traced evaluation knows every tensor that it touched. The walk ends at
-leaves (their `AccumulateGrad` node holds the tensor), and at the non-leaf tensors that the caller names.
+Gradients are silently lost when a method asks the user to list the parameters and one is forgotten.
+So
+nobody is asked: the graph of a traced evaluation knows every tensor that it touched. The walk ends
+at leaves (their `AccumulateGrad` node holds the tensor), and at the non-leaf tensors that the
+caller names.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from .status import UntrackedTensorError
 __all__ = ["LeafSet", "describe_tensor", "module_parameters", "walk"]
 
 
-def walk(roots: Iterable[Tensor], *, boundary: Sequence[Tensor] = ()) -> tuple[list[Tensor], set[Any]]:
+def walk(
+    roots: Iterable[Tensor], *, boundary: Sequence[Tensor] = ()
+) -> tuple[list[Tensor], set[Any]]:
     """Leaves that require grad below `roots`, and the graph nodes that were passed.
 
     Args:
@@ -27,7 +31,8 @@ def walk(roots: Iterable[Tensor], *, boundary: Sequence[Tensor] = ()) -> tuple[l
         boundary: Non-leaf tensors at which the walk stops (they count as leaves if they are met).
 
     Returns:
-        The leaves in the order in which they were met, and the visited nodes. Keep the nodes alive for
+        The leaves in the order in which they were met, and the visited nodes. Keep the nodes alive
+        for
         as long as they are compared: their identity is that of a Python wrapper.
     """
     edges = {(p.grad_fn, p.output_nr): p for p in boundary if p.grad_fn is not None}
@@ -50,7 +55,8 @@ def walk(roots: Iterable[Tensor], *, boundary: Sequence[Tensor] = ()) -> tuple[l
         visited.add(node)
         variable = getattr(node, "variable", None)
         if variable is not None:
-            # autograd.grad at a fixed point leaves a node for a variable that requires no grad (any more).
+            # autograd.grad at a fixed point leaves a node for a variable that requires no grad (any
+            # more).
             if variable.requires_grad:
                 found[id(variable)] = variable
             continue
@@ -95,10 +101,13 @@ class LeafSet:
         named = tuple(params) if params is not None else ()
         for position, tensor in enumerate(named):
             if not isinstance(tensor, Tensor):
-                raise TypeError(f"params must hold tensors; entry {position} is {type(tensor).__name__}")
+                raise TypeError(
+                    f"params must hold tensors; entry {position} is {type(tensor).__name__}"
+                )
             if not tensor.requires_grad:
                 raise ValueError(
-                    f"params holds {describe_tensor(tensor)} (entry {position}) that does not require grad"
+                    f"params holds {describe_tensor(tensor)} (entry {position}) that does not "
+                    "require grad"
                 )
         unique: dict[int, Tensor] = {}
         for tensor in (*module_parameters(*functions), *named):
@@ -123,7 +132,9 @@ class LeafSet:
             self.has_history = True
             self._history |= shared
 
-    def require_known(self, roots: Sequence[Tensor], *, inputs: Sequence[Tensor], where: str) -> None:
+    def require_known(
+        self, roots: Sequence[Tensor], *, inputs: Sequence[Tensor], where: str
+    ) -> None:
         """Raise if an evaluation on the way back depends on a tensor that is not in the set.
 
         Raises:
@@ -136,7 +147,8 @@ class LeafSet:
                 raise UntrackedTensorError(
                     f"{describe_tensor(leaf)} that requires grad is used {where}, but not in the "
                     "evaluations that were traced on the forward run (a branch taken late?). Its "
-                    "gradient would be lost: make it a parameter of the module, or name it in params=."
+                    "gradient would be lost: make it a parameter of the module, or name it in "
+                    "params=."
                 )
 
     def detached_from_history(self) -> list[Tensor]:

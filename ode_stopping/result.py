@@ -23,19 +23,22 @@ class StoppingResult:
     """The stopping time, the state there, and how they were found.
 
     Attributes:
-        time: T in flow time, shape (); differentiable to the parameters of flow and criterion, to x0, the
-            target and t0. Infinite for a miss (unless censored).
-        state: x_T, of x0's structure; differentiable too. For a miss, the last state, without gradient.
+        time: T in flow time, shape (); differentiable to the parameters of flow and criterion, to
+            x0, the target and t0. Infinite for a miss (unless censored).
+        state: x_T, of x0's structure; differentiable too. For a miss, the last state, without
+            gradient.
         status: How the run ended.
-        reached: Whether the target was met (REACHED, AT_START, DEGENERATE), bool tensor of shape ().
-        rate: J'(T) = grad J^T F + dJ/dt, shape (), without gradient; NaN where there is no crossing.
+        reached: Whether the target was met (REACHED, AT_START, DEGENERATE), bool tensor of shape
+            ().
+        rate: J'(T) = grad J^T F + dJ/dt, shape (), without gradient; NaN where there is no
+            crossing.
         trajectory: The path on [t0, T].
         stats: Counts; those of the backward pass are None until a gradient was taken.
         best: Smallest value of J that was seen.
         best_time: Where it was seen, in flow time.
         note: One more sentence on how the run ended; may be empty.
-        problem: The solved problem, for studies of the adjoint (None if no gradient was asked for, and after
-            pickling).
+        problem: The solved problem, for studies of the adjoint (None if no gradient was asked for,
+            and after pickling).
     """
 
     time: Tensor
@@ -75,13 +78,18 @@ class StoppingResult:
         )
 
     def plot(self, axes: Any = None) -> Any:
-        """J over flow time with the crossing marked, on matplotlib axes (needs the extra `checks`)."""
+        """J over flow time with the crossing marked (matplotlib; needs the extra `checks`)."""
         if axes is None:
             axes = optional_module("matplotlib.pyplot", "plot").figure().add_subplot()
         values = self.trajectory.values
         axes.plot(self.trajectory.times, values, marker=".", label="J(x(t))")
         if bool(self.reached):
-            axes.plot(float(self.time.detach()), float(values[-1]), "o", label=f"T = {float(self.time):.5g}")
+            axes.plot(
+                float(self.time.detach()),
+                float(values[-1]),
+                "o",
+                label=f"T = {float(self.time):.5g}",
+            )
         if bool((values > 0).all()):
             axes.set_yscale("log")
         axes.set_xlabel("flow time t")
@@ -107,7 +115,10 @@ class StoppingResult:
             f"  evaluations {s.nfe_forward} flow, {s.criterion_calls} criterion, {s.checks} checks",
         ]
         if s.vjps is not None:
-            lines.append(f"  backward    {s.vjps} vector-Jacobian products, {s.nfe_backward} flow evaluations")
+            lines.append(
+                f"  backward    {s.vjps} vector-Jacobian products, {s.nfe_backward} flow "
+                "evaluations"
+            )
         return "\n".join(lines)
 
 
@@ -119,6 +130,7 @@ def detached_state(state: State) -> State:
 
 
 def optional_module(module: str, what: str) -> Any:
+    """Import what an extra brings; where it is missing, say what needs it and which extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -128,5 +140,5 @@ def optional_module(module: str, what: str) -> Any:
 
 
 def scalar(value: float, like: Tensor) -> Tensor:
-    """A 0-d tensor on the device of `like`, in float64: times are not rounded to the state's dtype."""
+    """A 0-d float64 tensor on the device of `like`: times are not rounded to the state's dtype."""
     return torch.tensor(value, dtype=torch.float64, device=like.device)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .crossing import NonFiniteCriterion, Scan, refine, scan_step
 from .evaluation import CriterionMap, FlowMap, Stats
 from .implicit import Crossing
+from .rest import Rest
 from .solver import Step, StepFailed, Stepper, Tolerances, Torchdiffeq
 from .states import StateLayout
 from .status import Status
@@ -22,11 +23,10 @@ from .trajectory import Trajectory
 
 __all__ = ["Search", "find_crossing"]
 
-_REST_WINDOW = 256
-_REST_PROBES = 32
 # Steps that are taken again in a row because J was not resolved: a J that jumps never is.
 _MAX_RETAKES = 12
-# The last steps before the crossing are taken again at a fraction of the tolerance, on runs long enough to be stiff.
+# The last steps before the crossing are taken again at a fraction of the tolerance, on runs long
+# enough to be stiff.
 _POLISH_AFTER = 20
 _POLISH_STEPS = 3
 _POLISH = 1e-2
@@ -87,7 +87,9 @@ class _Path:
         for step, value in steps:
             self.add(step, value)
 
-    def end(self, status: Status, time: float, state: Tensor, note: str, crossing: Crossing | None) -> Search:
+    def end(
+        self, status: Status, time: float, state: Tensor, note: str, crossing: Crossing | None
+    ) -> Search:
         path = Trajectory(
             self.layout,
             self.start,
@@ -174,7 +176,7 @@ def _run(
     )
     if not bool(torch.isfinite(stepper.derivative).all()):
         return path.end(Status.DIVERGED, path.start, x, "the flow is not finite at t0", None)
-    rest = _Rest(tolerances)
+    rest = Rest(tolerances)
     retakes = 0
     ends_at: NonFiniteCriterion | None = None
     while not stepper.done:
@@ -221,7 +223,9 @@ def _run(
         if rest.is_resting(step, value - target) and rest.stays(flow, stepper, max_time):
             note = f"the state has come to rest at t = {step.t1:.6g}"
             return path.end(Status.NOT_REACHED, step.t1, step.y1, note, None)
-    return path.end(Status.NOT_REACHED, stepper.time, stepper.value, f"at the horizon {max_time:g}", None)
+    return path.end(
+        Status.NOT_REACHED, stepper.time, stepper.value, f"at the horizon {max_time:g}", None
+    )
 
 
 def _polished(
@@ -236,13 +240,15 @@ def _polished(
 ) -> _Found | None:
     """The last few steps again, at a hundredth of the tolerance.
 
-    Explicit steps at the limit of stability leave noise of the size of the tolerance in the fast modes. J hardly
-    sees it, but its gradient weighs it by the curvature, and so J'(T) and every derivative are wrong by much
-    more than T. Over a few finer steps the flow itself damps that noise.
+    Explicit steps at the limit of stability leave noise of the size of the tolerance in the fast
+    modes. J hardly sees it, but its gradient weighs it by the curvature, and so J'(T) and every
+    derivative are wrong by much more than T. Over a few finer steps the flow itself damps that
+    noise.
 
     Returns:
-        The crossing among the finer steps, the others having replaced those in `path`; or None, `path` being
-        as it was, where the run was short or the finer steps have no crossing (a touch within the tolerance).
+        The crossing among the finer steps, the others having replaced those in `path`; or None,
+        `path` being as it was, where the run was short or the finer steps have no crossing (a touch
+        within the tolerance).
     """
     if len(path.grid) <= _POLISH_AFTER or not path.recent:
         return None
@@ -292,52 +298,16 @@ def _finish(
     crossing = Crossing(last.t1, last.y1, value, velocity, g, explicit)
     path.add(last, value)
     path.best = (value, last.t1)
-    if not (_finite(value) and bool(torch.isfinite(velocity).all()) and bool(torch.isfinite(g).all())):
-        return path.end(Status.DIVERGED, last.t1, last.y1, "a derivative at the crossing is not finite", None)
+    if not (
+        _finite(value) and bool(torch.isfinite(velocity).all()) and bool(torch.isfinite(g).all())
+    ):
+        return path.end(
+            Status.DIVERGED, last.t1, last.y1, "a derivative at the crossing is not finite", None
+        )
     if crossing.is_transversal(tolerances.rtol) and not found.scan.grazing:
         return path.end(Status.REACHED, last.t1, last.y1, "", crossing)
     note = f"J'(T) = {crossing.rate:.3g} against a scale of {crossing.rate_scale:.3g}"
     return path.end(Status.DEGENERATE, last.t1, last.y1, note, crossing)
-
-
-class _Rest:
-    """Has the state come to rest? Then the horizon need not be walked to in steps of 3/L.
-
-    At rest: within the last 256 accepted steps the state has moved by less than ten tolerances, and the
-    criterion has closed less than a hundredth of its distance to the target. A flow that depends on t may
-    wake up again, so the velocity at the same point is looked at on the way to the horizon.
-    """
-
-    def __init__(self, tolerances: Tolerances) -> None:
-        self._tolerances = tolerances
-        self._window: deque[tuple[Tensor, float]] = deque(maxlen=_REST_WINDOW)
-        self._until_next = _REST_WINDOW
-
-    def is_resting(self, step: Step, excess: float) -> bool:
-        self._window.append((step.y1, excess))
-        self._until_next -= 1
-        if self._until_next > 0:
-            return False
-        self._until_next = _REST_WINDOW // 8
-        state, previous_excess = self._window[0]
-        if excess < 0.99 * previous_excess:
-            return False
-        moved = (step.y1 - state).abs()
-        allowed = 10 * (self._tolerances.atol + self._tolerances.rtol * step.y1.abs())
-        return bool((moved <= allowed).all())
-
-    def stays(self, flow: FlowMap, stepper: Stepper, max_time: float) -> bool:
-        """Whether the velocity at the present state stays at its present noise until the horizon."""
-        now, x = stepper.time, stepper.value
-        speed = max(float(flow.plain(s, y).abs().max()) for s, y in [(now, x), (now, self._window[0][0])])
-        remaining = max_time - now
-        for i in range(1, _REST_PROBES + 1):
-            # Half of the probes evenly, half of them crowded towards the present.
-            fraction = i / _REST_PROBES if i % 2 == 0 else 2.0 ** -(_REST_PROBES - i)
-            probe = flow.plain(now + fraction * remaining, x)
-            if not float(probe.abs().max()) <= 10 * speed:
-                return False
-        return True
 
 
 def _finite(value: float) -> bool:

@@ -1,9 +1,9 @@
 """torchdiffeq behind one adapter: adaptive Runge-Kutta steps, one at a time.
 
-The public `odeint` hides what a stopping time needs: each accepted step with its dense output, a stop in the
-middle, a bound on the times at which the flow is evaluated, and an end other than an assertion when the step
-size underflows. All of torchdiffeq's internals that this library touches are in this file, and their
-presence is tested by feature, never by version.
+The public `odeint` hides what a stopping time needs: each accepted step with its dense output, a
+stop in the middle, a bound on the times at which the flow is evaluated, and an end other than an
+assertion when the step size underflows. All of torchdiffeq's internals that this library touches
+are in this file, and their presence is tested by feature, never by version.
 """
 
 from __future__ import annotations
@@ -28,10 +28,19 @@ except ImportError as error:  # pragma: no cover - depends on the installed torc
         "torchdiffeq 0.2.5 is the version that is tested"
     ) from error
 
-__all__ = ["Step", "StepFailed", "Stepper", "Tolerances", "Torchdiffeq", "adaptive_methods", "needs_wide_interpolation"]
+__all__ = [
+    "Step",
+    "StepFailed",
+    "Stepper",
+    "Tolerances",
+    "Torchdiffeq",
+    "adaptive_methods",
+    "needs_wide_interpolation",
+]
 
 _DEFAULT_RTOL = {torch.float64: 1e-7, torch.float32: 1e-4}
-# The absolute tolerance must be small against x_T, which a small target makes small: sqrt(1e-12) is 1e-6.
+# The absolute tolerance must be small against x_T, which a small target makes small: sqrt(1e-12) is
+# 1e-6.
 _ATOL_PER_RTOL = 1e-4
 _CUBIC_UP_TO_ORDER = 3
 _QUARTIC_UP_TO_ORDER = 5
@@ -61,8 +70,8 @@ class Torchdiffeq:
     Args:
         method: Name of an adaptive Runge-Kutta method (see `adaptive_methods`).
         rtol: Relative tolerance; None: 1e-7 in float64, 1e-4 in float32.
-        atol: Absolute tolerance; None: 1e-4 rtol, small so that it does not drown the state near a small
-            target.
+        atol: Absolute tolerance; None: 1e-4 rtol, small so that it does not drown the state near a
+            small target.
         max_steps: Limit on accepted and rejected steps together.
         max_step: Largest step, in flow time.
         first_step: First step, in flow time; None: chosen by the solver.
@@ -81,7 +90,8 @@ class Torchdiffeq:
     def __post_init__(self) -> None:
         if self.method not in adaptive_methods():
             raise ValueError(
-                f"method must be one of the adaptive methods {adaptive_methods()}; got {self.method!r}"
+                f"method must be one of the adaptive methods {adaptive_methods()}; got "
+                f"{self.method!r}"
             )
         if self.rtol is not None and not (isfinite(self.rtol) and self.rtol > 0):
             raise ValueError(f"rtol must be a positive number; got {self.rtol}")
@@ -100,7 +110,8 @@ class Torchdiffeq:
         floor = 10 * torch.finfo(dtype).eps
         if rtol < floor:
             warnings.warn(
-                f"rtol = {rtol:g} is below what {dtype} can hold (about {floor:.1g}); use a larger rtol "
+                f"rtol = {rtol:g} is below what {dtype} can hold (about {floor:.1g}); use a "
+                "larger rtol "
                 "or float64",
                 StoppingWarning,
                 stacklevel=4,
@@ -110,7 +121,7 @@ class Torchdiffeq:
 
 
 def needs_wide_interpolation(method: str) -> bool:
-    """Whether a method's steps are more accurate than the quartic dense output that comes with them."""
+    """Whether a method's steps are more accurate than the quartic that comes with them."""
     return bool(SOLVERS[method].order > _QUARTIC_UP_TO_ORDER)
 
 
@@ -141,7 +152,6 @@ class Step:
         for coefficient in reversed(self.coefficients[:-1]):
             value = torch.add(coefficient, value, alpha=s)
         return value
-
 
     def velocity(self, s: float) -> Tensor:
         """Derivative of the dense output at the fraction s, in flow time."""
@@ -191,7 +201,8 @@ class Stepper:
         y0: Initial value, shape (n,).
         rtol: Relative tolerance (elementwise, in the norm below).
         atol: Absolute tolerance.
-        norm: From (error / tolerance) of shape (n,) to a scalar; a step is accepted where it is <= 1.
+        norm: From (error / tolerance) of shape (n,) to a scalar; a step is accepted where it is <=
+            1.
 
     Attributes:
         accepted: Number of accepted steps.
@@ -263,7 +274,9 @@ class Stepper:
 
     def _set_dt(self, dt: float) -> None:
         state = self._solver.rk_state
-        self._solver.rk_state = state._replace(dt=torch.as_tensor(dt, dtype=state.dt.dtype).to(state.dt.device))
+        self._solver.rk_state = state._replace(
+            dt=torch.as_tensor(dt, dtype=state.dt.dtype).to(state.dt.device)
+        )
 
     def attempt(self) -> Step | None:
         """Try one step: the step if it was accepted, None if it was rejected (call again).
@@ -273,17 +286,21 @@ class Stepper:
         """
         old = self._solver.rk_state
         t, dt = float(old.t1), float(old.dt)
-        # The last step may be short because the end is near; a step that was *reduced* to this is a failure.
+        # The last step may be short because the end is near; a step that was *reduced* to this is a
+        # failure.
         if min(dt, self.end - t) <= 2 * _spacing(t):
             reason = "non-finite values" if self._nonfinite else "the error estimate"
-            raise StepFailed(f"step size underflow at t = {t:.9g} ({reason})", nonfinite=self._nonfinite)
+            raise StepFailed(
+                f"step size underflow at t = {t:.9g} ({reason})", nonfinite=self._nonfinite
+            )
         new = self._solver._adaptive_step(old)
         accepted = float(new.t1) > t
         finite = isfinite(float(new.dt))
         if accepted:
             finite = bool(torch.isfinite(new.y1).all() and torch.isfinite(new.f1).all())
         if not finite:
-            # NaN in the error ratio, or an infinite state that divides its own error away: try a tenth.
+            # NaN in the error ratio, or an infinite state that divides its own error away: try a
+            # tenth.
             self._solver.rk_state = old
             self._set_dt(0.1 * min(dt, self.end - t))
             self._nonfinite = True
@@ -303,7 +320,8 @@ class Stepper:
     ) -> Step:
         """A step with the dense output that suits the method.
 
-        torchdiffeq makes a quartic for every method, from a midpoint that is of low order for the methods of
+        torchdiffeq makes a quartic for every method, from a midpoint that is of low order for the
+        methods of
         order 2 and 3: there the cubic through both ends is the better one.
         """
         if self._solver.order <= _CUBIC_UP_TO_ORDER:
@@ -323,7 +341,9 @@ class Stepper:
         if size < self.next_step:
             self._set_dt(size)
 
-    def integrate(self, max_steps: int, *, after_step: Callable[[Step], None] | None = None) -> Tensor:
+    def integrate(
+        self, max_steps: int, *, after_step: Callable[[Step], None] | None = None
+    ) -> Tensor:
         """Step to the end and return y there.
 
         Raises:
@@ -331,14 +351,16 @@ class Stepper:
         """
         while not self.done:
             if self.accepted + self.rejected >= max_steps:
-                raise StepFailed(f"no end after {max_steps} steps, at {self.time:.6g}", nonfinite=False)
+                raise StepFailed(
+                    f"no end after {max_steps} steps, at {self.time:.6g}", nonfinite=False
+                )
             step = self.attempt()
             if step is not None and after_step is not None:
                 after_step(step)
         return self.value
 
     def shortened(self, step: Step, derivative: Tensor, t1: float) -> tuple[Step, Tensor]:
-        """The last step again, to t1 only: a proper Runge-Kutta step, more accurate than dense output.
+        """The last step again, to t1 only: a proper step, more accurate than dense output.
 
         Args:
             step: The step, from step.t0.

@@ -73,10 +73,14 @@ class StateLayout:
         else:
             pieces = (state,)
         if len(pieces) != len(self.shapes):
-            raise ValueError(f"{name} returned {len(pieces)} tensors for a state of {len(self.shapes)}")
+            raise ValueError(
+                f"{name} returned {len(pieces)} tensors for a state of {len(self.shapes)}"
+            )
         for index, (piece, shape) in enumerate(zip(pieces, self.shapes, strict=True)):
             if not isinstance(piece, Tensor):
-                raise TypeError(f"{name} must return tensors; entry {index} is {type(piece).__name__}")
+                raise TypeError(
+                    f"{name} must return tensors; entry {index} is {type(piece).__name__}"
+                )
             if piece.shape != shape:
                 raise ValueError(
                     f"{name} must return the shape of the state, {tuple(shape)}; "

@@ -1,7 +1,8 @@
 """How a run can end, and the errors and warnings that say so.
 
-Shared by the continuous side (`ode_stopping`) and the discrete side (`discrete`): a `Status` is data,
-a `StoppingError` is the same fact raised, and every message says what happened and what to try.
+Shared by the continuous side (`ode_stopping`) and the discrete side (`discrete`): a `Status` is
+data, a `StoppingError` is the same fact raised, and every message says what happened and what to
+try.
 """
 
 from __future__ import annotations
@@ -38,11 +39,13 @@ class Status(Enum):
         "max_steps of an iteration), or choose a target above the best value seen."
     )
     DEGENERATE = (
-        "The criterion touches the target without crossing it (J'(T) is zero to within the solver's "
+        "The criterion touches the target without crossing it (J'(T) is zero to within the "
+        "solver's "
         "tolerance), so the stopping time has no derivative here. Move the target a little."
     )
     DIVERGED = (
-        "The state, its velocity or the criterion became infinite or NaN before the target was reached. "
+        "The state, its velocity or the criterion became infinite or NaN before the target was "
+        "reached. "
         "Check the flow (a step size or rate too large?) and the start."
     )
     STALLED = (
@@ -114,7 +117,7 @@ class BacksolveMismatchError(GradientError):
 
 
 class StoppingWarning(UserWarning):
-    """A result that is right as far as the arithmetic allows, and the reason why that may not be far."""
+    """A result that is right as far as the arithmetic allows, and why that may not be far."""
 
 
 ERROR_OF_STATUS: dict[Status, type[StoppingError]] = {

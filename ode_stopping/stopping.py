@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .attach import attach_constant, attach_crossing, attach_miss
-from .consistency import check_derivatives, check_reproducible
 from .evaluation import CriterionMap, FlowMap, Stats
 from .gradients import GradientRoute, InterpolatingAdjoint
 from .leaves import LeafSet
@@ -19,15 +19,24 @@ from .search import Search, find_crossing
 from .solver import Tolerances, Torchdiffeq
 from .states import State, StateLayout
 from .status import ERROR_OF_STATUS, Status
-from .validation import checked_scalar, checked_state, checked_target, refuse_transforms
+from .tracing import check_criterion, check_functions, trace_leaves
+from .validation import (
+    checked_scalar,
+    checked_state,
+    checked_target,
+    leaving_inference_mode,
+    refuse_transforms,
+    require_callable,
+    require_instance,
+)
 from .warn import warn_about_rounding
 
 __all__ = ["stopping_time"]
 
 _DEFAULT_HORIZON = 1e6
-_TRACE_POINTS = 8
 
 
+@leaving_inference_mode
 def stopping_time(
     flow: Callable[..., Any],
     x0: State,
@@ -48,8 +57,9 @@ def stopping_time(
 
         T = inf{ t >= t0 : J(t, x(t)) <= target },   x' = F(t, x),   x(t0) = x0
 
-    (Definition 1 of arXiv 2505.22509; derivatives by its Theorem 1.) T is differentiable to every parameter of
-    flow and criterion, every other tensor that requires grad and is used in them, x0, target and t0.
+    (Definition 1 of arXiv 2505.22509; derivatives by its Theorem 1.) T is differentiable to every
+    parameter of flow and criterion, every other tensor that requires grad and is used in them, x0,
+    target and t0.
 
     Args:
         flow: Module or callable (t, x) -> dx/dt; t is a 0-d tensor.
@@ -60,11 +70,11 @@ def stopping_time(
         max_time: Absolute horizon, in flow time; None: t0 + 1e6.
         solver: Adaptive method with its tolerances; None: `Torchdiffeq()`.
         gradient: Route of the derivatives; None: the time only, and no states are kept.
-        params: Tensors to differentiate to that cannot be found from a traced evaluation; non-leaf tensors
-            named here receive their gradient themselves instead of through their history.
+        params: Tensors to differentiate to that cannot be found from a traced evaluation; non-leaf
+            tensors named here receive their gradient themselves instead of through their history.
         breakpoints: Times at which the flow jumps (not available yet).
-        censored: What a miss counts as: a time, or "horizon". None: infinity, which raises if a non-zero
-            cotangent reaches it.
+        censored: What a miss counts as: a time, or "horizon". None: infinity, which raises if a
+            non-zero cotangent reaches it.
         batched: Many independent problems on one clock (not available yet).
         throw: Raise for DEGENERATE, DIVERGED and STALLED instead of returning the status.
 
@@ -77,8 +87,9 @@ def stopping_time(
     Valid when: the flow is smooth between t0 and T, and the crossing is transversal (tested).
     """
     _refuse_unavailable(batched=batched, breakpoints=breakpoints)
+    refuse_transforms(x0, target, t0)
+    _check_kinds(flow, criterion, solver, gradient)
     state = checked_state(x0)
-    refuse_transforms(state)
     layout = StateLayout.of(state)
     packed = layout.pack(state)
     start_time = checked_scalar(t0, name="t0", like=packed)
@@ -88,7 +99,7 @@ def stopping_time(
     limit = _checked_censoring(censored, horizon)
     settings = solver if solver is not None else Torchdiffeq()
     tolerances = settings.tolerances(packed.dtype)
-    x_start = packed.detach()
+    x_start = packed.detach().clone()  # an optimiser may move x0 before the backward pass
     flow_map = FlowMap(flow, layout, x_start, start=start, end=horizon)
     criterion_map = CriterionMap(criterion, layout, x_start)
     leaves = LeafSet.collect(flow, criterion, params=params)
@@ -105,107 +116,86 @@ def stopping_time(
         keep=gradient is not None and gradient.keeps_trajectory,
         stats=stats,
     )
-    time, end_state, problem = scalar(search.time, x_start), search.state, None
     inputs = (packed, start_time, eps)
-    if gradient is not None and torch.is_grad_enabled():
-        trace_leaves(flow_map, criterion_map, leaves, search.trajectory, search.time)
-        if search.status is Status.REACHED:
-            problem = _solved(flow_map, criterion_map, leaves, settings, tolerances, search, start, x_start, stats)
-            check_functions(problem, active=_needs_grad(inputs, leaves))
-            stats.checks = flow_map.calls - stats.nfe_forward
-            time, end_state = attach_crossing(problem, gradient, inputs)
-        elif search.status is Status.AT_START:
-            time, end_state = attach_constant(search, inputs, leaves)
-    if search.status not in (Status.REACHED, Status.AT_START, Status.DEGENERATE) or (
-        search.status is Status.DEGENERATE and gradient is not None
-    ):
-        time, end_state = attach_miss(search, inputs, leaves, limit)
-    if problem is None:
-        stats.checks = flow_map.calls - stats.nfe_forward
+    setup = _Setup(
+        flow_map, criterion_map, leaves, settings, tolerances, start, x_start, stats, limit
+    )
+    time, end_state, problem = _attached(setup, search, gradient, inputs)
     return _finished(search, layout, time, end_state, stats, problem, throw=throw)
-
-
-def trace_leaves(
-    flow: FlowMap, criterion: CriterionMap, leaves: LeafSet, path: Any, end: float
-) -> None:
-    """Find every tensor that flow and criterion depend on, at the start and at points along the path.
-
-    Two evaluations at the start tell nodes that are older than the evaluation (a hyper-network's history)
-    from its own; the further points catch a parameter that is used on another branch only.
-    """
-    for function, first in ((flow, path.start), (criterion, end)):
-        x = path.flat(first) if path.steps else path.flat(path.start)
-        nodes = []
-        values = []
-        for _ in range(2):
-            time, point = function.inputs(first, x)
-            value = function.traced(time, point)
-            nodes.append(leaves.add_from([value], inputs=(time, point)))
-            values.append(value.detach())
-        check_reproducible(*values, name=function.name)
-        leaves.note_history(*nodes)
-    stride = max(len(path.steps) // _TRACE_POINTS, 1)
-    for step in path.steps[::stride][:_TRACE_POINTS]:
-        time, point = flow.inputs(0.5 * (step.t0 + step.t1), step.at_fraction(0.5))
-        leaves.add_from([flow.traced(time, point)], inputs=(time, point))
-
-
-def check_functions(problem: StoppingProblem, *, active: bool) -> None:
-    """Compare the derivatives of flow and criterion with differences (see `consistency`)."""
-    if not active:
-        return
-    flow, criterion = problem.flow, problem.criterion
-    steps = problem.trajectory.steps
-    middle = steps[len(steps) // 2] if steps else None
-    t = 0.5 * (middle.t0 + middle.t1) if middle else problem.start
-    x = middle.at_fraction(0.5) if middle else problem.x0
-    check_derivatives(
-        lambda y: flow.plain(t, y),
-        lambda y: flow.traced(flow.time_tensor(t), y),
-        x,
-        problem.leaves,
-        name="flow",
-    )
-    end = problem.end
-    check_derivatives(
-        lambda y: criterion.plain(end, y),
-        lambda y: criterion.traced(criterion.time_tensor(end), y),
-        problem.crossing.state,
-        problem.leaves,
-        name="criterion",
-    )
 
 
 def _needs_grad(inputs: Iterable[Tensor], leaves: LeafSet) -> bool:
     return bool(leaves.tensors) or any(tensor.requires_grad for tensor in inputs)
 
 
-def _solved(
-    flow: FlowMap,
-    criterion: CriterionMap,
-    leaves: LeafSet,
-    settings: Torchdiffeq,
-    tolerances: Tolerances,
+@dataclass(frozen=True)
+class _Setup:
+    """A checked call."""
+
+    flow: FlowMap
+    criterion: CriterionMap
+    leaves: LeafSet
+    settings: Torchdiffeq
+    tolerances: Tolerances
+    start: float
+    x0: Tensor
+    stats: Stats
+    censored: float | None
+
+    def solved(self, search: Search) -> StoppingProblem:
+        """The problem as the routes see it, after a transversal crossing."""
+        assert search.crossing is not None
+        return StoppingProblem(
+            flow=self.flow,
+            criterion=self.criterion,
+            leaves=self.leaves,
+            layout=self.flow.layout,
+            settings=self.settings,
+            tolerances=self.tolerances,
+            trajectory=search.trajectory,
+            crossing=search.crossing,
+            start=self.start,
+            x0=self.x0,
+            stats=self.stats,
+        )
+
+
+def _attached(
+    setup: _Setup,
     search: Search,
-    start: float,
-    x0: Tensor,
-    stats: Stats,
-) -> StoppingProblem:
-    assert search.crossing is not None
-    warn_about_rounding(search.crossing, start, tolerances)
-    return StoppingProblem(
-        flow=flow,
-        criterion=criterion,
-        leaves=leaves,
-        layout=flow.layout,
-        settings=settings,
-        tolerances=tolerances,
-        trajectory=search.trajectory,
-        crossing=search.crossing,
-        start=start,
-        x0=x0,
-        stats=stats,
-    )
+    gradient: GradientRoute | None,
+    inputs: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor, StoppingProblem | None]:
+    """T and the state with their graph, and the problem where it was solved for a gradient."""
+    flow, criterion, leaves, stats = setup.flow, setup.criterion, setup.leaves, setup.stats
+    status, problem = search.status, None
+    differentiated = gradient is not None and torch.is_grad_enabled()
+    time, state = scalar(search.time, setup.x0), search.state
+    if differentiated:
+        trace_leaves(flow, criterion, leaves, search)
+    needed = differentiated and _needs_grad(inputs, leaves)
+    if needed and status is Status.DEGENERATE:
+        # A criterion without its derivative has J' = 0, too: that is no touch, but an error.
+        check_criterion(criterion, leaves, search.time, search.state)
+    if differentiated and status is Status.REACHED:
+        assert gradient is not None
+        assert search.crossing is not None
+        warn_about_rounding(search.crossing, setup.start, setup.tolerances)
+        problem = setup.solved(search)
+        if needed:
+            check_functions(problem)
+    # Before the graph is attached: a route may evaluate the flow for it.
+    stats.checks = flow.calls - stats.nfe_forward
+    if problem is not None:
+        assert gradient is not None
+        time, state = attach_crossing(problem, gradient, inputs)
+    elif status is Status.AT_START and differentiated:
+        time, state = attach_constant(search, inputs, leaves)
+    elif status not in (Status.REACHED, Status.AT_START, Status.DEGENERATE) or (
+        status is Status.DEGENERATE and gradient is not None
+    ):
+        time, state = attach_miss(search, inputs, leaves, setup.censored)
+    return time, state, problem
 
 
 def _finished(
@@ -245,6 +235,13 @@ def _finished(
     return result
 
 
+def _check_kinds(flow: object, criterion: object, solver: object, gradient: object) -> None:
+    require_callable(flow, name="flow")
+    require_callable(criterion, name="criterion")
+    require_instance(solver, Torchdiffeq, name="solver")
+    require_instance(gradient, GradientRoute, name="gradient")
+
+
 def _refuse_unavailable(*, batched: bool, breakpoints: Iterable[float] | None) -> None:
     if batched:
         raise NotImplementedError(
@@ -272,7 +269,7 @@ def _checked_censoring(censored: float | str | None, horizon: float) -> float | 
         return None
     if censored == "horizon":
         return horizon
-    if isinstance(censored, str) or isinstance(censored, bool):
+    if isinstance(censored, str | bool):
         raise ValueError(f'censored must be a number or "horizon"; got {censored!r}')
     value = float(censored)
     if value != value:

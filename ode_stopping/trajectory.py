@@ -19,13 +19,14 @@ class Trajectory:
     """The path of a solve, at its accepted steps and in between.
 
     Attributes:
-        times: Accepted times, shape (K + 1,), float64, from t0 to the end (the crossing, if there is one).
+        times: Accepted times, shape (K + 1,), float64, from t0 to the end (the crossing, if there
+            is one).
         largest: Largest 2-norm of the states there.
         values: The criterion there, shape (K + 1,), float64.
         states: The states there; each piece has shape (K + 1, ...). Raises if they were not kept.
 
-    Call it with a time (float or tensor of any shape) inside [t0, end] for the state there, by the solver's
-    dense output. Memory: five states an accepted step.
+    Call it with a time (float or tensor of any shape) inside [t0, end] for the state there, by the
+    solver's dense output. Memory: five states an accepted step.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class Trajectory:
 
     @property
     def times(self) -> Tensor:
+        """Accepted times, shape (K + 1,)."""
         return torch.tensor(self._grid, dtype=torch.float64)
 
     @property
     def values(self) -> Tensor:
+        """The criterion at `times`, shape (K + 1,)."""
         return torch.tensor(self._values, dtype=torch.float64)
 
     @property
@@ -69,14 +72,17 @@ class Trajectory:
 
     @property
     def states(self) -> State:
+        """The states at `times`; each piece has shape (K + 1, ...)."""
         return self._layout.unpack(self._stacked)
 
     def _require_kept(self) -> None:
         if not self._steps and len(self._grid) > 1:
-            raise RuntimeError("the states were not kept: call stopping_time with a gradient route, not None")
+            raise RuntimeError(
+                "the states were not kept: call stopping_time with a gradient route, not None"
+            )
 
     def flat(self, t: float) -> Tensor:
-        """The state at t as a flat vector, shape (n,). Times outside [start, end] are clamped to it."""
+        """The state at t, shape (n,). Times outside [start, end] are clamped to it."""
         if not self._steps:
             return self._x0
         index = max(bisect_right(self._starts, t) - 1, 0)
@@ -101,4 +107,6 @@ class Trajectory:
 
     def __repr__(self) -> str:
         kept = "kept" if self._steps else "not kept"
-        return f"Trajectory({len(self._grid)} points on [{self.start:g}, {self.end:g}], states {kept})"
+        return (
+            f"Trajectory({len(self._grid)} points on [{self.start:g}, {self.end:g}], states {kept})"
+        )

@@ -22,11 +22,15 @@ def warn_about_rounding(crossing: Crossing, start: float, tolerances: Tolerances
     eps = torch.finfo(state.dtype).eps
     noise = eps * (abs(crossing.value) + float((crossing.gradient * state).abs().sum()))
     in_time = noise / abs(crossing.rate)
-    allowed = tolerances.rtol * max(abs(crossing.time - start), abs(crossing.time)) + tolerances.atol
+    allowed = (
+        tolerances.rtol * max(abs(crossing.time - start), abs(crossing.time)) + tolerances.atol
+    )
     if in_time > allowed:
         warnings.warn(
-            f"rounding in {state.dtype} moves the stopping time by about {in_time:.2g}, more than the tolerance "
-            f"{allowed:.2g}: the criterion is too flat at the target for this dtype. Use float64, a larger target, "
+            f"rounding in {state.dtype} moves the stopping time by about {in_time:.2g}, more than "
+            "the tolerance "
+            f"{allowed:.2g}: the criterion is too flat at the target for this dtype. Use float64, "
+            "a larger target, "
             "or a larger rtol.",
             StoppingWarning,
             stacklevel=4,

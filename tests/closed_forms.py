@@ -1,7 +1,7 @@
 """Stopping times that are known in closed form, with every derivative (theory: forms 1 to 6).
 
-A case is one entry of `CLOSED_FORMS`; the tests run through all of them. Every closed form is written for a
-start time t0 of its own, so that dT/dt0 is tested as well.
+A case is one entry of `CLOSED_FORMS`; the tests run through all of them. Every closed form is
+written for a start time t0 of its own, so that dT/dt0 is tested as well.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ class ClosedForm:
         x0: Start.
         flow: Leaves -> the callable (t, x) -> dx/dt.
         criterion: Leaves -> the callable (t, x) -> J.
-        answer: Values (numbers and arrays, with "x0", "eps" and "t0") -> {"T": ..., leaf name: dT/dleaf}.
-        target_state: Typical size of the state at the target, for an absolute tolerance small against it.
+        answer: Values (numbers and arrays, with "x0", "eps" and "t0") -> {"T": ..., leaf name:
+            dT/dleaf}.
+        target_state: Typical size of the state at the target, for an absolute tolerance small
+            against it.
         smallest: Smallest target that the case is meant for.
     """
 
@@ -81,7 +83,7 @@ class ClosedForm:
         )
 
     def errors(self, time: Tensor, leaves: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
-        """Errors of T, relative to T - t0, and after a backward pass of every derivative (in norm)."""
+        """Errors of T, relative to T - t0, and, after backward, of every derivative (in norm)."""
         eps, t0 = (float(leaves[name].detach()) for name in ("eps", "t0"))
         answer = self.answer(self.values(eps, t0))
         of_time = abs(float(time.detach()) - answer["T"]) / abs(answer["T"] - t0)

@@ -1,7 +1,7 @@
-"""Iterations that the tests of the discrete side share, and derivatives of the index by other roads.
+"""Iterations that the tests of the discrete side share, and other roads to their derivatives.
 
-`nonlinear` is the standard case: a non-autonomous, nonlinear flow on a pair of tensors, with every kind of
-leaf that an index can depend on.
+`nonlinear` is the standard case: a non-autonomous, nonlinear flow on a pair of tensors, with every
+kind of leaf that an index can depend on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def nonlinear_leaves(step: float = 0.02) -> Leaves:
 
 
 def nonlinear_flow(leaves: Leaves) -> Callable[[Tensor, Any], Any]:
-    """x' = -theta (x + sin(t) x^3) + v/10, v' = -v + cos(t) x/5: x of shape (2,), v of shape (2, 1)."""
+    """x' = -theta (x + sin(t) x^3) + v/10, v' = -v + cos(t) x/5; shapes (2,) and (2, 1)."""
     theta = leaves["theta"]
 
     def flow(t: Tensor, state: Any) -> Any:
@@ -118,7 +118,7 @@ def central_differences(function: Callable[[Leaves], float], leaves: Leaves, siz
 
 
 def unrolled_loss(leaves: Leaves, steps: int) -> Tensor:
-    """J(x_N) - eps after `steps` Euler steps of the standard case: plain PyTorch, nothing of the library."""
+    """J(x_N) - eps after Euler steps of the standard case, in plain PyTorch."""
     flow, criterion, h, t0 = (
         nonlinear_flow(leaves),
         weighted_norm(leaves),

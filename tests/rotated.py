@@ -1,7 +1,8 @@
 """Rotated, preconditioned quadratics with their stopping time and gradient in closed form.
 
 x' = -s P Q x with P = diag(p), and J = |Q x|^2. With y = P^(-1/2) x the flow is y' = -s M y, where
-M = P^(1/2) Q P^(1/2) = V diag(m) V^T is symmetric, so x(t), lam(t) and int lam (x) Qx dt are sums of exponentials.
+M = P^(1/2) Q P^(1/2) = V diag(m) V^T is symmetric, so x(t), lam(t) and int lam (x) Qx dt are sums
+of exponentials.
 """
 
 from __future__ import annotations
@@ -27,9 +28,7 @@ class RotatedQuadratic:
     def data(self) -> tuple[Tensor, Tensor, Tensor]:
         """Q, p and x0."""
         generator = torch.Generator().manual_seed(7)
-        spectrum = torch.logspace(
-            1 - math.log10(self.condition), 1, self.dim, dtype=torch.float64
-        )
+        spectrum = torch.logspace(1 - math.log10(self.condition), 1, self.dim, dtype=torch.float64)
         noise = torch.randn(self.dim, self.dim, generator=generator, dtype=torch.float64)
         rotation, _ = torch.linalg.qr(noise)
         p = 0.5 + torch.rand(self.dim, generator=generator, dtype=torch.float64)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -16,6 +14,7 @@ from iterations import (
     number,
     relative_gap,
 )
+from scipy.optimize import brentq
 from torch import Tensor
 
 from discrete import Euler, Heun, RungeKutta4, UpdateRule, stopping_index
@@ -28,7 +27,7 @@ every_interpolation = pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("rule", [Euler, Heun, RungeKutta4], ids=lambda rule: rule.__name__)
 def test_gradient_is_that_of_the_value(rule: type[UpdateRule], interpolation: str) -> None:
     # A coarse step, so that the whole range of the perturbations stays within one step.
-    leaves = nonlinear_leaves(step=0.25)
+    leaves = nonlinear_leaves(step=0.27)
     result = nonlinear(leaves, rule, interpolation=interpolation)
     value = float(result.steps.detach())
     assert result.index - 1 < value <= result.index
@@ -39,8 +38,8 @@ def test_gradient_is_that_of_the_value(rule: type[UpdateRule], interpolation: st
         assert again.index == result.index
         return float(again.steps)
 
-    coarse = relative_gap(central_differences(fractional, leaves, 4e-3), found)
-    fine = relative_gap(central_differences(fractional, leaves, 2e-3), found)
+    coarse = relative_gap(central_differences(fractional, leaves, 2e-3), found)
+    fine = relative_gap(central_differences(fractional, leaves, 1e-3), found)
     assert fine < 1e-3
     assert coarse / fine == pytest.approx(4.0, rel=0.1)
 
@@ -77,17 +76,30 @@ def test_log_is_exact_for_exponential_decay() -> None:
         assert relative_gap(gradients(result.steps, leaves), gradients(closed, leaves)) < 1e-9
 
 
-# x' = -theta x^2 (1 + cos(t)/2), J = x^2: not linear in any scale, and explicit in t; T in closed form by a root.
-ORDER_THETA, ORDER_EPS, ORDER_X0 = 1.2, 0.05, 1.5
+# x_i' = -theta_i (x_i + sin(t) x_i^3), J = |x|^2: nonlinear and explicit in t. With u = x^-2 it is
+# linear, u' = a (u + sin t) with a = 2 theta, so T and dT/dtheta are known.
+ORDER_THETA = [0.5, 0.7, 0.9, 1.1, 1.3, 1.5]
+ORDER_X0 = [1.0, -0.5, 0.8, 0.9, -1.1, 0.7]
+ORDER_EPS = 0.11
 
 
-def order_truth() -> tuple[float, float]:
-    """T and dT/dtheta: T + sin(T)/2 = (1/sqrt(eps) - 1/x0) / theta."""
-    right = (1 / math.sqrt(ORDER_EPS) - 1 / ORDER_X0) / ORDER_THETA
-    time = right
-    for _ in range(50):
-        time -= (time + 0.5 * math.sin(time) - right) / (1 + 0.5 * math.cos(time))
-    return time, -right / ORDER_THETA / (1 + 0.5 * math.cos(time))
+def solution(t: Tensor, theta: Tensor) -> Tensor:
+    """x(t) from ORDER_X0 at t = 0."""
+    a, start = 2 * theta, number(ORDER_X0, grad=False)
+    forced = a / (1 + a**2) * (torch.exp(a * t) - a * torch.sin(t) - torch.cos(t))
+    return start.sign() / torch.sqrt(torch.exp(a * t) * start**-2 + forced)
+
+
+def order_truth() -> tuple[float, Tensor]:
+    """T and dT/dtheta, by the implicit function theorem on the closed form."""
+    theta = number(ORDER_THETA)
+
+    def excess(t: float) -> float:
+        return float(solution(number(t, grad=False), theta.detach()).square().sum()) - ORDER_EPS
+
+    time = number(brentq(excess, 0.0, 10.0, xtol=1e-15, rtol=1e-15))
+    by_time, by_theta = torch.autograd.grad(solution(time, theta).square().sum(), [time, theta])
+    return float(time.detach()), -by_theta / by_time
 
 
 def order_errors(
@@ -99,19 +111,19 @@ def order_errors(
         theta = number(ORDER_THETA)
 
         def flow(t: Tensor, x: Tensor, theta: Tensor = theta) -> Tensor:
-            return -theta * x.square() * (1 + 0.5 * torch.cos(t))
+            return -theta * (x + torch.sin(t) * x**3)
 
         result = stopping_index(
             rule(flow, step=h),
             number(ORDER_X0, grad=False),
-            lambda t, x: x.square(),
+            lambda t, x: x.square().sum(),
             ORDER_EPS,
             interpolation=interpolation,
         )
         assert result.time is not None
         (found,) = torch.autograd.grad(result.time, theta, retain_graph=True)
         of_value.append(abs(float(result.time.detach()) - time))
-        of_gradient.append(abs(float(found) - by_theta))
+        of_gradient.append(float((found - by_theta).norm()))
     return of_value, of_gradient
 
 
@@ -119,8 +131,8 @@ def slope(steps: list[float], errors: list[float]) -> float:
     return float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
 
 
-COARSE = list(np.geomspace(0.25, 0.02, 12))
-FINE = list(np.geomspace(0.05, 0.002, 24))
+COARSE = list(np.geomspace(0.2, 0.2 * 10**-1.5, 20))
+FINE = list(np.geomspace(0.1, 0.1 * 10**-1.5, 60))
 
 
 @pytest.mark.parametrize(
@@ -128,12 +140,11 @@ FINE = list(np.geomspace(0.05, 0.002, 24))
     [(Heun, "hermite", 1.85), (RungeKutta4, "hermite", 2.7), (RungeKutta4, "partial_step", 3.7)],
     ids=["Heun-hermite", "RK4-hermite", "RK4-partial_step"],
 )
-def test_order_of_the_gradient(
-    rule: type[UpdateRule], interpolation: str, at_least: float
-) -> None:
+def test_order_of_the_gradient(rule: type[UpdateRule], interpolation: str, at_least: float) -> None:
     of_value, of_gradient = order_errors(rule, interpolation, COARSE)
-    assert slope(COARSE, of_gradient) >= at_least
-    assert slope(COARSE, of_value) >= at_least
+    slopes = slope(COARSE, of_gradient), slope(COARSE, of_value)
+    print(slopes)
+    assert min(slopes) >= at_least
 
 
 def test_order_of_definition_3() -> None:

@@ -95,7 +95,8 @@ def test_derivative_in_closed_form(h: float, eps: float) -> None:
 
 
 def test_a_hundred_thousand_steps() -> None:
-    # The loop alone, with the closed form's arithmetic in it and nothing else: 1e5 steps take seconds.
+    # The loop alone, with the closed form's arithmetic in it and nothing else: 1e5 steps take
+    # seconds.
     h, eps = 2e-4, 1e-8
     factor = torch.from_numpy(1 - h * WEIGHTS * SPECTRUM)
     squares = torch.from_numpy(SPECTRUM**2)
@@ -142,7 +143,7 @@ def test_bare_callables_count_steps() -> None:
 
 
 def test_definition_3_to_every_leaf() -> None:
-    """theta, phi, x0 (both parts), the target, t0 and the step, against differences of J(x_N) - eps."""
+    """To theta, phi, x0, the target, t0 and the step, against differences of J(x_N) - eps."""
     leaves = nonlinear_leaves()
     result = nonlinear(leaves)
     n = result.index
@@ -177,7 +178,8 @@ def test_time_follows_steps(rule: type[UpdateRule], interpolation: str) -> None:
 
 
 def test_learnable_step_of_a_non_autonomous_flow_as_a_parameter() -> None:
-    # The step moves the clock as well: the check of the derivatives must not mistake that for an error.
+    # The step moves the clock as well: the check of the derivatives must not mistake that for an
+    # error.
     h = torch.nn.Parameter(torch.tensor(0.01, dtype=torch.float64))
     rule = Euler(lambda t, x: -torch.exp(0.5 * t) * x, step=h)
     x0 = number([1.0], grad=False)

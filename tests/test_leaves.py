@@ -1,4 +1,4 @@
-"""Every tensor that requires grad gets its gradient, or is named in an error; nothing is lost in silence."""
+"""Every tensor that requires grad gets its gradient, or is named in an error."""
 
 from __future__ import annotations
 
@@ -173,9 +173,7 @@ def test_criterion_without_create_graph_is_noticed() -> None:
 def test_a_random_flow_is_noticed() -> None:
     theta = leaf(1.0)
     with pytest.raises(NotReproducibleError, match="flow"):
-        stopping_time(
-            lambda t, x: -theta * x * (1 + 1e-3 * torch.rand(())), X0, half_square, EPS
-        )
+        stopping_time(lambda t, x: -theta * x * (1 + 1e-3 * torch.rand(())), X0, half_square, EPS)
 
 
 def test_change_in_place_between_forward_and_backward_raises() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from closed_forms import CLOSED_FORMS
 from torch import Tensor
 
-from closed_forms import CLOSED_FORMS
 from ode_stopping import InterpolatingAdjoint, attach
 from ode_stopping.evaluation import CriterionMap, Vjp
 from ode_stopping.implicit import Crossing, cotangent_at_crossing

@@ -1,4 +1,4 @@
-"""Proposition 1: Algorithm 1, in whatever chunks and with whatever memory, is differentiation of the loop."""
+"""Proposition 1: Algorithm 1, with any chunks and memory, is differentiation of the loop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROUTES = [
 
 
 def literal_algorithm_1(leaves: Leaves, steps: int) -> Leaves:
-    """Algorithm 1 of the paper as printed, one step at a time, with the explicit terms of t0, h and phi."""
+    """Algorithm 1 as printed, one step at a time, with the explicit terms of t0, h and phi."""
     flow, criterion = nonlinear_flow(leaves), weighted_norm(leaves)
     h, t0 = leaves["h"], leaves["t0"]
 

@@ -37,7 +37,7 @@ def clock(t: Tensor, x: Tensor) -> Tensor:
     return torch.ones_like(x)
 
 
-@pytest.mark.parametrize("condition", [1.0, 300.0])
+@pytest.mark.parametrize("condition", [1.0, 100.0])
 def test_unreachable_target_at_the_default_horizon(condition: float) -> None:
     spectrum = torch.logspace(0, math.log10(condition), 20, dtype=torch.float64)
     result = stopping_time(
@@ -109,7 +109,7 @@ nan, inf = float("nan"), float("inf")
         (decay, lambda t, x: torch.where(x < 1, nan, x).sum()),
         (decay, lambda t, x: torch.where(x < 1, -inf, x).sum()),
         (decay, lambda t, x: torch.where(x < 1, inf, x).sum()),
-        (lambda t, x: 100 * x, lambda t, x: 1 + 1 / x.square().sum()),
+        (lambda t, x: 10 * x, lambda t, x: 1 + x.pow(64).sum()),
     ],
     ids=["flow0", "flow", "flow-inf", "J0", "J", "J-minus-inf", "J-inf", "overflow"],
 )
@@ -150,7 +150,7 @@ def test_singularity_of_the_flow() -> None:
 @pytest.mark.parametrize("frequency", [0.05, 1.0, 3.0])
 @pytest.mark.parametrize("depth", [0.01, 0.2, 0.9])
 def test_crossing_that_comes_back_inside_a_step(frequency: float, depth: float) -> None:
-    """x' = 1 puts no limit on the steps; J = 1.5 + cos(w x) dips below 0.5 + depth and comes back."""
+    """x' = 1 puts no limit on the steps; J = 1.5 + cos(w x) dips and comes back."""
     result = stopping_time(
         clock, ORIGIN, lambda t, x: 1.5 + torch.cos(frequency * x).sum(), 0.5 + depth
     )
@@ -223,7 +223,12 @@ def test_tiny_rate_is_not_degenerate() -> None:
 def missed(**options: object) -> tuple[StoppingResult, Tensor]:
     theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     result = stopping_time(
-        lambda t, x: -theta * x, X0, half_square, 1e-9, max_time=2.0, **options  # type: ignore[arg-type]
+        lambda t, x: -theta * x,
+        X0,
+        half_square,
+        1e-9,
+        max_time=2.0,
+        **options,  # type: ignore[arg-type]
     )
     return result, theta
 

@@ -6,7 +6,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from theory_checks.fingerprint import canonical, digest, function_hash, library_
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 PROFILES = ("quick", "paper")
+SHARED_CELLS = "shared"
 _MISSING = object()
 
 
@@ -115,6 +116,16 @@ class Context:
     def choose(self, *, quick: Result, paper: Result) -> Result:
         """`quick` or `paper`, by profile."""
         return quick if self.profile == "quick" else paper
+
+    def shared(self) -> Context:
+        """This context with the cell folder that checks have in common, for `map`.
+
+        Two checks that map one function over equal items then compute each of them once.
+        """
+        if self.cells is None:
+            return self
+        folder = self.cells.folder.parent / SHARED_CELLS
+        return replace(self, check=SHARED_CELLS, cells=replace(self.cells, folder=folder))
 
     def progress(self, message: str) -> None:
         """Show one short line about what the check is doing."""

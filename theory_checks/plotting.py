@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,7 +144,33 @@ def slope_plot(
         axes.minorticks_on()
         if expected is not None:
             _draw_reference(axes, steps, [_vector(e) for e, _ in series.values()], expected)
+        log_axes(axes)
         axes.legend(loc="best")
+
+
+def log_axes(axes: Axes) -> None:
+    """Both axes logarithmic, with labels that do not run into each other.
+
+    Matplotlib labels every minor tick of an axis of about a decade; here 2 and 5 are labelled on
+    an axis of less than two decades, and powers of ten only on a longer one.
+
+    Args:
+        axes: where the data are, or will be.
+    """
+    ticker = _require("matplotlib.ticker")
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(ticker.FuncFormatter(partial(_minor_label, axis)))
+
+
+def _minor_label(axis: Any, value: float, position: int | None = None) -> str:
+    """2 x 10^e and 5 x 10^e where the axis is short."""
+    low, high = sorted(axis.get_view_interval())
+    exponent = math.floor(math.log10(value) + 1e-9)
+    mantissa = round(value / 10.0**exponent)
+    if high >= 100.0 * low or mantissa not in (2, 5):
+        return ""
+    return rf"${mantissa}\times10^{{{exponent}}}$"
 
 
 def _draw_series(

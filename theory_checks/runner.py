@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from theory_checks import results
-from theory_checks.context import CellCache, Context, ProgressHook, settings_key
+from theory_checks.context import SHARED_CELLS, CellCache, Context, ProgressHook, settings_key
 from theory_checks.fingerprint import digest, library_hash, module_source, versions
 from theory_checks.plotting import style
 from theory_checks.registry import Check, Outcome
@@ -86,8 +86,8 @@ def run(
         raise ValueError("checks is empty: nothing was selected")
     shown = display or Silent()
     if fresh:
-        for check in checks:
-            shutil.rmtree(out / CELLS / check.name, ignore_errors=True)
+        for folder in (SHARED_CELLS, *(check.name for check in checks)):
+            shutil.rmtree(out / CELLS / folder, ignore_errors=True)
     keys = {check.name: check_key(check, context) for check in checks}
     finished: dict[str, Entry] = {}
     if not fresh:

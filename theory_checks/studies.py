@@ -1,68 +1,27 @@
-"""Convergence studies: the discrete stopping sensitivity against the continuous one, over step sizes.
+"""Convergence studies: discrete against continuous stopping sensitivity, over step sizes.
 
 Theorem 2 of arXiv 2505.22509: |h dN/dtheta - dT/dtheta| <= C h. `convergence_study` measures it on
-any problem; `measure_time`, `measure_index` and `assemble` are its parts, for studies whose runs
-are spread over processes.
+any problem; `assemble` makes the same of measurements that were taken elsewhere.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from discrete import Euler, UpdateRule, stopping_index
-from ode_stopping import InterpolatingAdjoint, Status, StoppingResult, Torchdiffeq, stopping_time
+from discrete import Euler, UpdateRule
+from ode_stopping import Torchdiffeq
+from theory_checks.measurements import Measurement, measure_index, measure_time
 from theory_checks.slopes import SlopeFit, fit_slope
 
-__all__ = [
-    "ConvergenceStudy",
-    "Measurement",
-    "StudyRow",
-    "assemble",
-    "convergence_study",
-    "measure_index",
-    "measure_time",
-]
+__all__ = ["ConvergenceStudy", "StudyRow", "assemble", "convergence_study"]
 
 _FEWEST_STEPS = 3
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One side at one accuracy: where it stopped, its gradient, and what that cost.
-
-    Attributes:
-        time: T, or t0 + h N* (N* = N under Definition 3), in flow time.
-        gradient: dT/dtheta, or h dN*/dtheta, in flow time: one float64 vector over all of theta.
-        index: N; None on the continuous side.
-        steps: N*; None on the continuous side.
-        decrease: J_N - J_{N-1}; on the continuous side J'(T).
-        nfe_forward: evaluations of the flow until the target was met.
-        nfe_backward: evaluations of the flow for the gradient.
-        vjps: vector-Jacobian products of the flow for the gradient.
-        stored_bytes: memory of the states that were kept for the gradient.
-        seconds_forward: wall time to the target, tracing and consistency tests included.
-        seconds_backward: wall time of the gradient.
-    """
-
-    time: float
-    gradient: Tensor
-    index: int | None
-    steps: float | None
-    decrease: float
-    nfe_forward: int
-    nfe_backward: int
-    vjps: int
-    stored_bytes: int
-    seconds_forward: float
-    seconds_backward: float
 
 
 @dataclass(frozen=True)
@@ -246,7 +205,7 @@ def convergence_study(
 
     Raises:
         ValueError: steps not positive, repeated or fewer than 3; no parameters; dT/dtheta = 0; the
-            target is not reached by a downward crossing on one of the sides, the message says which.
+            target is not reached by a crossing on one of the sides, the message says which.
         TypeError: what `stopping_time` and `stopping_index` raise for bad input.
     """
     sizes = _checked_steps(steps)
@@ -276,115 +235,6 @@ def convergence_study(
         interpolation=interpolation,
         confidence=confidence,
     )
-
-
-def measure_time(
-    flow: Callable[..., Any],
-    x0: Any,
-    criterion: Callable[..., Any],
-    target: float | Tensor,
-    *,
-    parameters: Sequence[Tensor],
-    t0: float | Tensor = 0.0,
-    solver: Torchdiffeq | None = None,
-    max_time: float | None = None,
-) -> Measurement:
-    """The continuous side: T and dT/dtheta by the default route.
-
-    Raises:
-        ValueError: the target is not reached by a crossing, or dT/dtheta = 0.
-    """
-    settings = solver if solver is not None else _reference_solver(x0)
-    begin = time.perf_counter()
-    result = stopping_time(
-        flow,
-        x0,
-        criterion,
-        target,
-        t0=t0,
-        max_time=max_time,
-        solver=settings,
-        gradient=InterpolatingAdjoint(),
-        params=parameters,
-        throw=False,
-    )
-    _require_crossing(result.status, "the flow", f"up to t = {result.trajectory.end:.6g}")
-    middle = time.perf_counter()
-    gradient = _gradient(result.time, parameters)
-    end = time.perf_counter()
-    if not float(gradient.norm()) > 0:
-        raise ValueError("parameters: dT/dtheta is zero, so there is no relative error to measure")
-    stats = result.stats
-    return Measurement(
-        time=float(result.time.detach()),
-        gradient=gradient,
-        index=None,
-        steps=None,
-        decrease=float(result.rate),
-        nfe_forward=stats.nfe_forward,
-        nfe_backward=stats.nfe_backward or 0,
-        vjps=stats.vjps or 0,
-        stored_bytes=_kept_bytes(result),
-        seconds_forward=middle - begin,
-        seconds_backward=end - middle,
-    )
-
-
-def measure_index(
-    update: UpdateRule,
-    x0: Any,
-    criterion: Callable[..., Any],
-    target: float | Tensor,
-    *,
-    parameters: Sequence[Tensor],
-    t0: float | Tensor = 0.0,
-    interpolation: str | None = None,
-    max_steps: int = 1_000_000,
-) -> Measurement:
-    """The discrete side: t0 + h N and h dN/dtheta by Algorithm 1.
-
-    Raises:
-        ValueError: the target is not reached by a crossing.
-    """
-    begin = time.perf_counter()
-    result = stopping_index(
-        update,
-        x0,
-        criterion,
-        target,
-        t0=t0,
-        max_steps=max_steps,
-        interpolation=interpolation,  # type: ignore[arg-type]
-        params=parameters,
-        throw=False,
-    )
-    h = float(update.step)
-    _require_crossing(result.status, f"the iteration with h = {h:g}", f"in {max_steps} steps")
-    middle = time.perf_counter()
-    gradient = in_flow_time(_gradient(result.steps, parameters), h)
-    end = time.perf_counter()
-    stages = _stages(update, x0, t0)
-    stats = result.stats
-    kept = result.trajectory.indices
-    pieces = x0 if isinstance(x0, tuple) else (x0,)
-    return Measurement(
-        time=float(t0) + in_flow_time(float(result.steps.detach()), h),
-        gradient=gradient,
-        index=result.index,
-        steps=float(result.steps.detach()),
-        decrease=float(result.decrease),
-        nfe_forward=stages * stats.nfe_forward,
-        nfe_backward=stages * (stats.nfe_backward or 0),
-        vjps=stages * (stats.vjps or 0),
-        stored_bytes=len(kept) * sum(p.numel() * p.element_size() for p in pieces),
-        seconds_forward=middle - begin,
-        seconds_backward=end - middle,
-    )
-
-
-def in_flow_time(steps: Any, h: float) -> Any:
-    """A quantity in steps, converted to flow time: T is about t0 + h N, so h dN meets dT."""
-    return h * steps
 
 
 def assemble(
@@ -455,9 +305,7 @@ def _checked_steps(steps: Iterable[float]) -> list[float]:
     return sizes
 
 
-def _parameters(
-    flow: object, criterion: object, given: Iterable[Tensor] | None
-) -> list[Tensor]:
+def _parameters(flow: object, criterion: object, given: Iterable[Tensor] | None) -> list[Tensor]:
     if given is not None:
         found = list(given)
         wrong = [i for i, p in enumerate(found) if not (isinstance(p, Tensor) and p.requires_grad)]
@@ -473,49 +321,3 @@ def _parameters(
             "differentiate to"
         )
     return found
-
-
-def _reference_solver(x0: Any) -> Torchdiffeq:
-    first = x0[0] if isinstance(x0, tuple) else x0
-    return Torchdiffeq(rtol=1e-10 if getattr(first, "dtype", None) == torch.float64 else 1e-5)
-
-
-def _require_crossing(status: Status, who: str, limit: str) -> None:
-    if status is Status.REACHED:
-        return
-    raise ValueError(f"target: {who} does not cross it ({limit}): {status.name}, {status.value}")
-
-
-def _gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """The gradient over all parameters as one float64 vector on the CPU."""
-    found = torch.autograd.grad(value, list(parameters), allow_unused=True)
-    pieces = [
-        torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
-    ]
-    return torch.cat([piece.detach().reshape(-1).to("cpu", torch.float64) for piece in pieces])
-
-
-def _stages(update: UpdateRule, x0: Any, t0: float | Tensor) -> int:
-    """How often the update evaluates its flow in one step."""
-    calls = 0
-
-    def counted(t: Tensor, x: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return update.flow(t, x)
-
-    time_tensor = torch.as_tensor(float(t0), dtype=torch.float64)
-    same = type(update)(counted, step=float(update.step))
-    leaves = tuple(p.detach().requires_grad_() for p in x0) if isinstance(x0, tuple) else None
-    same(0, x0.detach().requires_grad_() if leaves is None else leaves, time_tensor)
-    return calls
-
-
-def _kept_bytes(result: StoppingResult) -> int:
-    """Memory of the dense output, tensors that steps share counted once."""
-    stores: dict[int, int] = {}
-    for step in result.trajectory.steps:
-        for tensor in (step.y0, step.y1, *step.coefficients):
-            storage = tensor.untyped_storage()
-            stores[storage.data_ptr()] = storage.nbytes()
-    return sum(stores.values())

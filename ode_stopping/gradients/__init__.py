@@ -1,7 +1,7 @@
 """Gradient routes: different roads to the same derivative of the flow map.
 
-`InterpolatingAdjoint` is the default; `DirectAdjoint` has second derivatives; `ForwardSensitivity` is for few
-parameters; `BacksolveAdjoint` needs no memory and raises where it would be wrong.
+`InterpolatingAdjoint` is the default; `DirectAdjoint` has second derivatives; `ForwardSensitivity`
+is for few parameters; `BacksolveAdjoint` needs no memory and raises where it would be wrong.
 """
 
 from .backsolve import BacksolveAdjoint

@@ -1,4 +1,4 @@
-"""The plain adjoint with a conscience: x is integrated backward with lam, and the return to x0 is checked."""
+"""The plain adjoint with a conscience: x goes backward with lam, and has to come back to x0."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _FAR = 10.0
 
 @dataclass(frozen=True)
 class BacksolveAdjoint(GradientRoute):
-    """x re-integrated backward together with lam (Chen et al. 2018): constant memory, often unstable.
+    """x re-integrated backward with lam (Chen et al. 2018): constant memory, often unstable.
 
-    Backward, a contracting flow expands errors by exp(L (T - t0)). The x(t0) that comes back is compared
-    with x0, and a relative mismatch above `tolerance` times rtol raises instead of returning a number.
+    Backward, a contracting flow expands errors by exp(L (T - t0)). The x(t0) that comes back is
+    compared with x0, and a relative mismatch above `tolerance` times rtol raises instead of
+    returning a number.
 
     Exact for: flows that are not stiff over [t0, T]. Memory: one state. When wrong: it raises.
 
@@ -38,6 +39,7 @@ class BacksolveAdjoint(GradientRoute):
     keeps_trajectory = False
 
     def pull_back(self, problem: StoppingProblem, cotangent: Tensor) -> PullBack:
+        """See `GradientRoute.pull_back`."""
         n = cotangent.numel()
         leaves = problem.leaves
         sizes = [leaf.numel() for leaf in leaves.tensors]
@@ -70,10 +72,13 @@ class BacksolveAdjoint(GradientRoute):
             assert isinstance(step, Step)
             size = float(step.y1[:n].norm())
             if not size <= largest:
-                raise GradientError(f"x has left its path at t = {problem.end - step.t1:.6g}: it grew to {size:.3g}")
+                raise GradientError(
+                    f"x has left its path at t = {problem.end - step.t1:.6g}: it grew to {size:.3g}"
+                )
 
         try:
-            # An unstable backward solve needs more and more steps before it overflows: give up long before.
+            # An unstable backward solve needs more and more steps before it overflows: give up long
+            # before.
             forward = problem.stats.accepted + problem.stats.rejected
             end = integrate_backward(
                 problem,
@@ -86,7 +91,8 @@ class BacksolveAdjoint(GradientRoute):
             )
         except GradientError as error:
             raise BacksolveMismatchError(
-                f"integrating x backward from x_T failed ({error}). The flow is too contracting for "
+                f"integrating x backward from x_T failed ({error}). The flow is too contracting "
+                "for "
                 "BacksolveAdjoint; use InterpolatingAdjoint."
             ) from error
         finally:
@@ -96,7 +102,9 @@ class BacksolveAdjoint(GradientRoute):
         quadratures = torch.split(end[2 * n : -1], sizes)
         return PullBack(
             start=end[n : 2 * n],
-            leaves=[q.reshape(leaf.shape) for q, leaf in zip(quadratures, leaves.tensors, strict=True)],
+            leaves=[
+                q.reshape(leaf.shape) for q, leaf in zip(quadratures, leaves.tensors, strict=True)
+            ],
             time=float(end[-1]),
         )
 
@@ -107,6 +115,7 @@ class BacksolveAdjoint(GradientRoute):
         if not mismatch <= self.tolerance * rtol:
             raise BacksolveMismatchError(
                 f"x re-integrated backward from T = {problem.end:.6g} misses x0 by {mismatch:.3g} "
-                f"(relative; allowed: {self.tolerance * rtol:.3g}), so the gradient along it would be wrong. "
+                f"(relative; allowed: {self.tolerance * rtol:.3g}), so the gradient along it "
+                "would be wrong. "
                 "Use InterpolatingAdjoint."
             )

@@ -1,4 +1,4 @@
-"""What a route is: one method that pulls a cotangent back through the flow map at fixed end time."""
+"""What a route is: one method that pulls a cotangent back through the flow map at fixed T."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class PullBack:
     Attributes:
         start: lam(t0), shape (n,): the cotangent on x0.
         leaves: int_{t0}^{T} F_theta^T lam dt, one tensor a leaf.
-        time: int_{t0}^{T} F_t^T lam dt, or None where the route does not compute it. It is redundant:
-            lam(t0)^T F(t0, x0) = lam(T)^T F(T, x_T) - time, and so it checks lam.
+        time: int_{t0}^{T} F_t^T lam dt, or None where the route does not compute it. It is
+            redundant: lam(t0)^T F(t0, x0) = lam(T)^T F(T, x_T) - time, and so it checks lam.
         samples: lam at the times that were asked for, shape (len(times), n); None if none were.
     """
 
@@ -35,12 +35,12 @@ class PullBack:
 
 
 class GradientRoute(ABC):
-    """A way to differentiate the state at a fixed time; the implicit quotient is none of its business.
+    """A way to differentiate the state at a fixed time; the quotient is none of its business.
 
     Attributes:
         keeps_trajectory: Whether the forward run has to keep its dense output for this route.
-        native: Whether `time` and `state` carry an ordinary graph (and so second derivatives) instead of
-            one custom backward.
+        native: Whether `time` and `state` carry an ordinary graph (and so second derivatives)
+            instead of one custom backward.
     """
 
     keeps_trajectory: bool = True
@@ -58,10 +58,12 @@ class GradientRoute(ABC):
 class Blocks:
     """Blocks of a flat vector, each measured in its own size.
 
-    An adjoint and its quadratures have no common scale: lam shrinks or grows by orders of magnitude on the
-    way, every parameter has its own units, and a quadrature starts at zero, where a relative tolerance means
-    nothing and a tiny absolute one means underflow. So the error of a step is measured block by block,
-    relative to the block's present size, or to what this step adds to it where that is more.
+    An adjoint and its quadratures have no common scale: lam shrinks or grows by orders of magnitude
+        on the
+    way, every parameter has its own units, and a quadrature starts at zero, where a relative
+    tolerance means nothing and a tiny absolute one means underflow. So the error of a step is
+    measured block by block, relative to the block's present size, or to what this step adds to it
+    where that is more.
     """
 
     def __init__(self, sizes: Sequence[int], *, quadrature: Sequence[bool], like: Tensor) -> None:
@@ -76,8 +78,10 @@ class Blocks:
         sums = torch.zeros_like(self._sizes).index_add_(0, self._index, flat.square())
         return (sums / self._sizes).sqrt()
 
-    def norm_for(self, rtol: float, stepper: Callable[[], Stepper | None]) -> Callable[[Tensor], Tensor]:
-        """A norm of the error of a step: <= 1 where every block's error is within `rtol` of its size."""
+    def norm_for(
+        self, rtol: float, stepper: Callable[[], Stepper | None]
+    ) -> Callable[[Tensor], Tensor]:
+        """A norm of a step's error: <= 1 where every block's is within `rtol` of its size."""
 
         def norm(error: Tensor) -> Tensor:
             current = stepper()
@@ -87,7 +91,8 @@ class Blocks:
             size = self.rms(current.value)
             gain = self.rms(current.derivative) * current.next_step
             size = torch.where(self._is_quadrature, torch.maximum(size, gain), size)
-            # A block far below the others (a parameter that hardly matters) is not worth a tiny step.
+            # A block far below the others (a parameter that hardly matters) is not worth a tiny
+            # step.
             floor = 1e-8 * torch.maximum(size.max(), gain.max())
             scale = torch.maximum(size, floor).clamp_min(torch.finfo(size.dtype).tiny)
             return (self.rms(error) / (rtol * scale)).max()
@@ -133,7 +138,7 @@ def integrate_backward(
 
 
 def _first_step(problem: StoppingProblem, length: float) -> float:
-    """Last step of the forward run: what was right for x near T is right for lam there, or soon will be."""
+    """Last step of the forward run: what was right for x near T is about right for lam."""
     steps = problem.trajectory.steps
     if not steps:
         return 1e-3 * length

@@ -19,10 +19,13 @@ __all__ = ["DirectAdjoint"]
 class DirectAdjoint(GradientRoute):
     """The accepted steps of the forward run, replayed with a graph; second derivatives are right.
 
-    The step sizes are taken as constants, which is the derivative of the discretised flow on its own grid.
+    The step sizes are taken as constants, which is the derivative of the discretised flow on its
+    own grid.
 
-    Exact for: the discretised flow (it tends to the flow's as rtol does; on a stiff flow at a loose tolerance
-    the two differ). Memory: the graph of every evaluation. Cost: one backward pass through the solver.
+    Exact for: the discretised flow (it tends to the flow's as rtol does; on a stiff flow at a loose
+        tolerance
+    the two differ). Memory: the graph of every evaluation. Cost: one backward pass through the
+    solver.
     """
 
     native = True
@@ -36,7 +39,9 @@ class DirectAdjoint(GradientRoute):
         inputs = [x0, *problem.leaves.tensors]
         self._count(problem, calls)
         grads = torch.autograd.grad(end, inputs, cotangent, allow_unused=True, retain_graph=True)
-        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, inputs, strict=True)]
+        filled = [
+            torch.zeros_like(p) if g is None else g for g, p in zip(grads, inputs, strict=True)
+        ]
         return PullBack(start=filled[0], leaves=filled[1:])
 
     def graph(
@@ -58,7 +63,7 @@ class DirectAdjoint(GradientRoute):
         problem.stats.nfe_backward = problem.stats.vjps = calls
 
     def _replay(self, problem: StoppingProblem, x0: Tensor, t0: Tensor) -> tuple[Tensor, int]:
-        """x at the fixed time T, differentiable to x0, t0 and the leaves; and the evaluations it took."""
+        """x at the fixed T, differentiable to x0, t0 and the leaves, and the evaluations taken."""
         flow = problem.flow
         calls = flow.calls
         grid = [problem.start, *(step.t1 for step in problem.trajectory.steps)]

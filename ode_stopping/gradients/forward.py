@@ -18,12 +18,14 @@ __all__ = ["ForwardSensitivity"]
 
 @dataclass(frozen=True)
 class ForwardSensitivity(GradientRoute):
-    """S' = F_x S + F_p, S(t0) = dx0/dp, integrated forward next to x (independent of every adjoint).
+    """S' = F_x S + F_p, S(t0) = dx0/dp, integrated forward next to x: no adjoint in it.
 
-    The columns are all elements of x0 and of every leaf, so it is for few parameters. It shares neither the
-    dense output nor a backward solve with the adjoint routes, which makes it a good judge of them.
+    The columns are all elements of x0 and of every leaf, so it is for few parameters. It shares
+    neither the dense output nor a backward solve with the adjoint routes, which makes it a good
+    judge of them.
 
-    Exact for: any smooth flow. Memory: n (columns + 1) numbers. Cost: one Jacobian-vector product a column and
+    Exact for: any smooth flow. Memory: n (columns + 1) numbers. Cost: one Jacobian-vector product a
+        column and
     an evaluation.
 
     Args:
@@ -37,13 +39,15 @@ class ForwardSensitivity(GradientRoute):
     keeps_trajectory = False
 
     def pull_back(self, problem: StoppingProblem, cotangent: Tensor) -> PullBack:
+        """See `GradientRoute.pull_back`."""
         n = cotangent.numel()
         leaves = problem.leaves.tensors
         sizes = [leaf.numel() for leaf in leaves]
         columns = n + sum(sizes)
         if columns > self.max_columns:
             raise GradientError(
-                f"ForwardSensitivity would need {columns} columns ({n} for x0, {sum(sizes)} for parameters), "
+                f"ForwardSensitivity would need {columns} columns ({n} for x0, {sum(sizes)} for "
+                "parameters), "
                 f"more than max_columns = {self.max_columns}; use InterpolatingAdjoint"
             )
         sensitivity = self._integrate(problem, columns, sizes)
@@ -100,10 +104,11 @@ def _first_step(problem: StoppingProblem) -> float:
 def _jacobian_products(
     problem: StoppingProblem, t: Tensor, x: Tensor, columns: Tensor, sizes: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """F and F_x S + F_p, the latter of shape (columns, n), by differentiating a vector-Jacobian product.
+    """F, shape (n,), and F_x S + F_p, shape (columns, n).
 
-    u -> F_z^T u is linear, so its derivative with respect to u in the direction s is F_z s. That works with
-    every flow that is twice differentiable by autograd, also where forward mode is not implemented.
+    u -> F_z^T u is linear, so its derivative with respect to u in the direction s is F_z s. That
+    works with every flow that is twice differentiable by autograd, also where forward mode is not
+    implemented.
     """
     leaves = problem.leaves.tensors
     time, state = problem.flow.inputs(float(t), x)
@@ -113,7 +118,9 @@ def _jacobian_products(
     where = f"by the flow at t = {float(t):.6g}"
     problem.leaves.require_known([value], inputs=(time, state), where=where)
     dummy = torch.zeros_like(value, requires_grad=True)
-    pulled = torch.autograd.grad(value, [state, *leaves], dummy, create_graph=True, allow_unused=True)
+    pulled = torch.autograd.grad(
+        value, [state, *leaves], dummy, create_graph=True, allow_unused=True
+    )
     by_state, by_leaves = pulled[0], pulled[1:]
     n = x.numel()
     rows = []
@@ -134,7 +141,7 @@ def _add_direction(
     sizes: Sequence[int],
     position: int,
 ) -> None:
-    """Append the unit direction of the parameter at `position` (negative: an element of x0, none)."""
+    """Append the unit direction of the parameter at `position` (negative: of x0, none)."""
     for gradient, size in zip(by_leaves, sizes, strict=True):
         if 0 <= position < size:
             if gradient is not None and gradient.requires_grad:
@@ -149,5 +156,7 @@ def _add_direction(
 def _push(outputs: list[Tensor], directions: list[Tensor], dummy: Tensor) -> Tensor:
     if not outputs:
         return torch.zeros_like(dummy)
-    (product,) = torch.autograd.grad(outputs, dummy, directions, retain_graph=True, allow_unused=True)
+    (product,) = torch.autograd.grad(
+        outputs, dummy, directions, retain_graph=True, allow_unused=True
+    )
     return torch.zeros_like(dummy) if product is None else product.detach()

@@ -2,8 +2,9 @@
 
     lam' = - F_x^T lam,   lam(T) given;      dL/dx0 = lam(t0),   dL/dtheta = int F_theta^T lam dt
 
-A gradient flow contracts forward, so integrating x backward with lam (the plain adjoint) amplifies its error
-by exp(L (T - t0)), while the equation for lam backward is stable. Here x(t) is never integrated backward.
+A gradient flow contracts forward, so integrating x backward with lam (the plain adjoint) amplifies
+its error by exp(L (T - t0)), while the equation for lam backward is stable. Here x(t) is never
+integrated backward.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ __all__ = ["InterpolatingAdjoint"]
 
 @dataclass(frozen=True)
 class InterpolatingAdjoint(GradientRoute):
-    """Adjoint over the kept trajectory (theory: lam' = -F_x^T lam, dL/dtheta = int F_theta^T lam dt).
+    """Adjoint over the kept trajectory: lam' = -F_x^T lam, dL/dtheta = int F_theta^T lam dt.
 
-    Exact for: flows that are smooth between the accepted steps. Memory: five states an accepted step.
+    Exact for: flows that are smooth between the accepted steps. Memory: five states an accepted
+        step.
     Cost: about as many vector-Jacobian products as the forward run had evaluations.
 
     Args:
@@ -36,6 +38,7 @@ class InterpolatingAdjoint(GradientRoute):
     rtol: float | None = None
 
     def pull_back(self, problem: StoppingProblem, cotangent: Tensor) -> PullBack:
+        """See `GradientRoute.pull_back`."""
         return self.solve(problem, cotangent)
 
     def solve(
@@ -54,7 +57,11 @@ class InterpolatingAdjoint(GradientRoute):
             vjps += 1
             t = problem.end - float(s)
             product = problem.flow.vjp(t, path(t), z[:n], leaves, look=True)
-            parts = [product.state, *(g.reshape(-1) for g in product.leaves), product.time.reshape(1)]
+            parts = [
+                product.state,
+                *(g.reshape(-1) for g in product.leaves),
+                product.time.reshape(1),
+            ]
             return torch.cat(parts)
 
         start = torch.cat([cotangent, cotangent.new_zeros(sum(sizes) + 1)])
@@ -71,7 +78,10 @@ class InterpolatingAdjoint(GradientRoute):
         pieces = torch.split(end[n:-1], sizes)
         return PullBack(
             start=end[:n],
-            leaves=[piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves.tensors, strict=True)],
+            leaves=[
+                piece.reshape(leaf.shape)
+                for piece, leaf in zip(pieces, leaves.tensors, strict=True)
+            ],
             time=float(end[-1]),
             samples=sampler.stacked(end[:n], problem.start) if len(times) else None,
         )
@@ -83,9 +93,7 @@ class _Sampler:
     def __init__(self, end: float, first: Tensor, times: Sequence[float], n: int) -> None:
         self._end = end
         self._times = list(times)
-        self._found: dict[int, Tensor] = {
-            i: first for i, t in enumerate(self._times) if t >= end
-        }
+        self._found: dict[int, Tensor] = {i: first for i, t in enumerate(self._times) if t >= end}
         self._n = n
 
     def __call__(self, step: object) -> None:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from discrete import Euler, Heun, RungeKutta4, UpdateRule
-from ode_stopping import Torchdiffeq
+from ode_stopping import Torchdiffeq, stopping_time
 from theory_checks.checks._problems import Instance, Setup, build
 from theory_checks.context import Context
+from theory_checks.measurements import Measurement, measure_index, measure_time
 from theory_checks.registry import Table
 from theory_checks.slopes import SlopeFit, local_slopes
-from theory_checks.studies import (
-    ConvergenceStudy,
-    Measurement,
-    assemble,
-    measure_index,
-    measure_time,
-)
+from theory_checks.studies import ConvergenceStudy, assemble
 
 UPDATES: dict[str, type[UpdateRule]] = {"Euler": Euler, "Heun": Heun, "RungeKutta4": RungeKutta4}
 
@@ -65,14 +60,6 @@ def measure(cell: Cell) -> Measurement:
     )
 
 
-def shared(context: Context) -> Context:
-    """The context with the cell folder that several checks share: Figures 2a, 2b, 5, Theorem 2."""
-    if context.cells is None:
-        return context
-    folder = context.cells.folder.parent / "shared"
-    return replace(context, check="shared", cells=replace(context.cells, folder=folder))
-
-
 @dataclass(frozen=True)
 class Series:
     """One curve of a study: a problem, a method and its step sizes as multiples of 1/(L p).
@@ -83,6 +70,7 @@ class Series:
         update: a key of `UPDATES`.
         interpolation: as in `stopping_index`.
         rtol: of the continuous side.
+        spread: nudge the step sizes as `spread_phases` does.
     """
 
     setup: Setup
@@ -90,6 +78,7 @@ class Series:
     update: str = "Euler"
     interpolation: str | None = None
     rtol: float = 1e-9
+    spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,12 +96,39 @@ class Result:
     runs: list[Measurement]
 
 
+def spread_phases(instance: Instance, steps: Sequence[float]) -> list[float]:
+    """Step sizes changed by less than one part in N, so that the sawtooth is met at all its phases.
+
+    The error of Definition 3 is about h c(phase), the phase being that of (T - t0)/h between two
+    whole numbers. Over a list of step sizes the phases come as they come, and their accidental
+    trend shows as a wrong slope. Phases that are golden ratios apart cover the sawtooth evenly, and
+    arranged symmetrically about the middle of a list that is even in log h they have no linear
+    trend, whatever the function c is. The scatter stays, and so does the interval's width.
+    """
+    horizon = stopping_time(
+        instance.flow,
+        instance.x0,
+        instance.criterion,
+        instance.target,
+        solver=Torchdiffeq(rtol=1e-7),
+        gradient=None,
+    )
+    span = float(horizon.time)
+    golden = (math.sqrt(5.0) - 1.0) / 2.0
+    middle = (len(steps) - 1) / 2
+    # Off the whole numbers, where N itself could turn on the last digit of h.
+    phases = [(0.5 + abs(k - middle) * golden) % 1.0 for k in range(len(steps))]
+    return [span / (math.floor(span / h) + phase) for h, phase in zip(steps, phases, strict=True)]
+
+
 def run_series(context: Context, series: Sequence[Series]) -> list[Result]:
     """All curves at once, so that the cells of one fill the gaps that another leaves."""
     instances = [build(one.setup) for one in series]
     cells: list[list[Cell]] = []
     for one, instance in zip(series, instances, strict=True):
         steps = [fraction / instance.stiffness for fraction in one.fractions]
+        if one.spread:
+            steps = spread_phases(instance, steps)
         reference = Cell(one.setup, rtol=one.rtol)
         cells.append(
             [reference, *(Cell(one.setup, h, one.update, one.interpolation) for h in steps)]
@@ -123,12 +139,10 @@ def run_series(context: Context, series: Sequence[Series]) -> list[Result]:
     found = dict(zip(every, context.map(measure, every), strict=True))
     results = []
     for one, instance, group in zip(series, instances, cells, strict=True):
-        reference, *runs = (found[cell] for cell in group)
+        truth, *runs = (found[cell] for cell in group)
         steps = [cell.step for cell in group if cell.step is not None]
         assert steps == sorted(steps, reverse=True)
-        study = assemble(
-            reference, steps, runs, update=one.update, interpolation=one.interpolation
-        )
+        study = assemble(truth, steps, runs, update=one.update, interpolation=one.interpolation)
         results.append(Result(instance, study, runs))
     return results
 

@@ -7,6 +7,7 @@ J = |grad f|^2. The ground truth is the adaptive side at a tight tolerance.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,12 @@ from theory_checks.checks._cells import (
     measure,
     row_table,
     run_series,
-    shared,
 )
 from theory_checks.checks._problems import Setup
-from theory_checks.plotting import COLOURS, MARKERS, new_figure, slope_plot, style
+from theory_checks.measurements import Measurement
+from theory_checks.plotting import COLOURS, MARKERS, log_axes, new_figure, slope_plot, style
 from theory_checks.registry import Context, Figure, Outcome, Table, check
 from theory_checks.slopes import fit_slope
-from theory_checks.studies import Measurement
 
 TARGETS = (1e-3, 1e-4, 1e-5)
 ONE_DECADE = FRACTIONS[:9]
@@ -47,7 +47,7 @@ def _grid(context: Context) -> list[Result]:
     """Figure 2's grid: d = 100, all targets, one decade of step sizes (all of them on paper)."""
     fractions = context.choose(quick=ONE_DECADE, paper=FRACTIONS)
     series = [Series(_setup(context, 100, target), fractions) for target in TARGETS]
-    return run_series(shared(context), series)
+    return run_series(context.shared(), series)
 
 
 @check(
@@ -58,9 +58,7 @@ def _grid(context: Context) -> list[Result]:
     order=72,
 )
 def figure_2a(context: Context) -> Outcome:
-    """At each of the paper's targets the relative error of h dN/dtheta is first order in h, with
-    a constant of the order of h times the curvature that matters at the target.
-    """
+    """At each of the paper's targets the relative error of h dN/dtheta is of first order in h."""
     results = _grid(context)
     outcome = _slopes(results, {f"eps = {r.instance.target:g}": r for r in results})
     figure, axes = new_figure()
@@ -87,33 +85,33 @@ def figure_2a(context: Context) -> Outcome:
     order=73,
 )
 def figure_2b(context: Context) -> Outcome:
-    """The adaptive route at its default tolerance needs fewer evaluations (forward and backward
-    together) than Euler at the step size that would give the gradient the same accuracy.
+    """As accurate as Euler at its smallest h, the adaptive route needs fewer evaluations.
+
+    Forward and backward together.
 
     The paper counts forward evaluations only; backward ones, vector-Jacobian products and seconds
     are counted here as well.
     """
     results = _grid(context)
     targets = [r.instance.target for r in results]
-    cells = [
-        Cell(_setup(context, 100, target), rtol=rtol) for target in targets for rtol in LADDER
-    ]
-    found = shared(context).map(measure, cells)
+    names = [f"eps = {target:g}" for target in targets]
+    cells = [Cell(_setup(context, 100, target), rtol=rtol) for target in targets for rtol in LADDER]
+    found = context.shared().map(measure, cells)
     ladders = [found[i * len(LADDER) : (i + 1) * len(LADDER)] for i in range(len(targets))]
-    advantages, rows = {}, []
-    for result, ladder in zip(results, ladders, strict=True):
-        name = f"eps = {result.instance.target:g}"
-        advantages[name] = _advantage(result, ladder[-1])
-        rows += _cost_rows(name, result, ladder)
-    first = targets[0]
+    every = list(zip(names, results, ladders, strict=True))
+    advantages = {name: _advantage(result, ladder) for name, result, ladder in every}
+    rows = [row for one in every for row in _cost_rows(*one)]
     return Outcome(
         measured=advantages,
         expected="above 1",
         tolerance="above 1",
         passed=all(value > 1.0 for value in advantages.values()),
         details={
-            "measured": "evaluations of Euler, extrapolated along the fitted error line to the "
-            "gradient error of the adaptive route at rtol 1e-7, over those of that route",
+            "measured": "evaluations of Euler at its smallest h over those of the adaptive route "
+            "at the loosest rtol that is as accurate",
+            f"the same at the accuracy of rtol {DEFAULT_RTOL:g}, Euler extrapolated": {
+                name: _extrapolated(result, ladder[-1]) for name, result, ladder in every
+            },
         },
         tables=[
             Table(
@@ -136,7 +134,7 @@ def figure_2b(context: Context) -> Outcome:
                 "loose rtol can give the time right and the gradient wrong.",
             )
         ],
-        figures=[_cost_figure(results, ladders, first)],
+        figures=[_cost_figure(results, ladders)],
     )
 
 
@@ -151,8 +149,19 @@ def _total(run: Measurement) -> int:
     return run.nfe_forward + run.nfe_backward
 
 
-def _advantage(result: Result, adaptive: Measurement) -> float:
-    """Euler's evaluations at the adaptive route's accuracy over those of that route."""
+def _advantage(result: Result, ladder: Sequence[Measurement]) -> float:
+    """Euler's evaluations at its smallest h over the adaptive route's at that accuracy.
+
+    0 where the adaptive route is nowhere on the ladder as accurate.
+    """
+    euler = result.runs[-1]
+    _, error = _errors(euler, result)
+    enough = [_total(run) for run in ladder if _errors(run, result)[1] <= error]
+    return _total(euler) / min(enough) if enough else 0.0
+
+
+def _extrapolated(result: Result, adaptive: Measurement) -> float:
+    """Euler's evaluations at the adaptive route's accuracy, by the fitted line, over its own."""
     fit = result.study.slope
     _, error = _errors(adaptive, result)
     h = float(np.exp((np.log(error) - fit.intercept) / fit.slope))
@@ -179,13 +188,11 @@ def _cost_rows(name: str, result: Result, ladder: Sequence[Measurement]) -> list
     ]
 
 
-def _cost_figure(
-    results: Sequence[Result], ladders: Sequence[Sequence[Measurement]], target: float
-) -> Figure:
+def _cost_figure(results: Sequence[Result], ladders: Sequence[Sequence[Measurement]]) -> Figure:
     figure, (left, middle, right) = new_figure(1, 3, width=3.3)
     with style():
         for position, (result, ladder) in enumerate(zip(results, ladders, strict=True)):
-            look = {
+            look: dict[str, Any] = {
                 "color": COLOURS[position],
                 "marker": MARKERS[position],
                 "markerfacecolor": "white",
@@ -198,7 +205,11 @@ def _cost_figure(
             middle.axhline(base.nfe_forward, color=COLOURS[position], linestyle="--", linewidth=1)
             euler = [(_total(run), _errors(run, result)[1]) for run in result.runs]
             right.plot(*zip(*euler, strict=True), label=f"Euler, {_name(result)}", **look)
-            solid = {**look, "markerfacecolor": COLOURS[position], "linestyle": "--"}
+            solid: dict[str, Any] = {
+                **look,
+                "markerfacecolor": COLOURS[position],
+                "linestyle": "--",
+            }
             adaptive = [(_total(run), _errors(run, result)[1]) for run in ladder]
             right.plot(*zip(*adaptive, strict=True), label="adaptive", **solid)
         left.axhline(1.0, color="#555555", linestyle=(0, (4, 3)), linewidth=1.0)
@@ -211,7 +222,7 @@ def _cost_figure(
             title="work and precision",
         )
         for axes in (left, middle, right):
-            axes.set(xscale="log", yscale="log")
+            log_axes(axes)
             axes.legend(loc="best", fontsize=7)
     caption = (
         "Left: Euler's forward evaluations over those of the adaptive solver at its default rtol "
@@ -231,7 +242,7 @@ def _cost_figure(
 )
 def figure_5(context: Context) -> Outcome:
     """First order in h holds for every dimension and target of the paper's grid."""
-    plan = context.choose(
+    plan: list[tuple[int, tuple[float, ...], tuple[float, ...]]] = context.choose(
         quick=[(100, TARGETS, ONE_DECADE), (1000, TARGETS[:1], ONE_DECADE[:5])],
         paper=[(dim, TARGETS, FRACTIONS) for dim in (100, 1000, 10_000)],
     )
@@ -240,7 +251,7 @@ def figure_5(context: Context) -> Outcome:
         for dim, targets, fractions in plan
         for target in targets
     ]
-    results = run_series(shared(context), series)
+    results = run_series(context.shared(), series)
     named = {
         f"d = {one.setup.dim}, eps = {one.setup.target:g}": r
         for one, r in zip(series, results, strict=True)
@@ -268,7 +279,6 @@ def figure_5(context: Context) -> Outcome:
 def _slopes(results: Sequence[Result], named: dict[str, Result]) -> Outcome:
     """Every slope within 0.1 of 1, every lower end above 0.8."""
     fits = {name: r.study.slope for name, r in named.items()}
-    # An error of c h L p: how much of the curvature bound enters.
     constants = {
         name: fit_slope(r.study.h, r.study.gradient_errors).predict(1.0).item()
         for name, r in named.items()
@@ -289,6 +299,4 @@ def _slopes(results: Sequence[Result], named: dict[str, Result]) -> Outcome:
 
 
 def _with(outcome: Outcome, figures: Sequence[Figure]) -> Outcome:
-    from dataclasses import replace
-
     return replace(outcome, figures=figures)

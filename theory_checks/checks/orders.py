@@ -31,14 +31,15 @@ _PER_OCTAVE = 3
     order=60,
 )
 def orders_higher(context: Context) -> Outcome:
-    """A rule of order p with a partial last step has order p in the index and in its gradient; the
-    cubic Hermite interpolant loses one order when it is differentiated, order 3 being left of 4.
+    """A partial last step keeps a rule's order p; differentiating a Hermite cubic leaves order 3.
 
-    On the quartic problem, by which nothing is linear. Heun is of order 2, which Hermite's 3 does
-    not limit. The reference (rtol 1e-12) limits what can be seen below errors of about 1e-11.
+    A partial last step keeps it in the index and in its gradient; the cubic Hermite interpolant is
+    of order 4 and loses one when it is differentiated, which does not limit Heun's 2. On the
+    quartic problem, where nothing is linear. The reference (rtol 1e-12) limits what can be seen
+    below errors of about 1e-11.
     """
     setup = Setup.of(context, "quartic", 1e-2, dim=10, condition=10.0)
-    # RK4 is accurate enough near its stability limit (2.78) only for h L p below about 1.
+    # RK4 is stable for h L p < 2.78, and its fourth-order term dominates well below 1.
     count = context.choose(quick=10, paper=20)
     fractions = tuple(float(v) for v in np.geomspace(0.6, 0.06, count))
     series = [
@@ -79,12 +80,11 @@ def orders_higher(context: Context) -> Outcome:
     order=61,
 )
 def orders_log_index(context: Context) -> Outcome:
-    """On an exponential tail the log-linear index with Euler has a gradient at least twice as
-    accurate as Definition 3's, and smooth in h: Richardson extrapolation, 2 g(h/2) - g(h), gains
-    an order on it, and gains none on Definition 3's sawtooth.
+    """On an exponential tail the log-linear index halves Definition 3's error, or better.
 
-    Valid where log J is linear in t: a quadratic (condition 10, d = 5) followed so far down that
-    its slowest mode is all that is left.
+    It is smooth in h, besides: Richardson extrapolation, 2 g(h/2) - g(h), gains an order on it, and
+    none on Definition 3's sawtooth. Valid where log J is linear in t: a quadratic (condition 10,
+    d = 5) followed so far down that its slowest mode is all that is left.
     """
     setup = Setup.of(context, "quadratic", 1e-8, dim=5, condition=10.0)
     octaves = context.choose(quick=3, paper=6)

@@ -99,7 +99,7 @@ def solve(cell: Cell) -> Errors:
     truth = form.answer(form.values(cell.target, START))
     of_time = abs(float(result.time.detach()) - truth["T"]) / abs(truth["T"])
     try:
-        result.time.backward()  # type: ignore[no-untyped-call]
+        result.time.backward()
     except BacksolveMismatchError:
         return Errors(of_time, {})
     derivatives: dict[str, float] = {}
@@ -125,8 +125,8 @@ def closed_forms(context: Context) -> Outcome:
 
     The derivatives are those to the parameters of the flow (theta), of the criterion (phi), of
     both, to x0, to the target eps and to the start t0, at eps = 1e-1, 1e-4, 1e-8 and 1e-12 (form 4
-    down to 1e-4: its T grows as 1/eps). The quick profile leaves out eps = 1e-8 for all but the
-    default route.
+    down to 1e-4: its T grows as 1/eps). Quick: the looser tolerances and
+    the targets between the largest and the smallest for the default route only.
 
     Measured: the largest relative error of T and of each derivative at rtol 1e-10; the largest
     ratio of an error to rtol for rtol = 1e-4, 1e-6, 1e-8 and by how much errors fall from 1e-4 to
@@ -134,9 +134,10 @@ def closed_forms(context: Context) -> Outcome:
     to answer (it integrates x backward, which is unstable), but not at the largest target of a
     form. Always in float64: the bars mean nothing in a shorter type.
     """
-    fewer = context.choose(quick=(1e-1, 1e-4, 1e-12), paper=TARGETS)
+    fewer = context.choose(quick=TARGETS[::3], paper=TARGETS)
     by_route = {route: TARGETS if route == DEFAULT else fewer for route in ROUTES}
-    return judge_closed_forms(context, tuple(CLOSED_FORMS), by_route, LADDER)
+    on_ladder = context.choose(quick=(DEFAULT,), paper=tuple(ROUTES))
+    return judge_closed_forms(context, tuple(CLOSED_FORMS), by_route, LADDER, on_ladder)
 
 
 def judge_closed_forms(
@@ -144,15 +145,30 @@ def judge_closed_forms(
     forms: Sequence[str],
     by_route: Mapping[str, Sequence[float]],
     ladder: Sequence[float],
+    on_ladder: Sequence[str],
 ) -> Outcome:
-    """The check on a choice of forms, targets by route, and tolerances (the tightest last)."""
+    """The check on a choice of forms and targets by route.
+
+    Args:
+        context: the settings.
+        forms: keys of `CLOSED_FORMS`.
+        by_route: the targets of every route (the first has them all); a route also gets the
+            smallest target of a form.
+        ladder: tolerances, the tightest (which is the one that is judged) last.
+        on_ladder: the routes that go through all of them, the first route among them.
+    """
     tight, routes = ladder[-1], tuple(by_route)
     targets = sorted({e for chosen in by_route.values() for e in chosen}, reverse=True)
     usable = {form: [e for e in targets if e >= CLOSED_FORMS[form].smallest] for form in forms}
     main = [
-        Cell(f, r, e, tight) for f in forms for r in routes for e in usable[f] if e in by_route[r]
+        Cell(f, r, e, tight)
+        for f in forms
+        for r in routes
+        for e in usable[f]
+        if e in (*by_route[r], usable[f][-1])
     ]
-    rungs = [Cell(f, r, _rung_target(usable[f]), s) for f in forms for r in routes for s in ladder]
+    ends = {form: _rung_target(usable[form]) for form in forms}
+    rungs = [Cell(f, r, ends[f], s) for f in forms for r in on_ladder for s in ladder]
     cells = list(dict.fromkeys([*main, *rungs]))
     # The long ones first: two workers then finish together.
     cells.sort(key=lambda c: (c.rtol, c.target, c.route != "ForwardSensitivity"))
@@ -260,7 +276,9 @@ def _ladder_table(
     rows: list[list[object]] = []
     for first in [cell for cell in rungs if cell.rtol == ladder[0]]:
         entries = [found[Cell(first.form, first.route, first.target, rtol)] for rtol in ladder]
-        rows.append([first.form, first.route, *["refused" if e.refused else e.worst for e in entries]])
+        rows.append(
+            [first.form, first.route, *["refused" if e.refused else e.worst for e in entries]]
+        )
     return Table(
         "Worst relative error over all derivatives, by tolerance",
         ["form", "route", *[f"rtol = {rtol:g}" for rtol in ladder]],
@@ -292,7 +310,7 @@ def _ladder_figure(
         axis.plot(ladder, ladder, color="#555555", linestyle=(0, (4, 3)), label="error = rtol")
         axis.set(xscale="log", yscale="log", xlabel="rtol", title=title)
     axes[0].set_ylabel("relative error")
-    axes[1].legend(loc="upper left")
+    axes[1].legend(loc="center", bbox_to_anchor=(0.52, 0.28), ncols=2)
     caption = (
         f"{routes[0]}: relative errors against the closed forms over the solver's tolerance, at "
         f"eps = {LADDER_TARGET:g}. Errors fall as the tolerance does; form 2 has a constant "

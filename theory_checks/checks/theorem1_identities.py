@@ -193,14 +193,14 @@ STARTS = (CLOSED, SCHEDULED, MOVING_CRITERION)
     order=13,
 )
 def identities(context: Context) -> Outcome:
-    """For an autonomous flow and criterion lam(t)^T x'(t) = -1 all the way from T back to t0, and
-    where flow or criterion depend on t the two forms of dT/dt0 agree.
+    """For an autonomous flow and criterion lam(t)^T x'(t) = -1 all the way from T back to t0.
 
-    The forms are -lam(t0)^T F(t0, x0) and g^T F(T, x_T)/J'(T) + int lam^T F_t dt, independent
-    computations of one number. Autonomous: a rotated quadratic of condition 100 with the
-    preconditioner of 10 numbers a coordinate, a quartic, logistic regression. Time-dependent: closed form
-    3 (whose dT/dt0 is known), a rotated quadratic with an exponential schedule, and one with a
-    criterion that oscillates.
+    And where flow or criterion depend on t, the two forms of dT/dt0 agree. They are independent
+    computations of one number: -lam(t0)^T F(t0, x0), and g^T F(T, x_T)/J'(T) + int lam^T F_t dt.
+    Autonomous: a rotated quadratic of condition 100 with the preconditioner of 10 numbers a
+    coordinate, a quartic, logistic regression. Time-dependent: closed form 3 (whose dT/dt0 is
+    known), a rotated quadratic with an exponential schedule, and one with a criterion that
+    oscillates.
 
     Measured: the largest departure from -1 at 41 times, and the relative difference of the two
     forms (and from the truth), at rtol 1e-9. Expected: 0. Tolerance: 1e-6. Both see lam along F
@@ -260,7 +260,9 @@ def judge_identities(
 
 
 def _figure(
-    courses: dict[tuple[str, float], Course], kinds: dict[str, dict[str, float]], ladder: Sequence[float]
+    courses: dict[tuple[str, float], Course],
+    kinds: dict[str, dict[str, float]],
+    ladder: Sequence[float],
 ) -> Figure:
     figure, grid = new_figure(1, len(kinds), width=3.0, sharey=True)
     panels = [grid] if len(kinds) == 1 else list(grid)

@@ -1,0 +1,101 @@
+"""Which tensors an iteration depends on, and whether it knows its own derivatives.
+
+Looked at before a gradient is promised; see `ode_stopping.leaves` and `ode_stopping.consistency`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ode_stopping.consistency import check_derivatives, check_reproducible
+from ode_stopping.evaluation import CriterionMap
+from ode_stopping.leaves import LeafSet
+from ode_stopping.status import Status
+
+from .iteration import UpdateMap
+from .problem import IndexProblem
+from .search import IndexSearch
+from .store import StateStore
+
+__all__ = ["check_functions", "trace_leaves"]
+
+_TRACE_POINTS = 8
+
+
+def trace_leaves(
+    search: IndexSearch,
+    update: UpdateMap,
+    criterion: CriterionMap,
+    leaves: LeafSet,
+    store: StateStore,
+) -> None:
+    """Find every tensor that update and criterion depend on.
+
+    Looked at are the last step, twice, which tells nodes older than the evaluation (a
+    hyper-network's history) from its own, and some kept states, for a parameter that is used on
+    another branch only.
+    """
+    clock, last = update.clock, max(search.index - 1, 0)
+
+    def of_update(k: int, state: Tensor) -> tuple[Tensor, set[Any]]:
+        time, point = update.inputs(clock.time(k), state)
+        value = update.step_traced(k, point, time)
+        return value.detach(), leaves.add_from([value], inputs=(time, point))
+
+    def of_criterion() -> tuple[Tensor, set[Any]]:
+        time, point = criterion.inputs(clock.time(search.index), search.state)
+        value = criterion.traced(time, point)
+        return value.detach(), leaves.add_from([value], inputs=(time, point))
+
+    for name, evaluated in (
+        ("update", [of_update(last, search.previous) for _ in range(2)]),
+        ("criterion", [of_criterion() for _ in range(2)]),
+    ):
+        (first, nodes), (second, others) = evaluated
+        if search.status is Status.REACHED:
+            check_reproducible(first, second, name=name)
+        leaves.note_history(nodes, others)
+    # The step belongs to the clock even where the update does not use it through its own graph.
+    if isinstance(clock.step, Tensor):
+        leaves.add_from([clock.step], inputs=())
+    kept = [k for k in store.indices() if k < last]
+    for k in kept[:: max(len(kept) // _TRACE_POINTS, 1)][:_TRACE_POINTS]:
+        state = store.get(k)
+        if state is not None:
+            of_update(k, state)
+
+
+def check_functions(problem: IndexProblem) -> None:
+    """Compare the derivatives of update and criterion with differences.
+
+    Of an update, what it adds to x is looked at: in x_{k+1} itself a wrong derivative would be
+    small by a factor h and could pass for rounding.
+
+    Raises:
+        MissingGradientError: A derivative is missing or partly missing.
+    """
+    update, criterion, last = problem.update, problem.criterion, problem.index - 1
+    # Fixed numbers: the comparison moves the parameters, h among them.
+    time = torch.tensor(problem.clock.time(last), dtype=torch.float64, device=problem.x0.device)
+    end = problem.clock.time(problem.index)
+
+    def added(y: Tensor) -> Tensor:
+        if update.adds:
+            return update.increment(last, y, time)
+        # x_{N-1} is added again, so that the value says how much rounding there is in it.
+        return update.step_traced(last, y, time) - y + problem.previous
+
+    def added_plain(y: Tensor) -> Tensor:
+        return added(y.detach().requires_grad_(True)).detach()
+
+    check_derivatives(added_plain, added, problem.previous, problem.leaves, name="update")
+    check_derivatives(
+        lambda y: criterion.plain(end, y),
+        lambda y: criterion.traced(criterion.time_tensor(end), y),
+        problem.state,
+        problem.leaves,
+        name="criterion",
+    )

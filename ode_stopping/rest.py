@@ -1,0 +1,59 @@
+"""Has a flow come to rest short of its target?"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from torch import Tensor
+
+from .evaluation import FlowMap
+from .solver import Step, Stepper, Tolerances
+
+__all__ = ["Rest"]
+
+_WINDOW = 256
+_PROBES = 32
+
+
+class Rest:
+    """Has the state come to rest? Then the horizon need not be walked to in steps of 3/L.
+
+    At rest: within the last 256 accepted steps the state has moved by less than ten tolerances, and
+        the
+    criterion has closed less than a hundredth of its distance to the target. A flow that depends on
+    t may wake up again, so the velocity at the same point is looked at on the way to the horizon.
+    """
+
+    def __init__(self, tolerances: Tolerances) -> None:
+        self._tolerances = tolerances
+        self._window: deque[tuple[Tensor, float]] = deque(maxlen=_WINDOW)
+        self._until_next = _WINDOW
+
+    def is_resting(self, step: Step, excess: float) -> bool:
+        """Whether the state has hardly moved for a while, up to the end of this step."""
+        self._window.append((step.y1, excess))
+        self._until_next -= 1
+        if self._until_next > 0:
+            return False
+        self._until_next = _WINDOW // 8
+        state, previous_excess = self._window[0]
+        if excess < 0.99 * previous_excess:
+            return False
+        moved = (step.y1 - state).abs()
+        allowed = 10 * (self._tolerances.atol + self._tolerances.rtol * step.y1.abs())
+        return bool((moved <= allowed).all())
+
+    def stays(self, flow: FlowMap, stepper: Stepper, max_time: float) -> bool:
+        """Whether the velocity at this state stays at its present noise until the horizon."""
+        now, x = stepper.time, stepper.value
+        speed = max(
+            float(flow.plain(s, y).abs().max()) for s, y in [(now, x), (now, self._window[0][0])]
+        )
+        remaining = max_time - now
+        for i in range(1, _PROBES + 1):
+            # Half of the probes evenly, half of them crowded towards the present.
+            fraction = i / _PROBES if i % 2 == 0 else 2.0 ** -(_PROBES - i)
+            probe = flow.plain(now + fraction * remaining, x)
+            if not float(probe.abs().max()) <= 10 * speed:
+                return False
+        return True

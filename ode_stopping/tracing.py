@@ -1,0 +1,71 @@
+"""Before a gradient is promised: where does it go, and do the functions know their own?"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .consistency import check_derivatives, check_reproducible
+from .evaluation import CriterionMap, FlowMap
+from .leaves import LeafSet
+from .problem import StoppingProblem
+from .search import Search
+
+__all__ = ["check_criterion", "check_functions", "trace_leaves"]
+
+_TRACE_POINTS = 8
+
+
+def trace_leaves(flow: FlowMap, criterion: CriterionMap, leaves: LeafSet, search: Search) -> None:
+    """Find every tensor that flow and criterion depend on, at both ends and along the path.
+
+    Two evaluations at the start tell nodes that are older than the evaluation (a hyper-network's
+    history) from its own; the further points catch a parameter that is used on another branch only.
+    """
+    path = search.trajectory
+    ends = ((path.start, path.flat(path.start)), (search.time, search.state))
+    for function, (first, x) in zip((flow, criterion), ends, strict=True):
+        nodes = []
+        values = []
+        for _ in range(2):
+            time, point = function.inputs(first, x)
+            value = function.traced(time, point)
+            nodes.append(leaves.add_from([value], inputs=(time, point)))
+            values.append(value.detach())
+        check_reproducible(*values, name=function.name)
+        leaves.note_history(*nodes)
+    stride = max(len(path.steps) // _TRACE_POINTS, 1)
+    middles = [
+        (0.5 * (step.t0 + step.t1), step.at_fraction(0.5))
+        for step in path.steps[::stride][:_TRACE_POINTS]
+    ]
+    for t, x in (ends[1], *middles):
+        time, point = flow.inputs(t, x)
+        leaves.add_from([flow.traced(time, point)], inputs=(time, point))
+
+
+def check_functions(problem: StoppingProblem) -> None:
+    """Compare the derivatives of flow and criterion with differences (see `consistency`)."""
+    flow, criterion = problem.flow, problem.criterion
+    steps = problem.trajectory.steps
+    middle = steps[len(steps) // 2] if steps else None
+    t = 0.5 * (middle.t0 + middle.t1) if middle else problem.start
+    x = middle.at_fraction(0.5) if middle else problem.x0
+    check_derivatives(
+        lambda y: flow.plain(t, y),
+        lambda y: flow.traced(flow.time_tensor(t), y),
+        x,
+        problem.leaves,
+        name="flow",
+    )
+    check_criterion(criterion, problem.leaves, problem.end, problem.crossing.state)
+
+
+def check_criterion(criterion: CriterionMap, leaves: LeafSet, t: float, x: Tensor) -> None:
+    """Compare the derivatives of the criterion with differences at one point."""
+    check_derivatives(
+        lambda y: criterion.plain(t, y),
+        lambda y: criterion.traced(criterion.time_tensor(t), y),
+        x,
+        leaves,
+        name="criterion",
+    )
