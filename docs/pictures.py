@@ -1,6 +1,6 @@
 """Draws the picture of the README: Theorem 2 measured on four problems.
 
-    python docs/pictures.py
+python docs/pictures.py
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def main() -> None:
     with style():
         figure, axes = new_figure(2, 2, width=3.9, height=2.7)
         for one, (name, (h, errors, slope)) in zip(axes.flat, series.items(), strict=True):
-            slope_plot(one, h, {"slope": (errors, slope)}, "step size h", "relative error of h dN/dθ")
+            slope_plot(
+                one, h, {"slope": (errors, slope)}, "step size h", "relative error of h dN/dθ"
+            )
             one.set_title(name)
     IMAGES.mkdir(exist_ok=True)
     figure.savefig(IMAGES / "convergence.png", dpi=110)

@@ -2,8 +2,8 @@
 
     x' = F(theta, x, t),  x(t0) = x0,   T = inf{ t >= t0 : J(x(t)) <= eps }
 
-`stopping_time` finds T and makes it differentiable; flows, criteria and problems are ready-made; gradient
-routes are interchangeable.
+`stopping_time` finds T and makes it differentiable; flows, criteria and problems are ready-made;
+gradient routes are interchangeable.
 """
 
 from importlib.metadata import PackageNotFoundError, version

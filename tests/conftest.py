@@ -31,4 +31,5 @@ def device(request: pytest.FixtureRequest) -> torch.device:
         pytest.skip("no CUDA device here")
     return torch.device(name)
 
+
 pytest_plugins = ["dummy_checks"]
