@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ode_stopping.attach import first_derivatives_only
 from ode_stopping.status import GradientError
 
 from .adjoint import IndexRoute
@@ -80,14 +81,9 @@ class _Index(torch.autograd.Function):
         tensors = ctx.saved_tensors
         with torch.no_grad():
             gradients = _gradients(ctx, tensors, on_steps, on_state)
-        if torch.is_grad_enabled():
-            # create_graph=True: whoever differentiates this again is told, rather than given a
-            # constant.
-            anchors = [p for p in (*tensors, on_steps, on_state) if p.requires_grad]
-            given = [g for g in gradients if g is not None]
-            guarded = iter(_OnceOnly.apply(len(anchors), *anchors, *given))
-            gradients = [None if g is None else next(guarded) for g in gradients]
-        return (None, None, None, None, *gradients)
+        dependencies = (*tensors, on_steps, on_state)
+        guarded = first_derivatives_only(gradients, dependencies, "stopping index")
+        return (None, None, None, None, *guarded)
 
 
 def _gradients(
@@ -116,21 +112,6 @@ def _gradients(
         by_target.to(target.dtype),
         *[g.to(p.dtype) for g, p in zip(by_leaves, leaves, strict=True)],
     ]
-
-
-class _OnceOnly(torch.autograd.Function):
-    """Gradients that raise when differentiated; `once_differentiable` lets constants pass."""
-
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(gradient.clone() for gradient in tensors[count:])
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError(
-            "the stopping index has first derivatives only: its gradient cannot be "
-            "differentiated again"
-        )
 
 
 class _Reached(torch.autograd.Function):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .gradients import GradientRoute
 from .gradients.direct import DirectAdjoint
@@ -17,7 +17,14 @@ from .result import scalar
 from .search import Search
 from .status import NotReachedError
 
-__all__ = ["MissedValue", "ZeroWithGraph", "attach_constant", "attach_crossing", "attach_miss"]
+__all__ = [
+    "MissedValue",
+    "ZeroWithGraph",
+    "attach_constant",
+    "attach_crossing",
+    "attach_miss",
+    "first_derivatives_only",
+]
 
 Inputs = tuple[Tensor, Tensor, Tensor]  # x0 (n,), t0 (), target ()
 
@@ -75,29 +82,77 @@ class _Crossing(torch.autograd.Function):
         return scalar(problem.end, problem.x0), problem.crossing.state.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, on_time: Tensor, on_state: Tensor) -> Any:
-        x0, t0, target, *leaves = ctx.saved_tensors
-        problem: StoppingProblem = ctx.problem
-        crossing = problem.crossing
-        lam, scale = cotangent_at_crossing(crossing, on_time.to(on_state.dtype), on_state)
-        pulled = ctx.route.pull_back(problem, lam)
-        # J depends on the parameters of the criterion at x_T, with the same scale; one that flow
-        # and criterion share receives both terms.
-        explicit = problem.criterion.vjp(
-            crossing.time, crossing.state, scale, problem.leaves, look=True
-        )
-        gradients = [a + b for a, b in zip(pulled.leaves, explicit.leaves, strict=True)]
-        start_velocity = problem.flow.plain(problem.start, problem.x0)
-        by_t0 = -(pulled.start @ start_velocity)
-        by_target = -scale
+        tensors = ctx.saved_tensors
+        with torch.no_grad():
+            gradients = _crossing_gradients(ctx, tensors, on_time, on_state)
         return (
             None,
             None,
-            pulled.start.reshape(x0.shape),
-            by_t0.to(t0.dtype),
-            by_target.to(target.dtype),
-            *[g.to(p.dtype) for g, p in zip(gradients, leaves, strict=True)],
+            *first_derivatives_only(gradients, (*tensors, on_time, on_state), "stopping time"),
+        )
+
+
+def _crossing_gradients(
+    ctx: Any, tensors: tuple[Tensor, ...], on_time: Tensor, on_state: Tensor
+) -> list[Tensor | None]:
+    """Gradients to (x0, t0, target, *leaves)."""
+    x0, t0, target, *leaves = tensors
+    problem: StoppingProblem = ctx.problem
+    crossing = problem.crossing
+    lam, scale = cotangent_at_crossing(crossing, on_time.to(on_state.dtype), on_state)
+    pulled = ctx.route.pull_back(problem, lam)
+    # J depends on the parameters of the criterion at x_T, with the same scale; one that flow
+    # and criterion share receives both terms.
+    explicit = problem.criterion.vjp(
+        crossing.time, crossing.state, scale, problem.leaves, look=True
+    )
+    gradients = [a + b for a, b in zip(pulled.leaves, explicit.leaves, strict=True)]
+    start_velocity = problem.flow.plain(problem.start, problem.x0)
+    by_t0 = -(pulled.start @ start_velocity)
+    by_target = -scale
+    return [
+        pulled.start.reshape(x0.shape),
+        by_t0.to(t0.dtype),
+        by_target.to(target.dtype),
+        *[g.to(p.dtype) for g, p in zip(gradients, leaves, strict=True)],
+    ]
+
+
+def first_derivatives_only(
+    gradients: Sequence[Tensor | None], dependencies: Sequence[Tensor], what: str
+) -> list[Tensor | None]:
+    """The gradients of a custom backward, made to raise if they are differentiated again.
+
+    PyTorch's own `once_differentiable` hands out a constant under `create_graph=True` where the
+    cotangent requires no grad, and a second derivative of zero is then silently wrong.
+
+    Args:
+        gradients: What the backward computed; None where there is none.
+        dependencies: The tensors that the gradients depend on.
+        what: The quantity, for the message.
+    """
+    anchors = [tensor for tensor in dependencies if tensor.requires_grad]
+    if not (torch.is_grad_enabled() and anchors):
+        return list(gradients)
+    given = [gradient for gradient in gradients if gradient is not None]
+    guarded = iter(_OnceOnly.apply(what, len(anchors), *anchors, *given))
+    return [None if gradient is None else next(guarded) for gradient in gradients]
+
+
+class _OnceOnly(torch.autograd.Function):
+    """The identity on gradients, whose own backward raises."""
+
+    @staticmethod
+    def forward(ctx: Any, what: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.what = what
+        return tuple(gradient.clone() for gradient in tensors[count:])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            f"this {ctx.what} has first derivatives only: its gradient cannot be differentiated "
+            "again (DirectAdjoint of stopping_time has second derivatives)"
         )
 
 

@@ -18,9 +18,9 @@ from theory_checks.studies import ConvergenceStudy, assemble
 
 UPDATES: dict[str, type[UpdateRule]] = {"Euler": Euler, "Heun": Heun, "RungeKutta4": RungeKutta4}
 
-# h L p: half of what keeps every mode of Euler's iteration from changing sign, a quarter of the
-# stability limit 2, and from there down by a decade and a half, eight values a decade.
-LARGEST_FRACTION = 0.5
+# h L p: below the 1 at which a mode of Euler's iteration starts to change its sign with every step
+# (at 2 it is unstable), and from there down by a decade and a half, eight values a decade.
+LARGEST_FRACTION = 0.8
 FRACTIONS = tuple(LARGEST_FRACTION * 10.0 ** (-k / 8) for k in range(13))
 
 
