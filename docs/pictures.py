@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ode_stopping import Torchdiffeq
 from theory_checks import convergence_study
 from theory_checks.checks._problems import Setup, build
 from theory_checks.plotting import new_figure, slope_plot, style
 
 IMAGES = Path(__file__).parent / "images"
+# The settings of the checks theorem-2-*.
 PROBLEMS = {
-    "rotated quadratic, d = 100": Setup("quadratic", 1e-4, dim=100, condition=100.0),
-    "quartic, d = 100": Setup("quartic", 1e-4, dim=100, condition=100.0),
-    "logistic regression, breast cancer": Setup("logistic", 1e-4),
-    "smooth SVM, digits 0/1": Setup("svm", 1e-1),
+    "rotated quadratic, d = 100": Setup("quadratic", 1e-3, dim=100, condition=100.0),
+    "quartic, d = 20": Setup("quartic", 1e-2, dim=20, condition=10.0),
+    "logistic regression, breast cancer": Setup("logistic", 1e-3),
+    "smooth SVM, digits 0/1": Setup("svm", 3.0),
 }
 
 
@@ -36,7 +38,12 @@ def main() -> None:
         largest = 0.4 / problem.stiffness
         steps = largest * np.logspace(0, -1.5, options.points)
         study = convergence_study(
-            problem.flow, problem.x0, problem.criterion, problem.target, steps=steps.tolist()
+            problem.flow,
+            problem.x0,
+            problem.criterion,
+            problem.target,
+            steps=steps.tolist(),
+            solver=Torchdiffeq(rtol=1e-8),
         )
         series[name] = (study.h, study.gradient_errors, study.slope)
         print(name, study.slope)

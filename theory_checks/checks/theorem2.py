@@ -167,8 +167,10 @@ def _figure(results: Sequence[Result], fits: dict[str, Any]) -> Figure:
         xscale="log", xlabel=r"step size $h$ (flow time)", ylabel=r"$(T - t_0 - hN)/h$ (steps)"
     )
     right.set_title("diagnostic: where T lies")
-    right.margins(y=0.25)
-    right.legend(loc="best")
+    low, high = right.get_ylim()
+    # Room for the legend below the bracket.
+    right.set_ylim(min(low, -1.1) - 0.3 * (high - min(low, -1.1)), high)
+    right.legend(loc="lower right")
     caption = (
         f"{results[0].instance.description}. Left: relative error of h dN/dtheta "
         f"({describe_gradient(results[0])}) over the step size, with fitted slopes and 95 % "
