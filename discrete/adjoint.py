@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ode_stopping.status import GradientError
 
-from .problem import IndexProblem
+from .solved import IndexProblem
 from .store import CheckpointStore, RecentStore, StateStore
 
 __all__ = ["DiscreteAdjoint", "DiscretePullBack", "IndexRoute", "Truncated", "Unrolled"]

@@ -12,7 +12,7 @@ from ode_stopping.status import GradientError
 
 from .adjoint import IndexRoute
 from .index import IndexDefinition, LastStep
-from .problem import IndexProblem
+from .solved import IndexProblem
 
 __all__ = ["Inputs", "attach_index", "evaluate_index"]
 

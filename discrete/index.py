@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from .problem import IndexProblem
+from .solved import IndexProblem
 
 _T = TypeVar("_T", float, Tensor)
 

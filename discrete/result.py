@@ -13,7 +13,7 @@ from ode_stopping.result import detached_state, optional_module
 from ode_stopping.states import State, StateLayout
 from ode_stopping.status import Status
 
-from .problem import IndexProblem
+from .solved import IndexProblem
 from .store import StateStore
 
 __all__ = ["IndexTrajectory", "StoppingIndexResult"]

@@ -20,9 +20,9 @@ from .adjoint import DiscreteAdjoint, IndexRoute, require_count
 from .attach import Inputs, attach_index, evaluate_index
 from .index import INTERPOLATIONS, IndexDefinition
 from .iteration import Clock, UpdateMap
-from .problem import IndexProblem
 from .result import IndexTrajectory, StoppingIndexResult
 from .search import IndexSearch, find_index
+from .solved import IndexProblem
 from .store import StateStore
 from .tracing import check_functions, trace_leaves
 from .updates import UpdateRule
@@ -191,7 +191,8 @@ def _attached(
     """The index and the end state with the graph that the outcome allows."""
     tensors = (*inputs, *leaves.tensors)
     if problem is not None:
-        if any(tensor.requires_grad for tensor in tensors):
+        # An evaluation without a graph hides its leaves: then nobody knows what is needed.
+        if leaves.has_gap or any(tensor.requires_grad for tensor in tensors):
             check_functions(problem)
         value = evaluate_index(problem, definition)
         return attach_index(problem, definition, gradient, value, inputs)

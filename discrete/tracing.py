@@ -16,8 +16,8 @@ from ode_stopping.leaves import LeafSet
 from ode_stopping.status import Status
 
 from .iteration import UpdateMap
-from .problem import IndexProblem
 from .search import IndexSearch
+from .solved import IndexProblem
 from .store import StateStore
 
 __all__ = ["check_functions", "trace_leaves"]

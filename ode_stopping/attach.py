@@ -12,9 +12,9 @@ from .gradients import GradientRoute
 from .gradients.direct import DirectAdjoint
 from .implicit import cotangent_at_crossing
 from .leaves import LeafSet
-from .problem import StoppingProblem
 from .result import scalar
 from .search import Search
+from .solved import StoppingProblem
 from .status import NotReachedError
 
 __all__ = [

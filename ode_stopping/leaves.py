@@ -87,11 +87,14 @@ class LeafSet:
         tensors: In a fixed order; the gradients are returned in it.
         has_history: Whether some evaluation runs through graph nodes that are older than itself (a
             hyper-network's output): those nodes must survive many backward passes.
+        has_gap: Whether some traced evaluation came back without any graph, although its inputs
+            require grad. It may be constant, or it may have lost its graph and every leaf with it.
     """
 
     tensors: list[Tensor]
     boundary: tuple[Tensor, ...] = ()
     has_history: bool = False
+    has_gap: bool = False
     _ids: set[int] = field(default_factory=set)
     _history: set[Any] = field(default_factory=set)
 
@@ -119,6 +122,8 @@ class LeafSet:
         """Add what a traced evaluation depends on, besides its own `inputs`; return the nodes."""
         leaves, nodes = walk(roots, boundary=self.boundary)
         own = {id(tensor) for tensor in inputs}
+        if own and not all(root.requires_grad for root in roots):
+            self.has_gap = True
         for leaf in leaves:
             if id(leaf) not in self._ids and id(leaf) not in own:
                 self._ids.add(id(leaf))

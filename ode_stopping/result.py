@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .evaluation import Stats
-from .problem import StoppingProblem
+from .solved import StoppingProblem
 from .states import State
 from .status import Status
 from .trajectory import Trajectory

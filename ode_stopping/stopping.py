@@ -13,9 +13,9 @@ from .attach import attach_constant, attach_crossing, attach_miss
 from .evaluation import CriterionMap, FlowMap, Stats
 from .gradients import GradientRoute, InterpolatingAdjoint
 from .leaves import LeafSet
-from .problem import StoppingProblem
 from .result import StoppingResult, scalar
 from .search import Search, find_crossing
+from .solved import StoppingProblem
 from .solver import Tolerances, Torchdiffeq
 from .states import State, StateLayout
 from .status import ERROR_OF_STATUS, Status
@@ -125,7 +125,8 @@ def stopping_time(
 
 
 def _needs_grad(inputs: Iterable[Tensor], leaves: LeafSet) -> bool:
-    return bool(leaves.tensors) or any(tensor.requires_grad for tensor in inputs)
+    # An evaluation without a graph hides its leaves: then nobody knows what is needed.
+    return bool(leaves.tensors) or leaves.has_gap or any(tensor.requires_grad for tensor in inputs)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from torch import Tensor
 from .consistency import check_derivatives, check_reproducible
 from .evaluation import CriterionMap, FlowMap
 from .leaves import LeafSet
-from .problem import StoppingProblem
 from .search import Search
+from .solved import StoppingProblem
 
 __all__ = ["check_criterion", "check_functions", "trace_leaves"]
 

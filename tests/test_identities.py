@@ -19,7 +19,7 @@ from ode_stopping import (
 )
 from ode_stopping.gradients import PullBack
 from ode_stopping.implicit import cotangent_at_crossing
-from ode_stopping.problem import StoppingProblem
+from ode_stopping.solved import StoppingProblem
 
 THETA = 0.8
 X0 = torch.tensor([1.2, -0.7], dtype=torch.float64)

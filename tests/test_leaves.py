@@ -135,6 +135,22 @@ def test_flow_without_create_graph_is_noticed() -> None:
         stopping_time(lambda t, x: -without_create_graph(x, theta), X0, half_square, EPS)
 
 
+def test_a_parameter_that_is_lost_with_the_whole_graph_is_noticed() -> None:
+    # theta stands inside the differentiated loss only, so no evaluation ever shows it.
+    theta = leaf(1.0)
+
+    def flow(t: Tensor, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            y = x if x.requires_grad else x.detach().requires_grad_(True)
+            return -torch.autograd.grad((theta * y.square()).sum(), y)[0]
+
+    with pytest.raises(MissingGradientError, match="create_graph=True"):
+        stopping_time(flow, X0, half_square, EPS)
+    # A flow that is constant by right has no graph either.
+    result = stopping_time(lambda t, x: -torch.ones_like(x), X0, half_square, EPS)
+    assert result.time.item() == pytest.approx(2 - math.sqrt(2 * EPS), rel=1e-9)
+
+
 def test_partly_missing_derivative_is_noticed() -> None:
     theta = leaf(1.0)
     with pytest.raises(MissingGradientError, match="the state in the flow"):

@@ -13,7 +13,7 @@ import discrete.index
 from discrete import DiscreteAdjoint
 from discrete.adjoint import DiscretePullBack
 from discrete.index import LastStep
-from discrete.problem import IndexProblem
+from discrete.solved import IndexProblem
 
 BAR = 1e-12  # of Proposition 1
 

@@ -148,18 +148,21 @@ def slope_plot(
         axes.legend(loc="best")
 
 
-def log_axes(axes: Axes) -> None:
-    """Both axes logarithmic, with labels that do not run into each other.
+def log_axes(axes: Axes, *, y: bool = True) -> None:
+    """Logarithmic axes, with labels that do not run into each other.
 
     Matplotlib labels every minor tick of an axis of about a decade; here 2 and 5 are labelled on
     an axis of less than two decades, and powers of ten only on a longer one.
 
     Args:
         axes: where the data are, or will be.
+        y: whether y is logarithmic as well as x.
     """
     ticker = _require("matplotlib.ticker")
-    axes.set(xscale="log", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):
+    axes.set_xscale("log")
+    if y:
+        axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
         axis.set_minor_formatter(ticker.FuncFormatter(partial(_minor_label, axis)))
 
 

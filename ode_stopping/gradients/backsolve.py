@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..problem import StoppingProblem
+from ..solved import StoppingProblem
 from ..solver import Step
 from ..status import BacksolveMismatchError, GradientError
 from .base import Blocks, GradientRoute, PullBack, integrate_backward

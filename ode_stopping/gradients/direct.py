@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..implicit import differentiable_crossing
-from ..problem import StoppingProblem
+from ..solved import StoppingProblem
 from ..solver import replay_step
 from .base import GradientRoute, PullBack
 

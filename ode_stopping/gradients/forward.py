@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..problem import StoppingProblem
+from ..solved import StoppingProblem
 from ..solver import StepFailed, Stepper
 from ..status import GradientError
 from .base import Blocks, GradientRoute, PullBack

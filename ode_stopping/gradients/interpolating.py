@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..interpolation import accurate_path
-from ..problem import StoppingProblem
+from ..solved import StoppingProblem
 from ..solver import Step
 from .base import Blocks, GradientRoute, PullBack, integrate_backward
 

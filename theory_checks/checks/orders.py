@@ -182,6 +182,8 @@ def _log_figure(
     }
     slope_plot(axes, study.h, series, r"step size $h$ (flow time)", expected=None)
     axes.set_ylabel("relative error of the gradient")
+    axes.set_ylim(bottom=axes.get_ylim()[0] / 30.0)
+    axes.legend(loc="lower right")
     caption = (
         "Exponential tail, Euler. The log-linear index is smooth in h, so that extrapolating from "
         "h and h/2 gains an order; the sawtooth of Definition 3 lets it gain nothing."

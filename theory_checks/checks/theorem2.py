@@ -15,7 +15,7 @@ from theory_checks.checks._cells import (
     run_series,
 )
 from theory_checks.checks._problems import Setup
-from theory_checks.plotting import COLOURS, MARKERS, new_figure, slope_plot
+from theory_checks.plotting import COLOURS, MARKERS, log_axes, new_figure, slope_plot
 from theory_checks.registry import Context, Figure, Outcome, check
 
 LOWER_END = 0.8
@@ -163,9 +163,8 @@ def _figure(results: Sequence[Result], fits: dict[str, Any]) -> Figure:
             linestyle=":",
             label=name,
         )
-    right.set(
-        xscale="log", xlabel=r"step size $h$ (flow time)", ylabel=r"$(T - t_0 - hN)/h$ (steps)"
-    )
+    right.set(xlabel=r"step size $h$ (flow time)", ylabel=r"$(T - t_0 - hN)/h$ (steps)")
+    log_axes(right, y=False)
     right.set_title("diagnostic: where T lies")
     low, high = right.get_ylim()
     # Room for the legend below the bracket.
