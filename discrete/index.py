@@ -72,6 +72,7 @@ class Definition3(IndexDefinition):
     whole = True
 
     def build(self, last: LastStep) -> Tensor:
+        """N, carrying the derivative of Definition 3."""
         problem = last.problem
         excess = last.loss(problem.index, last.state) - last.target
         # Only the derivative of the excess counts: by definition the value is the whole number N.
@@ -85,6 +86,7 @@ class LogLinear(IndexDefinition):
     """
 
     def build(self, last: LastStep) -> Tensor:
+        """N* with its graph; raises ValueError where J is not positive."""
         problem, n = last.problem, last.problem.index
         if not problem.loss > 0:
             raise ValueError(
@@ -109,6 +111,7 @@ class Hermite(IndexDefinition):
     needs_flow = True
 
     def build(self, last: LastStep) -> Tensor:
+        """N* with its graph, by one implicit step at the root of the cubic."""
         problem, n = last.problem, last.problem.index
         h = problem.clock.step
         a, da = _loss_and_rate(last, n - 1, last.previous)
@@ -132,6 +135,7 @@ class PartialStep(IndexDefinition):
     needs_flow = True
 
     def build(self, last: LastStep) -> Tensor:
+        """N* with its graph, by one implicit step at the root in the step's length."""
         problem, n = last.problem, last.problem.index
         update, criterion, clock = problem.update, problem.criterion, problem.clock
         start = last.time(n - 1)

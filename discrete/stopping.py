@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -99,139 +100,121 @@ def stopping_index(
     limit = _checked_limits(max_steps, censored)
     # A copy: an update that changes its argument in place is refused, but not before it did so.
     x_start = packed.detach().clone()
-    clock = Clock.of(update, inputs[1].to(torch.float64))
-    update_map = UpdateMap(update, layout, x_start, clock)
-    criterion_map = CriterionMap(criterion, layout, x_start)
-    leaves = LeafSet.collect(update, criterion, params=params)
-    stats = Stats()
-    store = gradient.store() if gradient is not None else None
+    setup = _Setup(
+        update=UpdateMap(update, layout, x_start, Clock.of(update, inputs[1].to(torch.float64))),
+        criterion=CriterionMap(criterion, layout, x_start),
+        leaves=LeafSet.collect(update, criterion, params=params),
+        store=gradient.store() if gradient is not None else None,
+        definition=definition,
+        x0=x_start,
+        target=float(inputs[2].detach()),
+        missed=scalar(float("inf") if limit is None else limit, x_start),
+        stats=Stats(),
+    )
     search = find_index(
-        update_map,
-        criterion_map,
+        setup.update,
+        setup.criterion,
         x_start,
-        float(inputs[2].detach()),
+        setup.target,
         max_steps=max_steps,
-        store=store,
-        stats=stats,
+        store=setup.store,
+        stats=setup.stats,
     )
-    problem = None
-    if search.status is Status.REACHED:
-        eps = float(inputs[2].detach())
-        problem = _solved(search, update_map, criterion_map, leaves, store, x_start, eps, stats)
-    missed = scalar(float("inf") if limit is None else limit, x_start)
-    if gradient is not None and store is not None and torch.is_grad_enabled():
-        trace_leaves(search, update_map, criterion_map, leaves, store)
-        steps, end = _attached(search, problem, definition, gradient, inputs, leaves, missed)
-    else:
-        steps, end = _plain_steps(search, problem, definition, missed), search.state
-    stats.checks = update_map.calls - stats.nfe_forward
-    trajectory = IndexTrajectory(layout, search.losses, store)
-    return _finished(
-        search,
-        layout,
-        steps,
-        end,
-        clock,
-        trajectory,
-        stats,
-        problem,
-        has_step=isinstance(update, UpdateRule),
-        throw=throw,
-    )
+    steps, end, problem = _attached(setup, search, gradient, inputs)
+    return _finished(setup, search, steps, end, problem, throw=throw)
 
 
-def _solved(
-    search: IndexSearch,
-    update: UpdateMap,
-    criterion: CriterionMap,
-    leaves: LeafSet,
-    store: StateStore | None,
-    x0: Tensor,
-    target: float,
-    stats: Stats,
-) -> IndexProblem:
-    return IndexProblem(
-        update=update,
-        criterion=criterion,
-        clock=update.clock,
-        leaves=leaves,
-        store=store,
-        x0=x0,
-        previous=search.previous,
-        state=search.state,
-        index=search.index,
-        previous_loss=search.losses[-2],
-        loss=search.losses[-1],
-        target=target,
-        stats=stats,
-    )
+@dataclass(frozen=True)
+class _Setup:
+    """A checked call."""
 
+    update: UpdateMap
+    criterion: CriterionMap
+    leaves: LeafSet
+    store: StateStore | None
+    definition: IndexDefinition
+    x0: Tensor
+    target: float
+    missed: Tensor
+    stats: Stats
 
-def _plain_steps(
-    search: IndexSearch,
-    problem: IndexProblem | None,
-    definition: IndexDefinition,
-    missed: Tensor,
-) -> Tensor:
-    """The index without graph."""
-    if problem is not None:
-        return scalar(evaluate_index(problem, definition), search.state)
-    return scalar(0.0, search.state) if search.status is Status.AT_START else missed
+    def solved(self, search: IndexSearch) -> IndexProblem:
+        """The problem as the routes see it, after the target was met at N >= 1."""
+        return IndexProblem(
+            update=self.update,
+            criterion=self.criterion,
+            clock=self.update.clock,
+            leaves=self.leaves,
+            store=self.store,
+            x0=self.x0,
+            previous=search.previous,
+            state=search.state,
+            index=search.index,
+            previous_loss=search.losses[-2],
+            loss=search.losses[-1],
+            target=self.target,
+            stats=self.stats,
+        )
 
 
 def _attached(
-    search: IndexSearch,
-    problem: IndexProblem | None,
-    definition: IndexDefinition,
-    gradient: IndexRoute,
-    inputs: Inputs,
-    leaves: LeafSet,
-    missed: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The index and the end state with the graph that the outcome allows."""
+    setup: _Setup, search: IndexSearch, gradient: IndexRoute | None, inputs: Inputs
+) -> tuple[Tensor, Tensor, IndexProblem | None]:
+    """The index and the end state with the graph that the outcome allows, and the problem."""
+    leaves, missed, definition = setup.leaves, setup.missed, setup.definition
+    problem = setup.solved(search) if search.status is Status.REACHED else None
+    if gradient is None or setup.store is None or not torch.is_grad_enabled():
+        if problem is not None:
+            return scalar(evaluate_index(problem, definition), search.state), search.state, problem
+        at_start = search.status is Status.AT_START
+        return scalar(0.0, search.state) if at_start else missed, search.state, None
+    trace_leaves(search, setup.update, setup.criterion, leaves, setup.store)
     tensors = (*inputs, *leaves.tensors)
     if problem is not None:
         # An evaluation without a graph hides its leaves: then nobody knows what is needed.
         if leaves.has_gap or any(tensor.requires_grad for tensor in tensors):
             check_functions(problem)
         value = evaluate_index(problem, definition)
-        return attach_index(problem, definition, gradient, value, inputs)
+        return *attach_index(problem, definition, gradient, value, inputs), problem
     if search.status is Status.AT_START:
         zero = ZeroWithGraph.apply(*tensors)
-        return zero, inputs[0] + zero.to(inputs[0].dtype)
+        return zero, inputs[0] + zero.to(inputs[0].dtype), None
     if not any(tensor.requires_grad for tensor in tensors):
-        return missed, search.state
+        return missed, search.state, None
     if bool(torch.isfinite(missed)):
-        return missed + ZeroWithGraph.apply(*tensors), search.state
+        return missed + ZeroWithGraph.apply(*tensors), search.state, None
     where = f"{search.status.name}: {search.status.value}"
     steps, state = MissedValue.apply(where, missed, search.state, *tensors)
-    return steps, state
+    return steps, state, None
 
 
 def _finished(
+    setup: _Setup,
     search: IndexSearch,
-    layout: StateLayout,
     steps: Tensor,
     state: Tensor,
-    clock: Clock,
-    trajectory: IndexTrajectory,
-    stats: Stats,
     problem: IndexProblem | None,
     *,
-    has_step: bool,
     throw: bool,
 ) -> StoppingIndexResult:
+    update, layout, clock, stats = (
+        setup.update,
+        setup.update.layout,
+        setup.update.clock,
+        setup.stats,
+    )
+    stats.checks = update.calls - stats.nfe_forward
     reached = search.status in (Status.REACHED, Status.AT_START)
     best, best_index = search.best
     result = StoppingIndexResult(
         index=search.index if reached else -1,
         steps=steps,
-        time=_time(clock, steps) if has_step else None,
+        time=_time(clock, steps) if update.rule is not None else None,
         state=layout.unpack(state),
         status=search.status,
         reached=torch.tensor(reached, device=state.device),
         decrease=scalar(problem.decrease if problem else float("nan"), state),
-        trajectory=trajectory,
+        trajectory=IndexTrajectory(layout, search.losses, setup.store),
         stats=stats,
         best=best,
         best_index=best_index,
