@@ -1,9 +1,8 @@
 """Which tensors does a computation depend on? A walk over the autograd graph.
 
 Gradients are silently lost when a method asks the user to list the parameters and one is forgotten.
-So
-nobody is asked: the graph of a traced evaluation knows every tensor that it touched. The walk ends
-at leaves (their `AccumulateGrad` node holds the tensor), and at the non-leaf tensors that the
+So nobody is asked: the graph of a traced evaluation knows every tensor that it touched. The walk
+ends at leaves (their `AccumulateGrad` node holds the tensor), and at the non-leaf tensors that the
 caller names.
 """
 
@@ -32,8 +31,7 @@ def walk(
 
     Returns:
         The leaves in the order in which they were met, and the visited nodes. Keep the nodes alive
-        for
-        as long as they are compared: their identity is that of a Python wrapper.
+        for as long as they are compared: their identity is that of a Python wrapper.
     """
     edges = {(p.grad_fn, p.output_nr): p for p in boundary if p.grad_fn is not None}
     found: dict[int, Tensor] = {}

@@ -88,7 +88,7 @@ class StoppingResult:
                 float(self.time.detach()),
                 float(values[-1]),
                 "o",
-                label=f"T = {float(self.time):.5g}",
+                label=f"T = {float(self.time.detach()):.5g}",
             )
         if bool((values > 0).all()):
             axes.set_yscale("log")

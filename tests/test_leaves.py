@@ -270,3 +270,13 @@ def test_no_false_alarm_on_a_network_with_kinks(dtype: torch.dtype) -> None:
 
         stopping_time(flow, x0, half_square, target, params=list(net.parameters())).time.backward()
         assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_result_with_a_graph_can_be_drawn() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    theta = leaf(1.3)
+    result = stopping_time(lambda t, x: -theta * x, X0, half_square, EPS)
+    axes = pyplot.figure().add_subplot()
+    labels = [text.get_text() for text in result.plot(axes).get_legend().get_texts()]
+    pyplot.close(axes.figure)
+    assert labels[-1] == f"T = {SPAN / 1.3:.5g}"

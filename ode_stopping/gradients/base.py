@@ -39,12 +39,9 @@ class GradientRoute(ABC):
 
     Attributes:
         keeps_trajectory: Whether the forward run has to keep its dense output for this route.
-        native: Whether `time` and `state` carry an ordinary graph (and so second derivatives)
-            instead of one custom backward.
     """
 
     keeps_trajectory: bool = True
-    native: bool = False
 
     @abstractmethod
     def pull_back(self, problem: StoppingProblem, cotangent: Tensor) -> PullBack:
@@ -59,8 +56,7 @@ class Blocks:
     """Blocks of a flat vector, each measured in its own size.
 
     An adjoint and its quadratures have no common scale: lam shrinks or grows by orders of magnitude
-        on the
-    way, every parameter has its own units, and a quadrature starts at zero, where a relative
+    on the way, every parameter has its own units, and a quadrature starts at zero, where a relative
     tolerance means nothing and a tiny absolute one means underflow. So the error of a step is
     measured block by block, relative to the block's present size, or to what this step adds to it
     where that is more.

@@ -23,12 +23,9 @@ class DirectAdjoint(GradientRoute):
     own grid.
 
     Exact for: the discretised flow (it tends to the flow's as rtol does; on a stiff flow at a loose
-        tolerance
-    the two differ). Memory: the graph of every evaluation. Cost: one backward pass through the
-    solver.
+    tolerance the two differ). Memory: the graph of every evaluation. Cost: one backward pass
+    through the solver.
     """
-
-    native = True
 
     def pull_back(self, problem: StoppingProblem, cotangent: Tensor) -> PullBack:
         """First derivatives, as the other routes give them (the result itself uses `graph`)."""

@@ -25,8 +25,7 @@ class ForwardSensitivity(GradientRoute):
     judge of them.
 
     Exact for: any smooth flow. Memory: n (columns + 1) numbers. Cost: one Jacobian-vector product a
-        column and
-    an evaluation.
+    column and an evaluation.
 
     Args:
         rtol: Relative tolerance of the joint solve; None: that of the forward solve.

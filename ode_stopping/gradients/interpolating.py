@@ -28,8 +28,7 @@ class InterpolatingAdjoint(GradientRoute):
     """Adjoint over the kept trajectory: lam' = -F_x^T lam, dL/dtheta = int F_theta^T lam dt.
 
     Exact for: flows that are smooth between the accepted steps. Memory: five states an accepted
-        step.
-    Cost: about as many vector-Jacobian products as the forward run had evaluations.
+    step. Cost: about as many vector-Jacobian products as the forward run had evaluations.
 
     Args:
         rtol: Relative tolerance of the backward solve, by blocks; None: that of the forward solve.
