@@ -8,7 +8,9 @@ The twin of `ode_stopping`: h dN/dtheta tends to dT/dtheta as h -> 0 (Theorem 2 
 """
 
 from .adjoint import DiscreteAdjoint, IndexRoute, Truncated, Unrolled
+from .check import check_index_gradient
 from .result import StoppingIndexResult
+from .step_decrease import StepDecrease
 from .stopping import stopping_index
 from .updates import Euler, Heun, RungeKutta4, UpdateRule
 
@@ -18,9 +20,11 @@ __all__ = [
     "Heun",
     "IndexRoute",
     "RungeKutta4",
+    "StepDecrease",
     "StoppingIndexResult",
     "Truncated",
     "Unrolled",
     "UpdateRule",
+    "check_index_gradient",
     "stopping_index",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ode_stopping.status import GradientError
+from ode_stopping.validation import require_count
 
 from .solved import IndexProblem
 from .store import CheckpointStore, RecentStore, StateStore
@@ -239,11 +240,3 @@ def _stored(store: StateStore, k: int) -> Tensor:
     if state is None:
         raise GradientError(f"x_{k} was not kept")
     return state
-
-
-def require_count(value: object, *, name: str) -> None:
-    """Raise unless `value` is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")

@@ -65,7 +65,10 @@ class Clock:
     def traced(self, start: Tensor) -> Callable[[float | Tensor], Tensor]:
         """k -> t_k with a graph to `start` (a stand-in for t0) and to h."""
         # In float64, as `time` has it: k h in float32 would be the clock of another run.
-        step = self.step.to(start) if isinstance(self.step, Tensor) else self.step
+        # With grad whatever the caller's mode: a step of another dtype is converted, and without a
+        # graph the conversion would lose the derivative of t_k to h.
+        with torch.enable_grad():
+            step = self.step.to(start) if isinstance(self.step, Tensor) else self.step
         moves = start.requires_grad or (isinstance(step, Tensor) and step.requires_grad)
 
         def time(k: float | Tensor) -> Tensor:

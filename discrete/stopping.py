@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,19 +12,32 @@ from torch import Tensor
 
 from ode_stopping.attach import MissedValue, ZeroWithGraph
 from ode_stopping.evaluation import CriterionMap, Stats
+from ode_stopping.flows import Flow
 from ode_stopping.leaves import LeafSet
 from ode_stopping.result import scalar
 from ode_stopping.states import State, StateLayout
-from ode_stopping.status import ERROR_OF_STATUS, Status
-from ode_stopping.validation import checked_scalar, checked_state, checked_target, refuse_transforms
+from ode_stopping.status import ERROR_OF_STATUS, GradientError, Status, StoppingWarning
+from ode_stopping.validation import (
+    checked_scalar,
+    checked_state,
+    checked_target,
+    described,
+    refuse_lost_views,
+    refuse_transforms,
+    require_callable,
+    require_count,
+    require_flag,
+    require_instance,
+)
 
-from .adjoint import DiscreteAdjoint, IndexRoute, require_count
+from .adjoint import DiscreteAdjoint, IndexRoute
 from .attach import Inputs, attach_index, evaluate_index
 from .index import INTERPOLATIONS, IndexDefinition
 from .iteration import Clock, UpdateMap
 from .result import IndexTrajectory, StoppingIndexResult
 from .search import IndexSearch, find_index
 from .solved import IndexProblem
+from .step_decrease import AugmentedRule, StepDecrease
 from .store import StateStore
 from .tracing import check_functions, trace_leaves
 from .updates import UpdateRule
@@ -85,10 +99,10 @@ def stopping_index(
             "batched=True is not available yet: call stopping_index once a sample"
         )
     # First, since a transformed tensor cannot be looked into.
-    if isinstance(x0, Tensor | tuple):
-        refuse_transforms(x0)
-    state = checked_state(x0)
-    _checked_objects(update, gradient)
+    refuse_transforms(x0, target, t0)
+    state = checked_state(x0, half=True)
+    _checked_objects(update, criterion, gradient)
+    require_flag(throw, name="throw")
     layout = StateLayout.of(state)
     packed = layout.pack(state)
     inputs = (
@@ -96,6 +110,8 @@ def stopping_index(
         checked_scalar(t0, name="t0", like=packed),
         checked_target(target, like=packed, criterion=criterion),
     )
+    if isinstance(criterion, StepDecrease):
+        criterion.check_target(float(inputs[2].detach()))
     definition = _checked_definition(interpolation, update, float(inputs[2].detach()))
     limit = _checked_limits(max_steps, censored)
     # A copy: an update that changes its argument in place is refused, but not before it did so.
@@ -138,6 +154,12 @@ class _Setup:
     missed: Tensor
     stats: Stats
 
+    def measures(self, state: Tensor) -> bool:
+        """Whether J is a measurement at a state; `StepDecrease` has marks as well."""
+        criterion = self.criterion.function
+        unpacked = self.criterion.layout.unpack(state)
+        return not isinstance(criterion, StepDecrease) or criterion.measures(unpacked)
+
     def solved(self, search: IndexSearch) -> IndexProblem:
         """The problem as the routes see it, after the target was met at N >= 1."""
         return IndexProblem(
@@ -163,6 +185,14 @@ def _attached(
     """The index and the end state with the graph that the outcome allows, and the problem."""
     leaves, missed, definition = setup.leaves, setup.missed, setup.definition
     problem = setup.solved(search) if search.status is Status.REACHED else None
+    if problem is not None and not (definition.whole or setup.measures(problem.previous)):
+        warnings.warn(
+            f"step {problem.index - 1} has no value of the criterion to interpolate from (it is "
+            "the start, or f went up there): the fraction of the index says nothing. Use "
+            "interpolation=None",
+            StoppingWarning,
+            stacklevel=3,
+        )
     if gradient is None or setup.store is None or not torch.is_grad_enabled():
         if problem is not None:
             return scalar(evaluate_index(problem, definition), search.state), search.state, problem
@@ -170,12 +200,17 @@ def _attached(
         return scalar(0.0, search.state) if at_start else missed, search.state, None
     trace_leaves(search, setup.update, setup.criterion, leaves, setup.store)
     tensors = (*inputs, *leaves.tensors)
+    # A view that is named counts as an input; the leaf behind it may be older all the same.
+    refuse_lost_views(has_history=leaves.has_history)
     if problem is not None:
         # An evaluation without a graph hides its leaves: then nobody knows what is needed.
         if leaves.has_gap or any(tensor.requires_grad for tensor in tensors):
             check_functions(problem)
         value = evaluate_index(problem, definition)
-        return *attach_index(problem, definition, gradient, value, inputs), problem
+        steps, state = attach_index(problem, definition, gradient, value, inputs)
+        if not setup.measures(problem.previous):
+            _refuse_meaningless(steps, problem)
+        return steps, state, problem
     if search.status is Status.AT_START:
         zero = ZeroWithGraph.apply(*tensors)
         return zero, inputs[0] + zero.to(inputs[0].dtype), None
@@ -234,22 +269,38 @@ def _finished(
     return result
 
 
+def _refuse_meaningless(steps: Tensor, problem: IndexProblem) -> None:
+    """Where J_{N-1} is a mark and no measurement, the quotient over the last step says nothing."""
+    n = problem.index
+    message = (
+        f"the criterion has no value at step {n - 1} (J = {problem.previous_loss:g} there is a "
+        f"mark, as at the start and after an increase), so J_N - J_(N-1) at N = {n} is no "
+        "difference quotient: the index has no derivative here. Choose a smaller target, a "
+        "smaller step, or gradient=None"
+    )
+
+    def refuse(cotangent: Tensor | None) -> None:
+        if cotangent is not None and bool(cotangent != 0):
+            raise GradientError(message)
+
+    if steps.requires_grad:
+        steps.register_hook(refuse)
+
+
 def _time(clock: Clock, steps: Tensor) -> Tensor:
     """t0 + h steps; a miss by way of the steps alone, since 0 * inf on the way back is NaN."""
     return clock.start + clock.step * steps if bool(torch.isfinite(steps)) else steps
 
 
-def _checked_objects(update: object, gradient: object) -> None:
-    if not callable(update):
-        raise TypeError(f"update must be callable (k, x) -> x_next; got {type(update).__name__}")
-    if isinstance(update, type):
+def _checked_objects(update: object, criterion: object, gradient: object) -> None:
+    require_callable(update, name="update", call="(k, x) -> x_next")
+    require_callable(criterion, name="criterion")
+    if isinstance(update, Flow):
         raise TypeError(
-            f"update must be an object, as in {update.__name__}(flow, step=h); got a class"
+            f"update must take a step, (k, x) -> x_next; got the flow {type(update).__name__}. "
+            "Write Euler(flow, step=h)"
         )
-    if gradient is not None and not isinstance(gradient, IndexRoute):
-        raise TypeError(
-            f"gradient must be a route, as DiscreteAdjoint(), or None; got {gradient!r}"
-        )
+    require_instance(gradient, IndexRoute, name="gradient", example="DiscreteAdjoint()")
 
 
 def _checked_definition(
@@ -261,6 +312,11 @@ def _checked_definition(
         names = [name for name in INTERPOLATIONS if name is not None]
         raise ValueError(f"interpolation must be None or one of {names}; got {interpolation!r}")
     definition = INTERPOLATIONS[interpolation]
+    if definition.needs_flow and isinstance(update, AugmentedRule):
+        raise ValueError(
+            f'interpolation="{interpolation}" needs a criterion that is a function of flow time; '
+            'StepDecrease is none. Use None or "log"'
+        )
     if definition.needs_flow and not isinstance(update, UpdateRule):
         raise ValueError(
             f'interpolation="{interpolation}" needs an update with a flow (Euler, Heun, '
@@ -278,7 +334,9 @@ def _checked_limits(max_steps: int, censored: float | str | None) -> float | Non
     if censored == "horizon":
         return float(max_steps)
     if isinstance(censored, bool) or not isinstance(censored, int | float):
-        raise TypeError(f'censored must be a number of steps or "horizon"; got {censored!r}')
+        raise TypeError(
+            f'censored must be a number of steps or "horizon"; got {described(censored)}'
+        )
     if censored != censored:
         raise ValueError("censored must not be NaN")
     return float(censored)

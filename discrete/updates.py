@@ -41,10 +41,13 @@ class UpdateRule(nn.Module, ABC):
 
     def __init__(self, flow: Callable[..., Any], *, step: float | Tensor) -> None:
         super().__init__()
-        if not callable(flow):
-            raise TypeError(f"flow must be callable (t, x) -> dx/dt; got {type(flow).__name__}")
+        if isinstance(flow, type | UpdateRule) or not callable(flow):
+            what = f"the class {flow.__name__}" if isinstance(flow, type) else type(flow).__name__
+            raise TypeError(f"flow must be callable (t, x) -> dx/dt; got {what}")
         if isinstance(step, bool) or not isinstance(step, int | float | Tensor):
             raise TypeError(f"step must be a float or a 0-d tensor; got {type(step).__name__}")
+        if isinstance(step, Tensor) and not step.is_floating_point():
+            raise TypeError(f"step must be floating-point; got dtype {step.dtype}")
         if isinstance(step, Tensor) and step.shape != ():
             raise ValueError(f"step must be a 0-d tensor; got shape {tuple(step.shape)}")
         size = float(step.detach()) if isinstance(step, Tensor) else float(step)

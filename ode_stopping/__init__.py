@@ -8,7 +8,10 @@ gradient routes are interchangeable.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .check import check_stopping_gradient
+from .checking import Finding, GradientReport
 from .criteria import Criterion, GradientNorm, LossValue, RelativeDecrease
+from .evidence import Evidence
 from .flows import (
     ConstantSchedule,
     CoordinatewisePreconditioner,
@@ -28,6 +31,7 @@ from .gradients import (
     GradientRoute,
     InterpolatingAdjoint,
 )
+from .means import ReachedMean, mean_over_reached
 from .problems import (
     LogisticRegression,
     Problem,
@@ -42,6 +46,7 @@ from .status import (
     BacksolveMismatchError,
     DegenerateCrossingError,
     DivergedError,
+    GradientAccuracyWarning,
     GradientError,
     MissingGradientError,
     NotReachedError,
@@ -53,7 +58,7 @@ from .status import (
     UntrackedTensorError,
 )
 from .stopping import stopping_time
-from .trajectory import Trajectory
+from .trajectory import NearMiss, Trajectory
 
 try:
     __version__ = version("ode-stopping")
@@ -70,17 +75,22 @@ __all__ = [
     "DiagonalPreconditioner",
     "DirectAdjoint",
     "DivergedError",
+    "Evidence",
     "ExponentialSchedule",
+    "Finding",
     "Flow",
     "ForwardSensitivity",
+    "GradientAccuracyWarning",
     "GradientError",
     "GradientFlow",
     "GradientNorm",
+    "GradientReport",
     "GradientRoute",
     "InterpolatingAdjoint",
     "LogisticRegression",
     "LossValue",
     "MissingGradientError",
+    "NearMiss",
     "NetworkPreconditioner",
     "NotReachedError",
     "NotReproducibleError",
@@ -89,6 +99,7 @@ __all__ = [
     "Problem",
     "Quadratic",
     "QuarticQuadratic",
+    "ReachedMean",
     "RelativeDecrease",
     "RescaledGradientFlow",
     "Rosenbrock",
@@ -102,5 +113,7 @@ __all__ = [
     "Trajectory",
     "UntrackedTensorError",
     "__version__",
+    "check_stopping_gradient",
+    "mean_over_reached",
     "stopping_time",
 ]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .backward import differentiate, judge
 from .gradients import GradientRoute
 from .gradients.direct import DirectAdjoint
-from .implicit import cotangent_at_crossing
 from .leaves import LeafSet
 from .result import scalar
 from .search import Search
@@ -35,7 +35,12 @@ def attach_crossing(
     """T, shape (), and x_T, shape (n,), differentiable to the inputs and the problem's leaves."""
     if isinstance(route, DirectAdjoint):
         x0, t0, target = inputs
-        return route.graph(problem, x0, t0, target)
+        outputs = route.graph(problem, x0, t0, target)
+        hook = _judged_once(problem, route)
+        for output in outputs:
+            if output.requires_grad:
+                output.register_hook(hook)
+        return outputs
     time, state = _Crossing.apply(problem, route, *inputs, *problem.leaves.tensors)
     return time, state
 
@@ -84,39 +89,35 @@ class _Crossing(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, on_time: Tensor, on_state: Tensor) -> Any:
         tensors = ctx.saved_tensors
+        x0, t0, target, *leaves = tensors
         with torch.no_grad():
-            gradients = _crossing_gradients(ctx, tensors, on_time, on_state)
-        return (
-            None,
-            None,
-            *first_derivatives_only(gradients, (*tensors, on_time, on_state), "stopping time"),
-        )
+            found = differentiate(ctx.problem, ctx.route, on_time, on_state)
+            judge(ctx.problem, ctx.route, found, on_time, on_state)
+        gradients = [
+            found.x0.reshape(x0.shape),
+            found.t0.to(t0.dtype),
+            found.target.to(target.dtype),
+            *[g.to(p.dtype) for g, p in zip(found.leaves, leaves, strict=True)],
+        ]
+        guarded = first_derivatives_only(gradients, (*tensors, on_time, on_state), "stopping time")
+        return (None, None, *guarded)
 
 
-def _crossing_gradients(
-    ctx: Any, tensors: tuple[Tensor, ...], on_time: Tensor, on_state: Tensor
-) -> list[Tensor | None]:
-    """Gradients to (x0, t0, target, *leaves)."""
-    x0, t0, target, *leaves = tensors
-    problem: StoppingProblem = ctx.problem
-    crossing = problem.crossing
-    lam, scale = cotangent_at_crossing(crossing, on_time.to(on_state.dtype), on_state)
-    pulled = ctx.route.pull_back(problem, lam)
-    # J depends on the parameters of the criterion at x_T, with the same scale; one that flow
-    # and criterion share receives both terms.
-    explicit = problem.criterion.vjp(
-        crossing.time, crossing.state, scale, problem.leaves, look=True
-    )
-    gradients = [a + b for a, b in zip(pulled.leaves, explicit.leaves, strict=True)]
-    start_velocity = problem.flow.plain(problem.start, problem.x0)
-    by_t0 = -(pulled.start @ start_velocity)
-    by_target = -scale
-    return [
-        pulled.start.reshape(x0.shape),
-        by_t0.to(t0.dtype),
-        by_target.to(target.dtype),
-        *[g.to(p.dtype) for g, p in zip(gradients, leaves, strict=True)],
-    ]
+def _judged_once(problem: StoppingProblem, route: DirectAdjoint) -> Callable[[Tensor], None]:
+    """A hook for outputs that have an ordinary graph: at the first backward pass, the evidence."""
+    done: list[bool] = []
+
+    def hook(_: Tensor) -> None:
+        if done:
+            return
+        done.append(True)
+        with torch.no_grad():
+            on_time = scalar(1.0, problem.x0)
+            on_state = torch.zeros_like(problem.x0)
+            found = differentiate(problem, route, on_time, on_state)
+            judge(problem, route, found, on_time, on_state)
+
+    return hook
 
 
 def first_derivatives_only(

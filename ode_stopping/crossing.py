@@ -11,6 +11,7 @@ and the growth of steps is held to what J allows.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import cast
@@ -18,7 +19,8 @@ from typing import cast
 from scipy.optimize import brentq
 
 from .evaluation import CriterionMap
-from .solver import Step, Stepper
+from .method import Step
+from .solver import Stepper
 
 __all__ = ["NonFiniteCriterion", "Scan", "refine", "scan_step"]
 
@@ -56,6 +58,7 @@ class Scan:
         growth: By which factor the next step may be longer than this one for J to stay resolved.
         resolved: Whether the samples of J look smooth; if not, the step is to be taken again,
             `growth` times as long, and `crossing` was not looked for.
+        points: (t, J) in order, without the start of the step.
     """
 
     end_value: float
@@ -65,6 +68,7 @@ class Scan:
     grazing: bool = False
     growth: float = _MAX_GROWTH
     resolved: bool = True
+    points: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,13 +198,24 @@ def scan_step(
     best = (value, samples.time(low))
     touch = rtol * max(abs(target), 0.01 * (max(values) - min(values)))
     turns_back = 0.0 < low < 1.0 and end_value > target
+    points = tuple((samples.time(s), v) for s, v in samples.points[1:])
     if bracket is not None:
-        s = cast("float", brentq(samples.excess, *bracket, xtol=1e-15, rtol=1e-14))
+        s = _root(samples.excess, bracket)
         grazing = turns_back and target - value <= touch
-        return Scan(end_value, *best, crossing=samples.time(s), grazing=grazing, growth=growth)
+        return Scan(end_value, *best, samples.time(s), grazing, growth, points=points)
     if turns_back and value - target <= touch:
-        return Scan(end_value, *best, crossing=samples.time(low), grazing=True, growth=growth)
-    return Scan(end_value, *best, growth=growth)
+        return Scan(end_value, *best, samples.time(low), True, growth, points=points)
+    return Scan(end_value, *best, growth=growth, points=points)
+
+
+def _root(function: Callable[[float], float], bracket: tuple[float, float]) -> float:
+    """The root in the bracket."""
+    # SciPy leaves a reference cycle around its argument; through the cell it holds nothing of size.
+    cell = [function]
+    try:
+        return cast("float", brentq(lambda s: cell[0](s), *bracket, xtol=1e-15, rtol=1e-14))
+    finally:
+        cell.clear()
 
 
 def _first_bracket(

@@ -32,6 +32,8 @@ class Stats:
         criterion_calls: Evaluations of the criterion on the way to the target.
         accepted: Accepted steps.
         rejected: Rejected steps.
+        control: Evaluations of the flow, among `nfe_forward`, that the control of the velocity
+            took.
         checks: Evaluations spent on tracing the parameters and on comparing the derivatives of flow
             and criterion with differences, before any gradient is promised.
     """
@@ -42,6 +44,7 @@ class Stats:
     criterion_calls: int = 0
     accepted: int = 0
     rejected: int = 0
+    control: int = 0
     checks: int = 0
 
 
@@ -93,15 +96,26 @@ class UserFunction:
         self.calls += 1
         time = self.time_tensor(t)
         if not self._needs_graph:
+            version = flat._version
             try:
                 with torch.no_grad():
                     return self._checked(self.function(time, self.layout.unpack(flat)))
             except RuntimeError:
                 # Either it needs a graph, or it is broken: then the same error comes again below.
                 self._needs_graph = True
+            finally:
+                self._require_unchanged(flat, version)
         with torch.enable_grad():
             leaf = flat.detach().requires_grad_(True)
             return self._checked(self.function(time, self.layout.unpack(leaf))).detach()
+
+    def _require_unchanged(self, flat: Tensor, version: int) -> None:
+        """Raise if the function changed the state that it was given: it is the run's own."""
+        if flat._version != version:
+            raise ValueError(
+                f"{self.name} changed x in place; it must return a new tensor, since x is needed "
+                "again (write -x, not x.neg_())"
+            )
 
     def traced(self, t: Tensor, flat: Tensor) -> Tensor:
         """Value with graph; `t` and `flat` are made to require grad by the caller."""
@@ -169,7 +183,18 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 
 class FlowMap(UserFunction):
-    """dx/dt = F(t, x) on flat vectors, evaluated at times inside [start, end] only."""
+    """dx/dt = F(t, x) on flat vectors, evaluated at times inside [t0, horizon] only.
+
+    Args:
+        function: The flow.
+        layout: Layout of the state.
+        like: A state, for dtype and device.
+        times: The start, the times at which the flow jumps, and the horizon, increasing.
+        jumps_at_start: Whether the flow jumps at the start, too.
+
+    Attributes:
+        times: The times as given.
+    """
 
     name = "flow"
 
@@ -179,14 +204,33 @@ class FlowMap(UserFunction):
         layout: StateLayout,
         like: Tensor,
         *,
-        start: float,
-        end: float,
+        times: Sequence[float],
+        jumps_at_start: bool = False,
     ) -> None:
         super().__init__(function, layout, like)
         # The bounds in the dtype that the user sees: float32 rounds, and a 3/t flow must not see t
         # < t0.
-        low, high = self.time_tensor(start), self.time_tensor(end)
-        self._low, self._high = low, high
+        self.times = tuple(times)
+        self._times = [UserFunction.time_tensor(self, t) for t in times]
+        low, high = self._times[0], self._times[-1]
+        if jumps_at_start:
+            low = torch.nextafter(low, high)
+        self._low, self._high = self._bounds = (low, high)
+
+    def enter(self, index: int) -> None:
+        """From now on, evaluate between times[index] and times[index + 1] only.
+
+        At a jump the flow is evaluated one rounding inside of the segment: nobody knows whether it
+        takes its left or its right limit there.
+        """
+        low, high = self._times[index], self._times[index + 1]
+        self._low = self._bounds[0] if index == 0 else torch.nextafter(low, high)
+        last = index + 2 == len(self._times)
+        self._high = high if last else torch.nextafter(high, low)
+
+    def leave(self) -> None:
+        """Evaluate anywhere between the start and the horizon again."""
+        self._low, self._high = self._bounds
 
     def _checked(self, output: Any) -> Tensor:
         return self.layout.pack(self.layout.check_like(output, name="flow", dtype=self.dtype))
@@ -194,9 +238,9 @@ class FlowMap(UserFunction):
     def time_tensor(self, t: float | Tensor) -> Tensor:
         """The time, clamped to the interval on which the flow may be evaluated."""
         time = super().time_tensor(t)
-        if hasattr(self, "_high") and not time.requires_grad:
-            return torch.minimum(torch.maximum(time, self._low), self._high)
-        return time
+        clamped = torch.minimum(torch.maximum(time.detach(), self._low), self._high)
+        # A time that is differentiated keeps its derivative.
+        return time + (clamped - time.detach()) if time.requires_grad else clamped
 
 
 class CriterionMap(UserFunction):
@@ -207,6 +251,10 @@ class CriterionMap(UserFunction):
     def _checked(self, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             raise TypeError(f"criterion must return a 0-d tensor; got {type(output).__name__}")
+        if not output.is_floating_point():
+            raise TypeError(
+                f"criterion must return a floating-point tensor; got dtype {output.dtype}"
+            )
         if output.shape != ():
             raise ValueError(
                 f"criterion must return a scalar (shape ()); got shape {tuple(output.shape)}. For "

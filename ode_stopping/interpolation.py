@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .solver import Step, Torchdiffeq, needs_wide_interpolation, replay_step
+from .method import Step, needs_wide_interpolation, replay_step
+from .solver import Torchdiffeq
 from .trajectory import Trajectory
 
 __all__ = ["HermitePath", "accurate_path"]
@@ -25,7 +27,10 @@ _CLOSE = 0.1
 
 
 def accurate_path(
-    trajectory: Trajectory, settings: Torchdiffeq, function: Callable[[Tensor, Tensor], Tensor]
+    trajectory: Trajectory,
+    settings: Torchdiffeq,
+    function: Callable[[Tensor, Tensor], Tensor],
+    breakpoints: Sequence[float] = (),
 ) -> Callable[[float], Tensor]:
     """t -> x(t), shape (n,), to the accuracy of the method's own steps.
 
@@ -33,10 +38,17 @@ def accurate_path(
         trajectory: A trajectory whose steps were kept.
         settings: The solver that made it.
         function: (t, x) -> dx/dt, for the middles of the steps where they are needed.
+        breakpoints: Times at which the velocity jumps: no polynomial reaches across.
     """
     if not needs_wide_interpolation(settings.method) or not trajectory.steps:
         return trajectory.flat
-    return HermitePath(trajectory.steps, settings, function)
+    inner = [t for t in breakpoints if trajectory.start < t < trajectory.end]
+    bounds = [trajectory.start, *inner, trajectory.end]
+    pieces = [
+        HermitePath([s for s in trajectory.steps if a <= s.t0 < b], settings, function)
+        for a, b in pairwise(bounds)
+    ]
+    return lambda t: pieces[bisect_right(inner, t)](t)
 
 
 class HermitePath:
@@ -59,7 +71,8 @@ class HermitePath:
                 0.5 * (step.t0 + step.t1), dtype=torch.float64, device=step.y0.device
             )
             self._add(
-                middle.item(), *replay_step(settings, function, start, middle, step.y0, velocity)
+                middle.item(),
+                *replay_step(settings.method, function, start, middle, step.y0, velocity),
             )
         self._add(steps[-1].t1, steps[-1].y1, steps[-1].velocity(1.0))
         self._cached: tuple[int, list[float], list[Tensor]] | None = None

@@ -99,6 +99,12 @@ class LeafSet:
     @classmethod
     def collect(cls, *functions: object, params: Iterable[Tensor] | None = None) -> LeafSet:
         """Start from registered parameters and from the tensors in `params`."""
+        if params is not None and (
+            isinstance(params, Tensor | nn.Module | str | dict) or not isinstance(params, Iterable)
+        ):
+            raise TypeError(
+                f"params must be a list of tensors, as in params=[w]; got {type(params).__name__}"
+            )
         named = tuple(params) if params is not None else ()
         for position, tensor in enumerate(named):
             if not isinstance(tensor, Tensor):

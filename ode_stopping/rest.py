@@ -6,8 +6,10 @@ from collections import deque
 
 from torch import Tensor
 
+from .control import Tolerances
 from .evaluation import FlowMap
-from .solver import Step, Stepper, Tolerances
+from .method import Step
+from .solver import Stepper
 
 __all__ = ["Rest"]
 
@@ -18,20 +20,23 @@ _PROBES = 32
 class Rest:
     """Has the state come to rest? Then the horizon need not be walked to in steps of 3/L.
 
-    At rest: within the last 256 accepted steps the state has moved by less than ten tolerances, and
-        the
-    criterion has closed less than a hundredth of its distance to the target. A flow that depends on
-    t may wake up again, so the velocity at the same point is looked at on the way to the horizon.
+    At rest: within the last 256 accepted steps the state has moved by less than ten tolerances (the
+    absolute one in units of the largest state on the way: a state that decays to zero rests), and
+    the criterion has closed less than a hundredth of its distance to the target. A flow that
+    depends on t may wake up again, so the velocity at the same point is looked at on the way to the
+    horizon.
     """
 
     def __init__(self, tolerances: Tolerances) -> None:
         self._tolerances = tolerances
         self._window: deque[tuple[Tensor, float]] = deque(maxlen=_WINDOW)
         self._until_next = _WINDOW
+        self._largest = 0.0
 
     def is_resting(self, step: Step, excess: float) -> bool:
         """Whether the state has hardly moved for a while, up to the end of this step."""
         self._window.append((step.y1, excess))
+        self._largest = max(self._largest, float(step.y1.square().mean().sqrt()))
         self._until_next -= 1
         if self._until_next > 0:
             return False
@@ -40,7 +45,8 @@ class Rest:
         if excess < 0.99 * previous_excess:
             return False
         moved = (step.y1 - state).abs()
-        allowed = 10 * (self._tolerances.atol + self._tolerances.rtol * step.y1.abs())
+        floor = self._tolerances.floor(self._largest)
+        allowed = 10 * (floor + self._tolerances.rtol * step.y1.abs())
         return bool((moved <= allowed).all())
 
     def stays(self, flow: FlowMap, stepper: Stepper, max_time: float) -> bool:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .evaluation import Stats
+from .evidence import Evidence
 from .solved import StoppingProblem
 from .states import State
 from .status import Status
-from .trajectory import Trajectory
+from .trajectory import NearMiss, Trajectory
 
 __all__ = ["StoppingResult", "detached_state", "optional_module", "scalar"]
 
@@ -37,6 +38,10 @@ class StoppingResult:
         best: Smallest value of J that was seen.
         best_time: Where it was seen, in flow time.
         note: One more sentence on how the run ended; may be empty.
+        near_miss: The interior minimum of J before T that came closest to the target (a small
+            margin means that T is about to jump); None where J only fell.
+        evidence: Figures for the error of the gradient, filled in by the backward pass; None where
+            no gradient was asked for.
         problem: The solved problem, for studies of the adjoint (None if no gradient was asked for,
             and after pickling).
     """
@@ -51,6 +56,8 @@ class StoppingResult:
     best: float
     best_time: float
     note: str = ""
+    near_miss: NearMiss | None = None
+    evidence: Evidence | None = None
     problem: StoppingProblem | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +74,8 @@ class StoppingResult:
             "best": self.best,
             "best_time": self.best_time,
             "note": self.note,
+            "near_miss": None if self.near_miss is None else asdict(self.near_miss),
+            "evidence": None if self.evidence is None else self.evidence.to_dict(),
             "stats": asdict(self.stats),
         }
 
@@ -114,6 +123,15 @@ class StoppingResult:
             f"  steps       {s.accepted} accepted, {s.rejected} rejected",
             f"  evaluations {s.nfe_forward} flow, {s.criterion_calls} criterion, {s.checks} checks",
         ]
+        if self.near_miss is not None:
+            dip = self.near_miss
+            lines.append(f"  near miss   J came within {dip.margin:.3g} at t = {dip.time:.6g}")
+        if self.evidence is not None and self.evidence.estimate is not None:
+            evidence = self.evidence
+            lines.append(
+                f"  gradient    estimated error {evidence.estimate:.1e} (promise "
+                f"{evidence.promise:.0e})"
+            )
         if s.vjps is not None:
             lines.append(
                 f"  backward    {s.vjps} vector-Jacobian products, {s.nfe_backward} flow "

@@ -5,21 +5,22 @@ Knows nothing of gradients.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .control import StateError, Tolerances, VelocityError
 from .crossing import NonFiniteCriterion, Scan, refine, scan_step
 from .evaluation import CriterionMap, FlowMap, Stats
 from .implicit import Crossing
+from .method import Step
+from .path import Path
 from .rest import Rest
-from .solver import Step, StepFailed, Stepper, Tolerances, Torchdiffeq
-from .states import StateLayout
+from .solver import StepFailed, Stepper, Torchdiffeq
 from .status import Status
-from .trajectory import Trajectory
+from .trajectory import NearMiss, Trajectory
 
 __all__ = ["Search", "find_crossing"]
 
@@ -28,7 +29,6 @@ _MAX_RETAKES = 12
 # The last steps before the crossing are taken again at a fraction of the tolerance, on runs long
 # enough to be stiff.
 _POLISH_AFTER = 20
-_POLISH_STEPS = 3
 _POLISH = 1e-2
 _POLISH_LIMIT = 500
 
@@ -45,6 +45,9 @@ class Search:
         crossing: Present for REACHED and DEGENERATE.
         best: Smallest J seen, and where.
         note: One more sentence on how it ended.
+        near_miss: The interior minimum of J before the crossing that came closest to the target.
+        velocity_error: Largest relative error of the velocity in the steps that were looked at.
+        state_error: Estimate of the error of the state by the last steps, shape (n,).
     """
 
     status: Status
@@ -54,52 +57,9 @@ class Search:
     crossing: Crossing | None
     best: tuple[float, float]
     note: str = ""
-
-
-@dataclass
-class _Path:
-    """The accepted part of the run so far."""
-
-    layout: StateLayout
-    start: float
-    x0: Tensor
-    keep: bool
-    steps: list[Step] = field(default_factory=list)
-    grid: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    best: tuple[float, float] = (float("inf"), float("nan"))
-    largest: float = 0.0
-    recent: deque[Step] = field(default_factory=lambda: deque(maxlen=_POLISH_STEPS))
-
-    def add(self, step: Step, value: float) -> None:
-        self.recent.append(step)
-        if self.keep:
-            self.steps.append(step)
-        self.largest = max(self.largest, float(step.y1.norm()))
-        self.grid.append(step.t1)
-        self.values.append(value)
-
-    def replace_recent(self, steps: Sequence[tuple[Step, float]]) -> None:
-        """Put other steps, with the values of J at their ends, in the place of the recent ones."""
-        for kept in (self.steps, self.grid, self.values) if self.keep else (self.grid, self.values):
-            del kept[len(kept) - len(self.recent) :]
-        self.recent.clear()
-        for step, value in steps:
-            self.add(step, value)
-
-    def end(
-        self, status: Status, time: float, state: Tensor, note: str, crossing: Crossing | None
-    ) -> Search:
-        path = Trajectory(
-            self.layout,
-            self.start,
-            self.x0,
-            self.steps,
-            self.grid,
-            self.values,
-            largest=self.largest,
-        )
-        return Search(status, time, state, path, crossing, self.best, note)
+    near_miss: NearMiss | None = None
+    velocity_error: float = 0.0
+    state_error: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -117,197 +77,256 @@ def find_crossing(
     x0: Tensor,
     target: float,
     *,
-    start: float,
-    max_time: float,
+    times: Sequence[float],
     settings: Torchdiffeq,
     tolerances: Tolerances,
     keep: bool,
     stats: Stats,
 ) -> Search:
-    """Integrate from (start, x0) until J <= target for the first time.
+    """Integrate from (times[0], x0) until J <= target for the first time.
 
     Args:
         flow: dx/dt.
         criterion: J.
         x0: Start, shape (n,).
         target: eps.
-        start: t0, in flow time.
-        max_time: Horizon, in flow time.
+        times: The start, the times at which the flow jumps, and the horizon, increasing.
         settings: Solver.
         tolerances: Of the solve.
         keep: Whether to keep the dense output of the steps.
         stats: Counts, filled in.
     """
-    path = _Path(flow.layout, start, x0, keep, grid=[start], largest=float(x0.norm()))
-    value = criterion.value(start, x0)
-    path.values.append(value)
-    path.best = (value, start)
+    path = Path(flow.layout, times[0], x0, keep, target)
+    run = _Run(flow, criterion, path, target, settings, tolerances, stats)
     try:
-        return _run(flow, criterion, path, target, max_time, settings, tolerances, stats)
+        return run.through(times)
     finally:
+        flow.leave()
         stats.nfe_forward = flow.calls
         stats.criterion_calls = criterion.calls
+        stats.control = run.control.evaluations
+        stats.accepted = len(path.grid) - 1
+        stats.rejected = run.rejected
 
 
-def _run(
-    flow: FlowMap,
-    criterion: CriterionMap,
-    path: _Path,
-    target: float,
-    max_time: float,
-    settings: Torchdiffeq,
-    tolerances: Tolerances,
-    stats: Stats,
-) -> Search:
-    x, value = path.x0, path.values[0]
-    if not _finite(value):
-        return path.end(Status.DIVERGED, path.start, x, "the criterion is not finite at t0", None)
-    if value <= target:
-        return path.end(Status.AT_START, path.start, x, "", None)
-    stepper = Stepper(
-        settings,
-        flow.plain,
-        path.start,
-        max_time,
-        x,
-        rtol=tolerances.rtol,
-        atol=tolerances.atol,
-        norm=flow.layout.norm,
-    )
-    if not bool(torch.isfinite(stepper.derivative).all()):
-        return path.end(Status.DIVERGED, path.start, x, "the flow is not finite at t0", None)
-    rest = Rest(tolerances)
-    retakes = 0
-    ends_at: NonFiniteCriterion | None = None
-    while not stepper.done:
-        if stepper.accepted + stepper.rejected >= settings.max_steps:
-            note = f"the step limit of {settings.max_steps} was used up"
-            return path.end(Status.STALLED, stepper.time, stepper.value, note, None)
-        try:
-            step = stepper.attempt()
-        except StepFailed as failure:
-            if ends_at is not None:
-                return path.end(Status.DIVERGED, ends_at.time, stepper.value, str(ends_at), None)
-            status = Status.DIVERGED if failure.nonfinite else Status.STALLED
-            return path.end(status, stepper.time, stepper.value, str(failure), None)
-        finally:
-            stats.accepted, stats.rejected = stepper.accepted, stepper.rejected
-        if step is None:
-            continue
-        may_retake = retakes < _MAX_RETAKES
-        try:
-            scan = scan_step(
-                step, criterion, value, target, rtol=tolerances.rtol, may_retake=may_retake
-            )
-        except NonFiniteCriterion as failure:
-            # The crossing may come before the point where J ends: walk up to it in shorter steps.
-            ends_at = failure
-            stepper.take_back(0.1)
-            continue
-        if not scan.resolved:
-            stepper.take_back(scan.growth)
-            retakes += 1
-            continue
+class _Run:
+    """One forward run: the loop over segments between breakpoints, and over steps in each."""
+
+    def __init__(
+        self,
+        flow: FlowMap,
+        criterion: CriterionMap,
+        path: Path,
+        target: float,
+        settings: Torchdiffeq,
+        tolerances: Tolerances,
+        stats: Stats,
+    ) -> None:
+        self.flow = flow
+        self.criterion = criterion
+        self.path = path
+        self.target = target
+        self.settings = settings
+        self.tolerances = tolerances
+        self.stats = stats
+        self.rejected = 0
+        self.taken = 0
+        self.control = self._control(tolerances)
+        self.rest = Rest(tolerances)
+        self.next_step: float | None = None
+
+    def _control(self, tolerances: Tolerances) -> VelocityError:
+        layout = self.flow.layout
+        state = StateError(layout, tolerances)
+        return VelocityError(self.flow.plain, state, layout, tolerances)
+
+    def through(self, times: Sequence[float]) -> Search:
+        """Run through the segments between `times`, the start and the horizon at its ends."""
+        path = self.path
+        value = self.criterion.value(path.start, path.x0)
+        path.begin(value)
+        if not _finite(value):
+            return self._end(Status.DIVERGED, path.start, path.x0, "J is not finite at t0")
+        if value <= self.target:
+            return self._end(Status.AT_START, path.start, path.x0)
+        for index in range(len(times) - 1):
+            self.flow.enter(index)
+            found = self._segment(times[index], times[index + 1], last=index == len(times) - 2)
+            if found is not None:
+                return found
+        note = f"at the horizon {times[-1]:g}"
+        return self._end(Status.NOT_REACHED, path.grid[-1], path.state, note)
+
+    def _segment(self, begin: float, end: float, *, last: bool) -> Search | None:
+        """From breakpoint to breakpoint; None where it was passed without an outcome."""
+        path = self.path
+        stepper = Stepper(
+            self.settings,
+            self.flow.plain,
+            begin,
+            end,
+            path.state,
+            measure=self.control,
+            first_step=self.next_step,
+        )
+        if not bool(torch.isfinite(stepper.derivative).all()):
+            note = f"the flow is not finite at t = {begin:.6g}"
+            return self._end(Status.DIVERGED, begin, path.state, note)
+        taken, rejected = self.taken, self.rejected
         retakes = 0
-        if ends_at is not None and step.t1 > ends_at.time:
-            ends_at = None
-        path.best = min(path.best, (scan.best_value, scan.best_time))
-        if scan.crossing is not None:
-            coarse = _Found(stepper, step, scan)
-            found = _polished(flow, criterion, path, coarse, target, max_time, settings, tolerances)
-            stats.accepted = len(path.grid)
-            return _finish(flow, criterion, path, found or coarse, target, tolerances)
-        stepper.limit_next_step(scan.growth * (step.t1 - step.t0))
-        path.add(step, scan.end_value)
-        value = scan.end_value
-        if rest.is_resting(step, value - target) and rest.stays(flow, stepper, max_time):
-            note = f"the state has come to rest at t = {step.t1:.6g}"
-            return path.end(Status.NOT_REACHED, step.t1, step.y1, note, None)
-    return path.end(
-        Status.NOT_REACHED, stepper.time, stepper.value, f"at the horizon {max_time:g}", None
-    )
-
-
-def _polished(
-    flow: FlowMap,
-    criterion: CriterionMap,
-    path: _Path,
-    coarse: _Found,
-    target: float,
-    max_time: float,
-    settings: Torchdiffeq,
-    tolerances: Tolerances,
-) -> _Found | None:
-    """The last few steps again, at a hundredth of the tolerance.
-
-    Explicit steps at the limit of stability leave noise of the size of the tolerance in the fast
-    modes. J hardly sees it, but its gradient weighs it by the curvature, and so J'(T) and every
-    derivative are wrong by much more than T. Over a few finer steps the flow itself damps that
-    noise.
-
-    Returns:
-        The crossing among the finer steps, the others having replaced those in `path`; or None,
-        `path` being as it was, where the run was short or the finer steps have no crossing (a touch
-        within the tolerance).
-    """
-    if len(path.grid) <= _POLISH_AFTER or not path.recent:
-        return None
-    first = path.recent[0]
-    floor = 30 * torch.finfo(path.x0.dtype).eps
-    fine = Stepper(
-        settings,
-        flow.plain,
-        first.t0,
-        min(coarse.step.t1 + (coarse.step.t1 - coarse.step.t0), max_time),
-        first.y0,
-        rtol=max(_POLISH * tolerances.rtol, min(floor, tolerances.rtol)),
-        atol=_POLISH * tolerances.atol,
-        norm=flow.layout.norm,
-        first_step=0.25 * (first.t1 - first.t0),
-    )
-    value = path.values[-1 - len(path.recent)]
-    steps: list[tuple[Step, float]] = []
-    while not fine.done and fine.accepted + fine.rejected < _POLISH_LIMIT:
-        try:
-            step = fine.attempt()
+        ends_at: NonFiniteCriterion | None = None
+        while not stepper.done:
+            self.taken = taken + stepper.accepted + stepper.rejected
+            self.rejected = rejected + stepper.rejected
+            if self.taken >= self.settings.max_steps:
+                note = f"the step limit of {self.settings.max_steps} was used up"
+                return self._end(Status.STALLED, stepper.time, stepper.value, note)
+            try:
+                step = stepper.attempt()
+            except StepFailed as failure:
+                if ends_at is not None:
+                    return self._end(Status.DIVERGED, ends_at.time, stepper.value, str(ends_at))
+                status = Status.DIVERGED if failure.nonfinite else Status.STALLED
+                return self._end(status, stepper.time, stepper.value, str(failure))
             if step is None:
                 continue
-            scan = scan_step(step, criterion, value, target, rtol=tolerances.rtol)
-        except (StepFailed, NonFiniteCriterion):
-            return None
-        if scan.crossing is not None:
-            path.replace_recent(steps)
-            return _Found(fine, step, scan)
-        steps.append((step, scan.end_value))
-        value = scan.end_value
-    return None
+            try:
+                scan = self._scan(step, path.values[-1], may_retake=retakes < _MAX_RETAKES)
+            except NonFiniteCriterion as failure:
+                # The crossing may come before the point where J ends: walk up to it in shorter
+                # steps.
+                ends_at = failure
+                stepper.take_back(0.1)
+                continue
+            if not scan.resolved:
+                stepper.take_back(scan.growth)
+                retakes += 1
+                continue
+            retakes = 0
+            if ends_at is not None and step.t1 > ends_at.time:
+                ends_at = None
+            path.look(scan)
+            if scan.crossing is not None:
+                self.rejected = rejected + stepper.rejected
+                coarse = _Found(stepper, step, scan)
+                return self._finish(self._polished(coarse, end) or coarse)
+            stepper.limit_next_step(scan.growth * (step.t1 - step.t0))
+            path.add(step, scan.end_value)
+            if (
+                last
+                and self.rest.is_resting(step, scan.end_value - self.target)
+                and self.rest.stays(self.flow, stepper, end)
+            ):
+                note = f"the state has come to rest at t = {step.t1:.6g}"
+                return self._end(Status.NOT_REACHED, step.t1, step.y1, note)
+        self.taken = taken + stepper.accepted + stepper.rejected
+        self.rejected = rejected + stepper.rejected
+        self.next_step = None
+        return None
 
-
-def _finish(
-    flow: FlowMap,
-    criterion: CriterionMap,
-    path: _Path,
-    found: _Found,
-    target: float,
-    tolerances: Tolerances,
-) -> Search:
-    assert found.scan.crossing is not None
-    last = refine(found.stepper, found.step, criterion, target, found.scan.crossing)
-    value, g, explicit = criterion.gradient(last.t1, last.y1)
-    velocity = flow.plain(last.t1, last.y1)
-    crossing = Crossing(last.t1, last.y1, value, velocity, g, explicit)
-    path.add(last, value)
-    path.best = (value, last.t1)
-    if not (
-        _finite(value) and bool(torch.isfinite(velocity).all()) and bool(torch.isfinite(g).all())
-    ):
-        return path.end(
-            Status.DIVERGED, last.t1, last.y1, "a derivative at the crossing is not finite", None
+    def _scan(self, step: Step, value: float, *, may_retake: bool = False) -> Scan:
+        return scan_step(
+            step,
+            self.criterion,
+            value,
+            self.target,
+            rtol=self.tolerances.rtol,
+            may_retake=may_retake,
         )
-    if crossing.is_transversal(tolerances.rtol) and not found.scan.grazing:
-        return path.end(Status.REACHED, last.t1, last.y1, "", crossing)
-    note = f"J'(T) = {crossing.rate:.3g} against a scale of {crossing.rate_scale:.3g}"
-    return path.end(Status.DEGENERATE, last.t1, last.y1, note, crossing)
+
+    def _polished(self, coarse: _Found, end: float) -> _Found | None:
+        """The last few steps again, at a hundredth of the tolerance.
+
+        The control of the velocity keeps the noise of explicit steps at their limit of stability
+        down to a few tolerances of the flow. grad J may weigh it once more by the curvature (J =
+        |grad f|^2 does), and J'(T) and lam(T) are made of it. Over a few finer steps the flow
+        itself damps that noise, whatever the criterion.
+
+        Returns:
+            The crossing among the finer steps, the others having replaced those in the path; or
+            None, the path being as it was, where the run was short or the finer steps have no
+            crossing (a touch within the tolerance).
+        """
+        path = self.path
+        if len(path.grid) <= _POLISH_AFTER or not path.recent:
+            return None
+        first = path.recent[0]
+        tolerances = finer(self.tolerances, _POLISH, path.x0.dtype)
+        fine = Stepper(
+            self.settings,
+            self.flow.plain,
+            first.t0,
+            min(coarse.step.t1 + (coarse.step.t1 - coarse.step.t0), end),
+            first.y0,
+            measure=self._control(tolerances),
+            first_step=0.25 * (first.t1 - first.t0),
+        )
+        value = path.values[-1 - len(path.recent)]
+        steps: list[tuple[Step, float]] = []
+        while not fine.done and fine.accepted + fine.rejected < _POLISH_LIMIT:
+            try:
+                step = fine.attempt()
+                if step is None:
+                    continue
+                scan = self._scan(step, value)
+            except (StepFailed, NonFiniteCriterion):
+                return None
+            if scan.crossing is not None:
+                path.replace_recent(steps)
+                return _Found(fine, step, scan)
+            steps.append((step, scan.end_value))
+            value = scan.end_value
+        return None
+
+    def _finish(self, found: _Found) -> Search:
+        assert found.scan.crossing is not None
+        criterion = self.criterion
+        last = refine(found.stepper, found.step, criterion, self.target, found.scan.crossing)
+        value, g, explicit = criterion.gradient(last.t1, last.y1)
+        velocity = self.flow.plain(last.t1, last.y1)
+        crossing = Crossing(last.t1, last.y1, value, velocity, g, explicit)
+        self.path.add(last, value)
+        self.path.best = (value, last.t1)
+        if not (
+            _finite(value)
+            and bool(torch.isfinite(velocity).all())
+            and bool(torch.isfinite(g).all())
+        ):
+            note = "a derivative at the crossing is not finite"
+            return self._end(Status.DIVERGED, last.t1, last.y1, note)
+        if crossing.is_transversal(self.tolerances.rtol) and not found.scan.grazing:
+            return self._end(Status.REACHED, last.t1, last.y1, crossing=crossing)
+        note = f"J'(T) = {crossing.rate:.3g} against a scale of {crossing.rate_scale:.3g}"
+        return self._end(Status.DEGENERATE, last.t1, last.y1, note, crossing=crossing)
+
+    def _end(
+        self,
+        status: Status,
+        time: float,
+        state: Tensor,
+        note: str = "",
+        *,
+        crossing: Crossing | None = None,
+    ) -> Search:
+        return Search(
+            status,
+            time,
+            state,
+            self.path.trajectory(),
+            crossing,
+            self.path.best,
+            note,
+            near_miss=self.path.near_miss,
+            velocity_error=self.control.largest,
+            state_error=self.path.state_error(),
+        )
+
+
+def finer(tolerances: Tolerances, fraction: float, dtype: torch.dtype) -> Tolerances:
+    """Tolerances `fraction` as large, but not below what the dtype can hold."""
+    floor = 30 * torch.finfo(dtype).eps
+    atol = None if tolerances.atol is None else fraction * tolerances.atol
+    return Tolerances(max(fraction * tolerances.rtol, min(floor, tolerances.rtol)), atol)
 
 
 def _finite(value: float) -> bool:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .control import Tolerances
 from .evaluation import CriterionMap, FlowMap, Stats
+from .evidence import Evidence
 from .implicit import Crossing
 from .leaves import LeafSet
-from .solver import Tolerances, Torchdiffeq
+from .solver import Torchdiffeq
 from .states import StateLayout
 from .trajectory import Trajectory
 
@@ -32,6 +34,11 @@ class StoppingProblem:
         start: t0, in flow time.
         x0: x(t0), shape (n,), without graph.
         stats: Counts, shared with the result.
+        target: eps.
+        times: Start, breakpoints and horizon: the flow is smooth in t between them.
+        state_error: Estimate of the error of x_T by the last steps, shape (n,).
+        evidence: Figures for the error of a gradient, shared with the result.
+        thorough: Whether a gradient is compared with that of a second run.
     """
 
     flow: FlowMap
@@ -45,8 +52,19 @@ class StoppingProblem:
     start: float
     x0: Tensor
     stats: Stats
+    target: float
+    times: tuple[float, ...]
+    state_error: Tensor
+    evidence: Evidence
+    thorough: bool = False
 
     @property
     def end(self) -> float:
         """T."""
         return self.crossing.time
+
+    @property
+    def segments(self) -> list[tuple[int, float, float]]:
+        """(index, begin, end) of the smooth pieces of [t0, T], in order of time."""
+        ends = [t for t in self.times[1:-1] if t < self.end] + [self.end]
+        return [(i, self.times[i], end) for i, end in enumerate(ends)]

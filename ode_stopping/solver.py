@@ -1,66 +1,35 @@
-"""torchdiffeq behind one adapter: adaptive Runge-Kutta steps, one at a time.
+"""Adaptive steps with a method of torchdiffeq, one at a time.
 
 The public `odeint` hides what a stopping time needs: each accepted step with its dense output, a
 stop in the middle, a bound on the times at which the flow is evaluated, and an end other than an
-assertion when the step size underflows. All of torchdiffeq's internals that this library touches
-are in this file, and their presence is tested by feature, never by version.
+assertion when the step size underflows.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf, isfinite
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .control import Tolerances, Trial
+from .method import Method, Step, adaptive_methods
 from .status import StoppingWarning
+from .validation import require_count
 
-try:
-    from torchdiffeq._impl.odeint import SOLVERS
-    from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver, _runge_kutta_step
-except ImportError as error:  # pragma: no cover - depends on the installed torchdiffeq
-    raise ImportError(
-        "this torchdiffeq has no adaptive Runge-Kutta solvers where ode-stopping looks for them; "
-        "torchdiffeq 0.2.5 is the version that is tested"
-    ) from error
-
-__all__ = [
-    "Step",
-    "StepFailed",
-    "Stepper",
-    "Tolerances",
-    "Torchdiffeq",
-    "adaptive_methods",
-    "needs_wide_interpolation",
-]
+__all__ = ["StepFailed", "Stepper", "Torchdiffeq"]
 
 _DEFAULT_RTOL = {torch.float64: 1e-7, torch.float32: 1e-4}
-# The absolute tolerance must be small against x_T, which a small target makes small: sqrt(1e-12) is
-# 1e-6.
-_ATOL_PER_RTOL = 1e-4
-_CUBIC_UP_TO_ORDER = 3
-_QUARTIC_UP_TO_ORDER = 5
-
-
-def adaptive_methods() -> list[str]:
-    """Names of the adaptive Runge-Kutta methods of the installed torchdiffeq."""
-    return [
-        name
-        for name, solver in SOLVERS.items()
-        if isinstance(solver, type) and issubclass(solver, RKAdaptiveStepsizeODESolver)
-    ]
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """Relative and absolute tolerance of a solve."""
-
-    rtol: float
-    atol: float
+# Step sizes follow the last two error ratios (a proportional-integral controller): at the limit of
+# stability it rejects far fewer steps than one that looks at the last ratio alone.
+_SAFETY = 0.9
+_INTEGRAL = 0.04
+# A tamer growth than torchdiffeq's 10: the criterion is watched between steps.
+_LARGEST_FACTOR = 5.0
+_SMALLEST_FACTOR = 0.2
 
 
 @dataclass(frozen=True)
@@ -70,14 +39,16 @@ class Torchdiffeq:
     Args:
         method: Name of an adaptive Runge-Kutta method (see `adaptive_methods`).
         rtol: Relative tolerance; None: 1e-7 in float64, 1e-4 in float32.
-        atol: Absolute tolerance; None: 1e-4 rtol, small so that it does not drown the state near a
-            small target.
+        atol: Absolute tolerance; None: 1e-4 rtol times the present size of the state (the root mean
+            square of each of its tensors), so that it cannot drown a state that becomes small on
+            its way to a small target.
         max_steps: Limit on accepted and rejected steps together.
         max_step: Largest step, in flow time.
         first_step: First step, in flow time; None: chosen by the solver.
 
     Raises:
-        ValueError: Unknown method, or a tolerance, step or limit that is not positive.
+        ValueError: Unknown method; a tolerance, step or limit that is not positive; rtol >= 1.
+        TypeError: One that is not a number.
     """
 
     method: str = "dopri5"
@@ -93,16 +64,11 @@ class Torchdiffeq:
                 f"method must be one of the adaptive methods {adaptive_methods()}; got "
                 f"{self.method!r}"
             )
-        if self.rtol is not None and not (isfinite(self.rtol) and self.rtol > 0):
-            raise ValueError(f"rtol must be a positive number; got {self.rtol}")
-        if self.atol is not None and not (isfinite(self.atol) and self.atol >= 0):
-            raise ValueError(f"atol must be a non-negative number; got {self.atol}")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1; got {self.max_steps}")
-        if not self.max_step > 0:
-            raise ValueError(f"max_step must be positive; got {self.max_step}")
-        if self.first_step is not None and not self.first_step > 0:
-            raise ValueError(f"first_step must be positive; got {self.first_step}")
+        _require_number(self.rtol, "rtol", "a number between 0 and 1", below=1.0)
+        _require_number(self.atol, "atol", "a non-negative number", or_zero=True)
+        require_count(self.max_steps, name="max_steps")
+        _require_number(self.max_step, "max_step", "a positive number", finite=False)
+        _require_number(self.first_step, "first_step", "a positive number")
 
     def tolerances(self, dtype: torch.dtype) -> Tolerances:
         """Tolerances for states of this dtype, with a warning where the dtype cannot hold them."""
@@ -116,55 +82,26 @@ class Torchdiffeq:
                 StoppingWarning,
                 stacklevel=4,
             )
-        atol = self.atol if self.atol is not None else rtol * _ATOL_PER_RTOL
-        return Tolerances(rtol, atol)
+        return Tolerances(rtol, self.atol)
 
 
-def needs_wide_interpolation(method: str) -> bool:
-    """Whether a method's steps are more accurate than the quartic that comes with them."""
-    return bool(SOLVERS[method].order > _QUARTIC_UP_TO_ORDER)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One accepted step with its dense output.
-
-    The state at t0 + s (t1 - t0), s in [0, 1], is the polynomial sum_i coefficients[i] s^i.
-    """
-
-    t0: float
-    t1: float
-    y0: Tensor
-    y1: Tensor
-    coefficients: tuple[Tensor, ...] = field(repr=False)
-
-    def at(self, t: float) -> Tensor:
-        """Dense output at time t in [t0, t1], shape (n,)."""
-        if t <= self.t0:
-            return self.y0
-        if t >= self.t1:
-            return self.y1
-        return self.at_fraction((t - self.t0) / (self.t1 - self.t0))
-
-    def at_fraction(self, s: float) -> Tensor:
-        """Dense output at the fraction s of the step."""
-        value = self.coefficients[-1]
-        for coefficient in reversed(self.coefficients[:-1]):
-            value = torch.add(coefficient, value, alpha=s)
-        return value
-
-    def velocity(self, s: float) -> Tensor:
-        """Derivative of the dense output at the fraction s, in flow time."""
-        value = (len(self.coefficients) - 1) * self.coefficients[-1]
-        for i in range(len(self.coefficients) - 2, 0, -1):
-            value = torch.add(i * self.coefficients[i], value, alpha=s)
-        return value / (self.t1 - self.t0)
-
-
-def _hermite(y0: Tensor, f0: Tensor, y1: Tensor, f1: Tensor, length: float) -> tuple[Tensor, ...]:
-    """Coefficients of the cubic through states and velocities at both ends."""
-    chord = y1 - y0
-    return y0, length * f0, 3 * chord - length * (2 * f0 + f1), length * (f0 + f1) - 2 * chord
+def _require_number(
+    value: object,
+    name: str,
+    wanted: str,
+    *,
+    below: float = inf,
+    or_zero: bool = False,
+    finite: bool = True,
+) -> None:
+    """Raise unless `value` is None or a number in (0, below)."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be {wanted} or None; got {type(value).__name__}")
+    inside = 0 < value < below or (value == 0 and or_zero) or (value == inf and not finite)
+    if not inside:
+        raise ValueError(f"{name} must be {wanted}; got {value}")
 
 
 class StepFailed(Exception):
@@ -173,21 +110,6 @@ class StepFailed(Exception):
     def __init__(self, message: str, *, nonfinite: bool) -> None:
         super().__init__(message)
         self.nonfinite = nonfinite
-
-
-class _SolverFunction:
-    """What a torchdiffeq solver expects to be called as: (t, y, perturb=...) and callbacks."""
-
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.function = function
-        self.finite = True
-
-    def __call__(self, t: Tensor, y: Tensor, *, perturb: object = None) -> Tensor:
-        return self.function(t, y)
-
-    def callback_step(self, *_: object) -> None: ...
-    def callback_accept_step(self, *_: object) -> None: ...
-    def callback_reject_step(self, *_: object) -> None: ...
 
 
 class Stepper:
@@ -199,14 +121,16 @@ class Stepper:
         start: s0.
         end: s_end; the function is never stepped beyond it.
         y0: Initial value, shape (n,).
-        rtol: Relative tolerance (elementwise, in the norm below).
-        atol: Absolute tolerance.
-        norm: From (error / tolerance) of shape (n,) to a scalar; a step is accepted where it is <=
-            1.
+        measure: The error of a trial step; it is accepted where that is <= 1.
+        first_step: Size that is tried first; None: that of the settings, or one by scale.
 
     Attributes:
         accepted: Number of accepted steps.
         rejected: Number of rejected steps.
+        time: Where the integration stands.
+        value: y there.
+        derivative: y' there.
+        next_step: The size that is tried next.
     """
 
     def __init__(
@@ -217,66 +141,47 @@ class Stepper:
         end: float,
         y0: Tensor,
         *,
-        rtol: float,
-        atol: float,
-        norm: Callable[[Tensor], Tensor],
+        measure: Callable[[Trial], float],
         first_step: float | None = None,
     ) -> None:
         self.end = end
         self.accepted = 0
         self.rejected = 0
-        self._function = _SolverFunction(function)
-        first = first_step if first_step is not None else settings.first_step
-        s0 = torch.tensor(start, dtype=torch.float64, device=y0.device)
-        self._solver: Any = SOLVERS[settings.method](
-            func=self._function,
-            y0=y0,
-            rtol=rtol,
-            atol=atol,
-            norm=norm,
-            max_step=min(settings.max_step, max(end - start, 0.0) or inf),
-            first_step=None if first is None else min(first, end - start),
-            step_t=torch.tensor([end], dtype=torch.float64, device=y0.device),
-            # A tamer growth than torchdiffeq's 10: the criterion is watched between steps.
-            ifactor=5.0,
-        )
-        self._solver._before_integrate(s0.reshape(1))
-        dt = float(self._solver.rk_state.dt)
-        if not (isfinite(dt) and dt > 0):
-            self._set_dt(1e-6 * max(abs(end - start), 1e-300))
+        self.time = start
+        self.value = y0
+        self._method = Method(settings.method, function, y0)
+        self._measure = measure
+        self._max_step = min(settings.max_step, max(end - start, 0.0) or inf)
         self._nonfinite = False
-        self._before: Any = None
+        self._previous_ratio = 1e-4
+        self._before: tuple[float, Tensor, Tensor] | None = None
+        self.derivative = self._method(start, y0)
+        first = first_step if first_step is not None else settings.first_step
+        self.next_step = min(first if first is not None else self._first_step(), end - start)
+        if not (isfinite(self.next_step) and self.next_step > 0):
+            self.next_step = 1e-6 * max(abs(end - start), 1e-300)
 
-    @property
-    def time(self) -> float:
-        """Where the integration stands."""
-        return float(self._solver.rk_state.t1)
+    def _first_step(self) -> float:
+        """A first guess that scales with the state and with time, as the flow does.
 
-    @property
-    def value(self) -> Tensor:
-        """y at `time`."""
-        return self._solver.rk_state.y1
-
-    @property
-    def derivative(self) -> Tensor:
-        """y' at `time`."""
-        return self._solver.rk_state.f1
-
-    @property
-    def next_step(self) -> float:
-        """The size that is tried next."""
-        return float(self._solver.rk_state.dt)
+        The state changes by its own size in |y|/|f|, the velocity by its own in |f|/|f'|; a method
+        of order p takes about rtol^(1/p) of that, and errs on the small side.
+        """
+        y, f, length = self.value, self.derivative, self.end - self.time
+        size, speed = float(y.norm()), float(f.norm())
+        if not (isfinite(speed) and speed > 0):
+            return 1e-6 * min(length, 1.0)
+        probe = min(1e-4 * size / speed if size > 0 else 1e-6, 0.1 * length)
+        change = float((self._method(self.time + probe, y + probe * f) - f).norm()) / probe
+        guesses = [speed / change] if change > 0 and isfinite(change) else []
+        if size > 0:
+            guesses.append(size / speed)
+        return 1e-2 * min(guesses, default=probe)
 
     @property
     def done(self) -> bool:
         """Whether the end has been reached, to rounding."""
         return self.time >= self.end - 4 * _spacing(self.end)
-
-    def _set_dt(self, dt: float) -> None:
-        state = self._solver.rk_state
-        self._solver.rk_state = state._replace(
-            dt=torch.as_tensor(dt, dtype=state.dt.dtype).to(state.dt.device)
-        )
 
     def attempt(self) -> Step | None:
         """Try one step: the step if it was accepted, None if it was rejected (call again).
@@ -284,62 +189,58 @@ class Stepper:
         Raises:
             StepFailed: The step size underflowed.
         """
-        old = self._solver.rk_state
-        t, dt = float(old.t1), float(old.dt)
+        t, y, f = self.time, self.value, self.derivative
+        size = min(self.next_step, self._max_step)
         # The last step may be short because the end is near; a step that was *reduced* to this is a
         # failure.
-        if min(dt, self.end - t) <= 2 * _spacing(t):
+        if min(size, self.end - t) <= 2 * _spacing(t):
             reason = "non-finite values" if self._nonfinite else "the error estimate"
             raise StepFailed(
                 f"step size underflow at t = {t:.9g} ({reason})", nonfinite=self._nonfinite
             )
-        new = self._solver._adaptive_step(old)
-        accepted = float(new.t1) > t
-        finite = isfinite(float(new.dt))
-        if accepted:
-            finite = bool(torch.isfinite(new.y1).all() and torch.isfinite(new.f1).all())
-        if not finite:
+        end = self.end if t + size >= self.end else t + size
+        trial, stages = self._method.step(t, end, y, f)
+        ratio = self._measure(trial)
+        if not (isfinite(ratio) and bool(torch.isfinite(trial.y1 + trial.f1).all())):
             # NaN in the error ratio, or an infinite state that divides its own error away: try a
             # tenth.
-            self._solver.rk_state = old
-            self._set_dt(0.1 * min(dt, self.end - t))
+            self.next_step = 0.1 * (end - t)
             self._nonfinite = True
             self.rejected += 1
             return None
-        self._solver.rk_state = new
-        if not accepted:
+        self.next_step = (end - t) * self._factor(ratio)
+        if ratio > 1.0:
             self.rejected += 1
             return None
+        self._previous_ratio = max(ratio, 1e-4)
         self._nonfinite = False
         self.accepted += 1
-        self._before = old
-        return self._step(t, float(new.t1), old.y1, old.f1, new.y1, new.f1, new.interp_coeff)
+        self._before = (t, y, f)
+        self.time, self.value, self.derivative = end, trial.y1, trial.f1
+        return self._method.dense(trial, stages)
 
-    def _step(
-        self, t0: float, t1: float, y0: Tensor, f0: Tensor, y1: Tensor, f1: Tensor, native: Any
-    ) -> Step:
-        """A step with the dense output that suits the method.
-
-        torchdiffeq makes a quartic for every method, from a midpoint that is of low order for the
-        methods of
-        order 2 and 3: there the cubic through both ends is the better one.
-        """
-        if self._solver.order <= _CUBIC_UP_TO_ORDER:
-            return Step(t0, t1, y0, y1, _hermite(y0, f0, y1, f1, t1 - t0))
-        return Step(t0, t1, y0, y1, tuple(native))
+    def _factor(self, ratio: float) -> float:
+        """By how much the next step is longer, from this error ratio and the one before."""
+        if ratio > 1.0:
+            return max(_SAFETY * ratio ** (-1 / self._method.order), _SMALLEST_FACTOR)
+        if ratio == 0.0:
+            return _LARGEST_FACTOR
+        exponent = 1 / self._method.order - 0.75 * _INTEGRAL
+        factor = _SAFETY * ratio**-exponent * self._previous_ratio**_INTEGRAL
+        return min(max(factor, 0.5), _LARGEST_FACTOR)
 
     def take_back(self, fraction: float) -> None:
         """Undo the latest accepted step; the next attempt is `fraction` of its length."""
-        length = self.time - float(self._before.t1)
-        self._solver.rk_state = self._before
-        self._set_dt(fraction * length)
+        assert self._before is not None
+        length = self.time - self._before[0]
+        self.time, self.value, self.derivative = self._before
+        self.next_step = fraction * length
         self.accepted -= 1
         self.rejected += 1
 
     def limit_next_step(self, size: float) -> None:
         """Make the next attempt no longer than `size`."""
-        if size < self.next_step:
-            self._set_dt(size)
+        self.next_step = min(self.next_step, size)
 
     def integrate(
         self, max_steps: int, *, after_step: Callable[[Step], None] | None = None
@@ -370,42 +271,8 @@ class Stepper:
         Returns:
             The shorter step, and y' at t1.
         """
-        solver = self._solver
-        like = solver.rk_state.t1
-        start, end = (torch.tensor(s, dtype=like.dtype, device=like.device) for s in (step.t0, t1))
-        dt = end - start
-        y1, f1, _, k = _runge_kutta_step(
-            self._function, step.y0, derivative, start, dt, end, tableau=solver.tableau
-        )
-        native = solver._interp_fit(step.y0, y1, k, dt)
-        return self._step(step.t0, t1, step.y0, derivative, y1, f1, native), f1
-
-
-def replay_step(
-    settings: Torchdiffeq,
-    function: Callable[[Tensor, Tensor], Tensor],
-    t0: Tensor,
-    t1: Tensor,
-    y0: Tensor,
-    f0: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """One step of the method from t0 to t1, differentiable to everything: (y1, y'(t1))."""
-    tableau = _tableau(settings.method, y0)
-    y1, f1, _, _ = _runge_kutta_step(
-        _SolverFunction(function), y0, f0, t0, t1 - t0, t1, tableau=tableau
-    )
-    return y1, f1
-
-
-def _tableau(method: str, like: Tensor) -> Any:
-    tableau = SOLVERS[method].tableau
-    convert = {"dtype": like.dtype, "device": like.device}
-    return type(tableau)(
-        alpha=tableau.alpha.to(**convert),
-        beta=[b.to(**convert) for b in tableau.beta],
-        c_sol=tableau.c_sol.to(**convert),
-        c_error=tableau.c_error.to(**convert),
-    )
+        trial, stages = self._method.step(step.t0, t1, step.y0, derivative)
+        return self._method.dense(trial, stages), trial.f1
 
 
 def _spacing(t: float) -> float:

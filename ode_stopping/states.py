@@ -56,10 +56,19 @@ class StateLayout:
 
     def norm(self, flat: Tensor) -> Tensor:
         """Largest root-mean-square over the pieces: no piece hides behind a longer one."""
+        return self.rms(flat).max()
+
+    def rms(self, flat: Tensor) -> Tensor:
+        """Root mean square of every piece that has elements, shape (pieces,)."""
         if len(self.shapes) == 1:
-            return flat.square().mean().sqrt()
+            return flat.square().mean().sqrt().reshape(1)
         parts = torch.split(flat, self.sizes)
-        return torch.stack([part.square().mean().sqrt() for part in parts if part.numel()]).max()
+        return torch.stack([part.square().mean().sqrt() for part in parts if part.numel()])
+
+    def piecewise_rms(self, flat: Tensor) -> Tensor:
+        """Every element replaced by the root mean square of its piece, shape (n,)."""
+        sizes = [size for size in self.sizes if size]
+        return torch.cat([r.expand(size) for r, size in zip(self.rms(flat), sizes, strict=True)])
 
     def check_like(self, state: object, *, name: str, dtype: torch.dtype) -> State:
         """Return `state` if it has this layout and dtype, else raise naming `name`."""

@@ -14,6 +14,7 @@ __all__ = [
     "BacksolveMismatchError",
     "DegenerateCrossingError",
     "DivergedError",
+    "GradientAccuracyWarning",
     "GradientError",
     "MissingGradientError",
     "NotReachedError",
@@ -118,6 +119,10 @@ class BacksolveMismatchError(GradientError):
 
 class StoppingWarning(UserWarning):
     """A result that is right as far as the arithmetic allows, and why that may not be far."""
+
+
+class GradientAccuracyWarning(StoppingWarning):
+    """A gradient whose estimated error exceeds the promise, with the reason and the remedy."""
 
 
 ERROR_OF_STATUS: dict[Status, type[StoppingError]] = {

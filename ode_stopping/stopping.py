@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from .attach import attach_constant, attach_crossing, attach_miss
+from .breakpoints import smooth_pieces
+from .control import Tolerances
 from .evaluation import CriterionMap, FlowMap, Stats
-from .gradients import GradientRoute, InterpolatingAdjoint
+from .evidence import Evidence, warn_about_grazing
+from .gradients import DirectAdjoint, GradientRoute, InterpolatingAdjoint
 from .leaves import LeafSet
 from .result import StoppingResult, scalar
 from .search import Search, find_crossing
 from .solved import StoppingProblem
-from .solver import Tolerances, Torchdiffeq
+from .solver import Torchdiffeq
 from .states import State, StateLayout
 from .status import ERROR_OF_STATUS, Status
 from .tracing import check_criterion, check_functions, trace_leaves
@@ -24,9 +27,12 @@ from .validation import (
     checked_scalar,
     checked_state,
     checked_target,
+    described,
     leaving_inference_mode,
+    refuse_lost_views,
     refuse_transforms,
     require_callable,
+    require_flag,
     require_instance,
 )
 from .warn import warn_about_rounding
@@ -52,6 +58,7 @@ def stopping_time(
     censored: float | Literal["horizon"] | None = None,
     batched: bool = False,
     throw: bool = True,
+    evidence: Literal["cheap", "thorough"] = "cheap",
 ) -> StoppingResult:
     """First time at which the criterion is down to the target, with its derivatives.
 
@@ -72,35 +79,49 @@ def stopping_time(
         gradient: Route of the derivatives; None: the time only, and no states are kept.
         params: Tensors to differentiate to that cannot be found from a traced evaluation; non-leaf
             tensors named here receive their gradient themselves instead of through their history.
-        breakpoints: Times at which the flow jumps (not available yet).
+        breakpoints: Times at which the flow jumps, in flow time. Steps end there, forward and
+            backward; each side sees its own limit of the flow. T is not differentiated to them.
         censored: What a miss counts as: a time, or "horizon". None: infinity, which raises if a
             non-zero cotangent reaches it.
         batched: Many independent problems on one clock (not available yet).
         throw: Raise for DEGENERATE, DIVERGED and STALLED instead of returning the status.
+        evidence: Every backward pass leaves estimates of its error on `result.evidence`, and warns
+            (`GradientAccuracyWarning`) where they exceed 50 rtol. "cheap": from what the solves
+            know, for two evaluations of flow and criterion. "thorough": a second run at a tenth
+            of the tolerance besides, with its own backward pass, for 2.5 times the cost.
 
     Raises:
         TypeError, ValueError: Bad input, naming the argument.
         StoppingError: The run ended DEGENERATE, DIVERGED or STALLED, and `throw` is True.
         GradientError: Flow or criterion lose part of their derivatives, or are not reproducible.
-        NotImplementedError: `batched`, `breakpoints`.
+        NotImplementedError: `batched`.
 
-    Valid when: the flow is smooth between t0 and T, and the crossing is transversal (tested).
+    Warns:
+        GradientAccuracyWarning: J nearly reached the target before T (a grazing crossing); or, in
+            the backward pass, the estimated error of the gradient exceeds the promise.
+        StoppingWarning: The dtype cannot hold the tolerance on T.
+
+    Valid when: the flow is smooth between t0 and T but for its `breakpoints`, and the crossing is
+    transversal (tested).
     """
-    _refuse_unavailable(batched=batched, breakpoints=breakpoints)
+    _refuse_unavailable(batched=batched)
+    _check_evidence(evidence)
     refuse_transforms(x0, target, t0)
     _check_kinds(flow, criterion, solver, gradient)
+    require_flag(throw, name="throw")
     state = checked_state(x0)
     layout = StateLayout.of(state)
     packed = layout.pack(state)
     start_time = checked_scalar(t0, name="t0", like=packed)
     eps = checked_target(target, like=packed, criterion=criterion)
     start = float(start_time.detach())
-    horizon = _checked_horizon(max_time, start)
+    horizon = _checked_horizon(max_time, start, packed)
     limit = _checked_censoring(censored, horizon)
     settings = solver if solver is not None else Torchdiffeq()
     tolerances = settings.tolerances(packed.dtype)
     x_start = packed.detach().clone()  # an optimiser may move x0 before the backward pass
-    flow_map = FlowMap(flow, layout, x_start, start=start, end=horizon)
+    times, jumps_at_start = smooth_pieces(start, horizon, breakpoints, x_start)
+    flow_map = FlowMap(flow, layout, x_start, times=times, jumps_at_start=jumps_at_start)
     criterion_map = CriterionMap(criterion, layout, x_start)
     leaves = LeafSet.collect(flow, criterion, params=params)
     stats = Stats()
@@ -109,8 +130,7 @@ def stopping_time(
         criterion_map,
         x_start,
         float(eps.detach()),
-        start=start,
-        max_time=horizon,
+        times=times,
         settings=settings,
         tolerances=tolerances,
         keep=gradient is not None and gradient.keeps_trajectory,
@@ -118,7 +138,17 @@ def stopping_time(
     )
     inputs = (packed, start_time, eps)
     setup = _Setup(
-        flow_map, criterion_map, leaves, settings, tolerances, start, x_start, stats, limit
+        flow=flow_map,
+        criterion=criterion_map,
+        leaves=leaves,
+        settings=settings,
+        tolerances=tolerances,
+        times=times,
+        x0=x_start,
+        target=float(eps.detach()),
+        stats=stats,
+        censored=limit,
+        thorough=evidence == "thorough",
     )
     time, end_state, problem = _attached(setup, search, gradient, inputs)
     return _finished(search, layout, time, end_state, stats, problem, throw=throw)
@@ -138,14 +168,17 @@ class _Setup:
     leaves: LeafSet
     settings: Torchdiffeq
     tolerances: Tolerances
-    start: float
+    times: tuple[float, ...]
     x0: Tensor
+    target: float
     stats: Stats
     censored: float | None
+    thorough: bool
 
     def solved(self, search: Search) -> StoppingProblem:
         """The problem as the routes see it, after a transversal crossing."""
         assert search.crossing is not None
+        assert search.state_error is not None
         return StoppingProblem(
             flow=self.flow,
             criterion=self.criterion,
@@ -155,9 +188,21 @@ class _Setup:
             tolerances=self.tolerances,
             trajectory=search.trajectory,
             crossing=search.crossing,
-            start=self.start,
+            start=self.times[0],
             x0=self.x0,
             stats=self.stats,
+            target=self.target,
+            times=self.times,
+            state_error=search.state_error,
+            evidence=Evidence(
+                rtol=self.tolerances.rtol,
+                dtype=self.x0.dtype,
+                rate=search.crossing.rate,
+                rate_scale=search.crossing.rate_scale,
+                near_miss=search.near_miss,
+                velocity_error=search.velocity_error,
+            ),
+            thorough=self.thorough,
         )
 
 
@@ -174,6 +219,8 @@ def _attached(
     time, state = scalar(search.time, setup.x0), search.state
     if differentiated:
         trace_leaves(flow, criterion, leaves, search)
+        if not isinstance(gradient, DirectAdjoint):
+            refuse_lost_views(has_history=leaves.has_history)
     needed = differentiated and _needs_grad(inputs, leaves)
     if needed and status is Status.DEGENERATE:
         # A criterion without its derivative has J' = 0, too: that is no touch, but an error.
@@ -181,7 +228,8 @@ def _attached(
     if differentiated and status is Status.REACHED:
         assert gradient is not None
         assert search.crossing is not None
-        warn_about_rounding(search.crossing, setup.start, setup.tolerances)
+        warn_about_rounding(search.crossing, setup.times[0], setup.tolerances)
+        warn_about_grazing(search.near_miss, setup.tolerances)
         problem = setup.solved(search)
         if needed:
             check_functions(problem)
@@ -221,6 +269,8 @@ def _finished(
         best=search.best[0],
         best_time=search.best[1],
         note=search.note,
+        near_miss=search.near_miss,
+        evidence=None if problem is None else problem.evidence,
         problem=problem,
     )
     error = ERROR_OF_STATUS.get(search.status)
@@ -239,27 +289,26 @@ def _finished(
 def _check_kinds(flow: object, criterion: object, solver: object, gradient: object) -> None:
     require_callable(flow, name="flow")
     require_callable(criterion, name="criterion")
-    require_instance(solver, Torchdiffeq, name="solver")
-    require_instance(gradient, GradientRoute, name="gradient")
+    require_instance(solver, Torchdiffeq, name="solver", example='Torchdiffeq(method="dopri5")')
+    require_instance(gradient, GradientRoute, name="gradient", example="InterpolatingAdjoint()")
 
 
-def _refuse_unavailable(*, batched: bool, breakpoints: Iterable[float] | None) -> None:
+def _refuse_unavailable(*, batched: bool) -> None:
     if batched:
         raise NotImplementedError(
             "batched=True is not available yet: call stopping_time once a sample"
         )
-    if breakpoints is not None:
-        raise NotImplementedError("breakpoints= is not available yet: the flow must be smooth in t")
 
 
-def _checked_horizon(max_time: float | None, start: float) -> float:
+def _check_evidence(evidence: object) -> None:
+    if evidence not in ("cheap", "thorough"):
+        raise ValueError(f'evidence must be "cheap" or "thorough"; got {evidence!r}')
+
+
+def _checked_horizon(max_time: float | None, start: float, like: Tensor) -> float:
     if max_time is None:
         return start + _DEFAULT_HORIZON
-    if isinstance(max_time, bool) or not isinstance(max_time, int | float | Tensor):
-        raise TypeError(f"max_time must be a number; got {type(max_time).__name__}")
-    horizon = float(max_time)
-    if not abs(horizon) < float("inf"):
-        raise ValueError(f"max_time must be finite; got {horizon}")
+    horizon = float(checked_scalar(max_time, name="max_time", like=like).detach())
     if not horizon > start:
         raise ValueError(f"max_time must be later than t0 = {start:g}; got {horizon:g}")
     return horizon
@@ -270,8 +319,10 @@ def _checked_censoring(censored: float | str | None, horizon: float) -> float | 
         return None
     if censored == "horizon":
         return horizon
-    if isinstance(censored, str | bool):
+    if isinstance(censored, str):
         raise ValueError(f'censored must be a number or "horizon"; got {censored!r}')
+    if isinstance(censored, bool) or not isinstance(censored, int | float):
+        raise TypeError(f'censored must be a number or "horizon"; got {described(censored)}')
     value = float(censored)
     if value != value:
         raise ValueError("censored must not be NaN")

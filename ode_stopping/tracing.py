@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor
 
 from .consistency import check_derivatives, check_reproducible
@@ -38,6 +40,11 @@ def trace_leaves(flow: FlowMap, criterion: CriterionMap, leaves: LeafSet, search
         (0.5 * (step.t0 + step.t1), step.at_fraction(0.5))
         for step in path.steps[::stride][:_TRACE_POINTS]
     ]
+    # A parameter that acts between two jumps of the flow only.
+    bounds = [t for t in flow.times if t < search.time] + [search.time]
+    pieces = [0.5 * (a + b) for a, b in pairwise(bounds)]
+    if path.steps:
+        middles += [(t, path.flat(t)) for t in pieces]
     for t, x in (ends[1], *middles):
         time, point = flow.inputs(t, x)
         leaves.add_from([flow.traced(time, point)], inputs=(time, point))

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .solver import Step
+from .method import Step
 from .states import State, StateLayout
 
-__all__ = ["Trajectory"]
+__all__ = ["NearMiss", "Trajectory"]
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """An interior minimum of J before the crossing: had it been lower, T would have been there.
+
+    T jumps where the margin goes through zero (a grazing crossing), so a small one says that the
+    derivative of T holds for small changes only.
+
+    Attributes:
+        time: Where, in flow time.
+        margin: J - eps there, > 0.
+        rebound: By how much J rose again afterwards: what the margin is to be compared with.
+    """
+
+    time: float
+    margin: float
+    rebound: float
 
 
 class Trajectory:
@@ -26,7 +45,7 @@ class Trajectory:
         states: The states there; each piece has shape (K + 1, ...). Raises if they were not kept.
 
     Call it with a time (float or tensor of any shape) inside [t0, end] for the state there, by the
-    solver's dense output. Memory: five states an accepted step.
+    solver's dense output. Memory: six states an accepted step.
     """
 
     def __init__(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from math import isfinite
+from numbers import Real
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,33 +19,80 @@ __all__ = [
     "checked_scalar",
     "checked_state",
     "checked_target",
+    "described",
     "leaving_inference_mode",
+    "refuse_lost_views",
     "refuse_transforms",
     "require_callable",
+    "require_count",
+    "require_flag",
     "require_instance",
 ]
 
 Run = TypeVar("Run", bound=Callable[..., Any])
 
 
-def require_callable(value: object, *, name: str) -> None:
-    """Raise unless `value` can be called.
+def require_callable(value: object, *, name: str, call: str = "(t, x) -> ...") -> None:
+    """Raise unless `value` is an object that can be called.
 
     Raises:
         TypeError: Naming the argument.
     """
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name} must be an object that is called as {call}; got the class {value.__name__}: "
+            f"make one first, as in {value.__name__}(...)"
+        )
     if not callable(value):
-        raise TypeError(f"{name} must be callable, (t, x) -> ...; got {type(value).__name__}")
+        raise TypeError(f"{name} must be callable, {call}; got {described(value)}")
 
 
-def require_instance(value: object, kind: type, *, name: str) -> None:
+def require_instance(value: object, kind: type, *, name: str, example: str = "") -> None:
     """Raise unless `value` is None or an instance of `kind`.
 
     Raises:
         TypeError: Naming the argument.
     """
-    if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__} or None; got {type(value).__name__}")
+    if value is None or isinstance(value, kind):
+        return
+    hint = f", as in {name}={example}" if example else ""
+    if isinstance(value, type) and issubclass(value, kind):
+        raise TypeError(
+            f"{name} must be an object or None{hint}; got the class {value.__name__} (are the "
+            "brackets missing?)"
+        )
+    raise TypeError(f"{name} must be a {kind.__name__} or None{hint}; got {described(value)}")
+
+
+def require_flag(value: object, *, name: str) -> None:
+    """Raise unless `value` is True or False: "no" would count as true.
+
+    Raises:
+        TypeError: Naming the argument.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {described(value)}")
+
+
+def described(value: object) -> str:
+    """Type and, where it is short, value of an argument, for messages."""
+    if isinstance(value, Tensor):
+        return f"a Tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    text = repr(value)
+    kind = type(value).__name__
+    return f"{kind} {text}" if len(text) <= 40 and value is not None else kind
+
+
+def require_count(value: object, *, name: str) -> None:
+    """Raise unless `value` is a positive integer.
+
+    Raises:
+        TypeError, ValueError: Naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {described(value)}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")
 
 
 def leaving_inference_mode(function: Run) -> Run:
@@ -63,12 +113,18 @@ def leaving_inference_mode(function: Run) -> Run:
     return cast("Run", wrapper)
 
 
-def checked_state(x0: object, *, name: str = "x0") -> State:
+def checked_state(x0: object, *, name: str = "x0", half: bool = False) -> State:
     """The start state: floating, finite, of one dtype and device.
 
+    Args:
+        x0: A tensor or a tuple of tensors.
+        name: The argument, for messages.
+        half: Whether half precision will do (for an iteration, but not for an adaptive solver,
+            whose error estimates would be rounding).
+
     Raises:
-        TypeError: Not a tensor or tuple of tensors; not floating; mixed dtypes.
-        ValueError: Mixed devices; non-finite; no elements.
+        TypeError: Not a tensor or tuple of tensors; not floating; mixed dtypes; half precision.
+        ValueError: Mixed devices; without data; non-finite; no elements.
     """
     pieces = x0 if isinstance(x0, tuple) else (x0,)
     if not pieces:
@@ -79,17 +135,32 @@ def checked_state(x0: object, *, name: str = "x0") -> State:
     for piece in pieces:
         if not isinstance(piece, Tensor):
             raise TypeError(
-                f"{name} must be a tensor or a tuple of tensors; got {type(piece).__name__}"
+                f"{name} must be a tensor or a tuple of tensors; got {type(piece).__name__}. "
+                "Write torch.tensor(..., dtype=torch.float64)"
             )
         if not piece.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor; got dtype {piece.dtype}")
+            raise TypeError(
+                f"{name} must be a floating-point tensor; got dtype {piece.dtype}. Write "
+                f"{name}.double(), or state complex numbers by their real and imaginary parts"
+            )
+        if piece.layout is not torch.strided:
+            raise TypeError(
+                f"{name} must be a dense tensor; got layout {piece.layout}. Write {name}.to_dense()"
+            )
         tensors.append(piece)
     dtypes = sorted({str(piece.dtype) for piece in tensors})
     if len(dtypes) > 1:
         raise TypeError(f"{name} must have one dtype in all its tensors; got {', '.join(dtypes)}")
+    if not half and tensors[0].dtype.itemsize < 4:
+        raise TypeError(
+            f"{name} must be float32 or float64 for an adaptive solver; got dtype "
+            f"{tensors[0].dtype}. Write {name}.float()"
+        )
     devices = sorted({str(piece.device) for piece in tensors})
     if len(devices) > 1:
         raise ValueError(f"{name} must be on one device; got {', '.join(devices)}")
+    if tensors[0].is_meta:
+        raise ValueError(f"{name} must hold numbers; got tensors on the device meta, without data")
     if sum(piece.numel() for piece in tensors) == 0:
         raise ValueError(f"{name} must have at least one element")
     for index, piece in enumerate(tensors):
@@ -111,18 +182,29 @@ def checked_scalar(value: object, *, name: str, like: Tensor) -> Tensor:
         TypeError: Neither a number nor a floating 0-d tensor.
         ValueError: Wrong shape or device; NaN or infinite.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
-        raise TypeError(f"{name} must be a float or a 0-d tensor; got {type(value).__name__}")
+    if isinstance(value, bool) or not isinstance(value, Real | Tensor):
+        raise TypeError(f"{name} must be a float or a 0-d tensor; got {described(value)}")
     if isinstance(value, Tensor):
         if value.shape != ():
-            raise ValueError(f"{name} must be a 0-d tensor; got shape {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} must be a 0-d tensor; got shape {tuple(value.shape)}. Write "
+                f"{name}.squeeze() if it holds one number"
+            )
         if not value.is_floating_point():
-            raise TypeError(f"{name} must be floating-point; got dtype {value.dtype}")
+            raise TypeError(
+                f"{name} must be floating-point; got dtype {value.dtype}. Write {name}.double()"
+            )
         if value.device != like.device:
-            raise ValueError(f"{name} is on {value.device} but x0 on {like.device}")
+            raise ValueError(
+                f"{name} is on {value.device} but x0 on {like.device}. Write {name}.to(x0.device)"
+            )
         tensor = value
     else:
-        tensor = torch.tensor(float(value), dtype=torch.float64, device=like.device)
+        try:
+            number = float(value)
+        except OverflowError:
+            raise ValueError(f"{name} must be finite; got an integer beyond floats") from None
+        tensor = torch.tensor(number, dtype=torch.float64, device=like.device)
     if not isfinite(float(tensor.detach())):
         raise ValueError(f"{name} must be finite; got {float(tensor.detach())}")
     return tensor
@@ -144,14 +226,20 @@ def checked_target(target: object, *, like: Tensor, criterion: object) -> Tensor
     tensor = checked_scalar(target, name="target", like=like)
     if getattr(criterion, "nonnegative", False) is True and float(tensor.detach()) < 0:
         raise ValueError(
-            f"target must not be negative for a nonnegative criterion; got "
-            f"{float(tensor.detach()):g}"
+            f"target must not be negative: {type(criterion).__name__} is never below 0, so it "
+            f"would never be met; got {float(tensor.detach()):g}"
         )
     return tensor
 
 
 def refuse_transforms(*inputs: object) -> None:
-    """Raise where a functional transform (vmap, grad, jvp of torch.func) is active.
+    """Raise inside of a functional transform (vmap, grad, jvp of torch.func) and of forward mode.
+
+    Whatever is transformed: a closure over the transformed tensor is seen by nobody at entry, and
+    in forward mode its tangent would be lost without a word.
+
+    Args:
+        *inputs: Tensors, or tuples of tensors, that must not be transformed ones either.
 
     Raises:
         RuntimeError: Naming the batched form.
@@ -160,11 +248,44 @@ def refuse_transforms(*inputs: object) -> None:
     for value in inputs:
         pieces += value if isinstance(value, tuple) else [value]
     wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)
-    if wrapped is not None and any(isinstance(p, Tensor) and wrapped(p) for p in pieces):
+    stack = getattr(torch._C._functorch, "peek_interpreter_stack", None)
+    transformed = (stack is not None and stack() is not None) or (
+        wrapped is not None and any(isinstance(p, Tensor) and wrapped(p) for p in pieces)
+    )
+    if transformed or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0:
         raise RuntimeError(
-            "functional transforms (torch.func.vmap, grad, jvp) cannot go through an adaptive "
-            "loop, whose number "
-            "of steps depends on the data. For many problems at once see batched=; for "
-            "derivatives use "
-            "torch.autograd."
+            "functional transforms (torch.func.vmap, grad, jvp, ...) and forward-mode "
+            "differentiation cannot go through a loop whose number of steps depends on the data. "
+            "For many problems at once see batched=; for derivatives use torch.autograd.grad or "
+            ".backward() (DirectAdjoint has second ones)."
+        )
+
+
+def refuse_lost_views(*, has_history: bool) -> None:
+    """Raise where torch.autograd.functional would take a lost derivative for a zero.
+
+    With create_graph=True (so in every `hessian`) it hands out a view of each input and asks for
+    the derivative to that view. A closure over the view is found as the leaf behind it, the view
+    itself counts as unused, and unused is zero there.
+
+    Args:
+        has_history: Whether flow, update or criterion use a tensor that is no leaf.
+
+    Raises:
+        RuntimeError: Naming params=.
+    """
+    if not has_history:
+        return
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not (
+        frame.f_globals.get("__name__") == "torch.autograd.functional"
+        and "create_graph" in frame.f_locals
+    ):
+        frame = frame.f_back
+    if frame is not None and frame.f_locals["create_graph"] is True:
+        raise RuntimeError(
+            "torch.autograd.functional with create_graph=True (hessian always) passes a view of "
+            "its input, which is used in a closure here: its derivative would come out as zero. "
+            "Name it, params=[input], or use torch.autograd.grad. Second derivatives need "
+            "DirectAdjoint of stopping_time."
         )

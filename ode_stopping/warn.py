@@ -6,8 +6,8 @@ import warnings
 
 import torch
 
+from .control import Tolerances
 from .implicit import Crossing
-from .solver import Tolerances
 from .status import StoppingWarning
 
 __all__ = ["warn_about_rounding"]
@@ -22,9 +22,7 @@ def warn_about_rounding(crossing: Crossing, start: float, tolerances: Tolerances
     eps = torch.finfo(state.dtype).eps
     noise = eps * (abs(crossing.value) + float((crossing.gradient * state).abs().sum()))
     in_time = noise / abs(crossing.rate)
-    allowed = (
-        tolerances.rtol * max(abs(crossing.time - start), abs(crossing.time)) + tolerances.atol
-    )
+    allowed = tolerances.rtol * max(abs(crossing.time - start), abs(crossing.time))
     if in_time > allowed:
         warnings.warn(
             f"rounding in {state.dtype} moves the stopping time by about {in_time:.2g}, more than "

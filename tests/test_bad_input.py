@@ -126,11 +126,9 @@ def test_solver_options(options: dict[str, Any], message: str) -> None:
         Torchdiffeq(**options)
 
 
-def test_batches_and_breakpoints_are_announced() -> None:
+def test_batches_are_announced() -> None:
     with pytest.raises(NotImplementedError, match="batched=True"):
         call(batched=True)
-    with pytest.raises(NotImplementedError, match="breakpoints="):
-        call(breakpoints=[1.0])
 
 
 def test_errors_of_the_user_are_shown_as_they_are() -> None:

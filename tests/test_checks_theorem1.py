@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ode_stopping import BacksolveAdjoint, attach, implicit
+from ode_stopping import BacksolveAdjoint, backward, implicit
 from ode_stopping.evaluation import CriterionMap, FlowMap, Vjp
 from ode_stopping.implicit import Crossing
 from theory_checks.checks import theorem1_closed_forms
@@ -40,7 +40,7 @@ def epsilon_below(crossing: Crossing, c: Tensor, w: Tensor) -> tuple[Tensor, Ten
 
 def plant(monkeypatch: pytest.MonkeyPatch, quotient: Callable[..., Any]) -> None:
     """Replace the quotient where it is defined and where it is used."""
-    for module in (implicit, attach):
+    for module in (implicit, backward):
         monkeypatch.setattr(module, "cotangent_at_crossing", quotient)
 
 

@@ -47,6 +47,7 @@ def measured(
 @pytest.mark.parametrize("eps", TARGETS)
 @by_route
 @by_case
+@pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
 def test_tight_tolerance(case: ClosedForm, route: GradientRoute, eps: float) -> None:
     if eps < case.smallest:
         pytest.skip(f"{case.name} is meant for targets down to {case.smallest:g}")
@@ -61,6 +62,7 @@ def test_tight_tolerance(case: ClosedForm, route: GradientRoute, eps: float) -> 
 
 @pytest.mark.parametrize("eps", [1e-1, 1e-4, 1e-10])
 @by_case
+@pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
 def test_default_tolerance(case: ClosedForm, eps: float) -> None:
     if eps < case.smallest:
         pytest.skip(f"{case.name} is meant for targets down to {case.smallest:g}")
@@ -71,6 +73,7 @@ def test_default_tolerance(case: ClosedForm, eps: float) -> None:
 
 @by_route
 @by_case
+@pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
 def test_errors_fall_with_the_tolerance(case: ClosedForm, route: GradientRoute) -> None:
     errors = [max(measured(case, route, 1e-3, rtol)) for rtol in (1e-4, 1e-6, 1e-8)]
     for error, rtol in zip(errors, (1e-4, 1e-6, 1e-8), strict=True):

@@ -93,6 +93,7 @@ def test_hyper_network_named_in_params(route: GradientRoute) -> None:
 
 
 @by_route
+@pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
 def test_parameter_of_a_late_branch(route: GradientRoute) -> None:
     """x' = -th1 x before t = 1 and -th2 x after: th1 + th2 (T - 1) = SPAN."""
     first, second = leaf(1.0), leaf(0.5)

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import gc
+import math
+import resource
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from iterations import nonlinear, nonlinear_leaves
 from torch import Tensor, nn
 
-from discrete import DiscreteAdjoint, Euler, stopping_index
+from discrete import DiscreteAdjoint, Euler, IndexRoute, Truncated, Unrolled, stopping_index
+from discrete.step_decrease import StepDecrease
 from discrete.store import CheckpointStore, RecentStore
+from ode_stopping import (
+    BacksolveAdjoint,
+    DirectAdjoint,
+    ForwardSensitivity,
+    GradientRoute,
+    InterpolatingAdjoint,
+    NotReachedError,
+    stopping_time,
+)
 
 STATE = torch.zeros(4, dtype=torch.float64)
 BYTES = 32
@@ -110,32 +124,162 @@ def test_a_result_is_freed_at_once(interpolation: str | None) -> None:
     assert [reference() for reference in watched] == [None] * 4
 
 
-def test_fifty_calls_leave_nothing() -> None:
-    class Flow(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rate = nn.Parameter(torch.ones(50, dtype=torch.float64))
+CALLS = 100
+WIDTH = 10_000  # of a state, 80 kB
+KEPT = 24 * 2**20  # bytes; a trajectory a call would be several times that
+TIME_ROUTES = (InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity())
+INDEX_ROUTES = (
+    DiscreteAdjoint(),
+    DiscreteAdjoint(memory=3 * 8 * WIDTH, chunk=2),
+    Unrolled(),
+    Truncated(steps=3),
+)
 
-        def forward(self, t: Tensor, x: Tensor) -> Tensor:
-            return -self.rate * x
 
-    flow = Flow()
-    x0 = torch.ones(50, dtype=torch.float64, requires_grad=True)
+class Decay(nn.Module):
+    """x' = -rate x."""
 
-    def call() -> None:
-        result = stopping_index(
-            Euler(flow, step=0.05), x0, lambda t, x: x.square().sum(), 1.0, interpolation="log"
-        )
-        (result.steps + result.state.sum()).backward()
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
 
-    def live() -> tuple[int, int]:
-        gc.collect()
-        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
-        return len(tensors), sum(tensor.numel() for tensor in tensors)
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return -self.rate * x
 
+
+def mean_square(t: Tensor, x: Tensor) -> Tensor:
+    return x.square().mean()
+
+
+def live() -> tuple[int, int]:
+    """Number and total size of the tensors that Python knows of."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    return len(tensors), sum(tensor.numel() for tensor in tensors)
+
+
+def resident() -> int:
+    """Bytes in memory, saved tensors of graphs included, which Python does not see; 0: unknown."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else 0
+
+
+def require_no_growth(call: Callable[[], object], calls: int = CALLS) -> None:
+    """Repeated calls leave no tensors and no memory."""
     for _ in range(3):
         call()
-    before = live()
-    for _ in range(50):
+    before, start = live(), resident()
+    for _ in range(calls):
         call()
     assert live() == before
+    assert resident() - start < KEPT
+
+
+@pytest.mark.parametrize("route", TIME_ROUTES, ids=lambda route: type(route).__name__)
+def test_repeated_stopping_times_leave_nothing(route: GradientRoute) -> None:
+    flow = Decay()
+    # Forward sensitivity has a column for every number in x0.
+    width = 20 if isinstance(route, ForwardSensitivity) else WIDTH
+    x0 = torch.ones(width, dtype=torch.float64)
+
+    def call() -> None:
+        stopping_time(flow, x0, mean_square, 0.98, gradient=route).time.backward()
+
+    require_no_growth(call)
+    assert flow.rate.grad is not None
+    expected = (CALLS + 3) * math.log(0.98) / 2
+    assert flow.rate.grad.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("route", "interpolation"),
+    [
+        *((route, None) for route in INDEX_ROUTES),
+        *((DiscreteAdjoint(), way) for way in ("log", "hermite", "partial_step")),
+    ],
+    ids=str,
+)
+def test_repeated_stopping_indices_leave_nothing(route: IndexRoute, interpolation: Any) -> None:
+    flow = Decay()
+    x0 = torch.ones(WIDTH, dtype=torch.float64)
+
+    def call() -> None:
+        rule = Euler(flow, step=0.1)
+        result = stopping_index(
+            rule, x0, mean_square, 0.4, interpolation=interpolation, gradient=route
+        )
+        assert isinstance(result.state, Tensor)
+        (result.steps + result.state.sum()).backward()
+
+    require_no_growth(call)
+
+
+@pytest.mark.parametrize("kind", ["miss", "start", "error", "unused", "second", "step decrease"])
+def test_other_ways_to_end_leave_nothing(kind: str) -> None:
+    """Misses, errors in the backward pass, results that nobody differentiates."""
+    flow = Decay()
+    x0 = torch.ones(WIDTH, dtype=torch.float64)
+    criterion = StepDecrease(lambda x: x.square().mean())
+
+    def call() -> None:
+        if kind == "step decrease":
+            state = criterion.initial_state(x0)
+            update = criterion.wrap(Euler(flow, step=0.05))
+            stopping_index(update, state, criterion, 0.07).steps.backward()
+            return
+        target = {"start": 2.0, "miss": 0.5, "error": 0.5}.get(kind, 0.9)
+        result = stopping_time(flow, x0, mean_square, target, max_time=0.1, throw=False)
+        index = stopping_index(Euler(flow, step=0.05), x0, mean_square, target, max_steps=4)
+        for value in (result.time, index.steps):
+            if kind == "second":
+                (first,) = torch.autograd.grad(value, flow.rate, create_graph=True)
+                with pytest.raises(RuntimeError, match="differentiated again"):
+                    first.backward()
+            elif kind == "error":
+                with pytest.raises(NotReachedError):
+                    value.backward()
+            elif kind == "start":
+                value.backward()
+
+    require_no_growth(call, 20)
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("route", TIME_ROUTES, ids=lambda route: type(route).__name__)
+@pytest.mark.parametrize("differentiated", [True, False])
+def test_a_stopping_time_is_freed_at_once(route: GradientRoute, differentiated: bool) -> None:
+    flow = Decay()
+    x0 = torch.ones(3, dtype=torch.float64)
+    result = stopping_time(flow, x0, mean_square, 0.1, gradient=route)
+    if differentiated:
+        result.time.backward()
+    assert result.problem is not None
+    watched: list[weakref.ref[Any]] = [
+        weakref.ref(thing)
+        for thing in (result, result.problem, result.problem.flow, result.trajectory, result.time)
+    ]
+    del result
+    assert [reference() for reference in watched] == [None] * 5
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("route", [*TIME_ROUTES, None], ids=lambda route: type(route).__name__)
+def test_no_cycle_holds_a_state(route: GradientRoute | None) -> None:
+    """Nothing of the size of a state waits for the collector (SciPy's brentq leaves a cycle)."""
+    flow = Decay()
+    x0 = torch.ones(37, dtype=torch.float64)
+
+    def call() -> None:
+        result = stopping_time(flow, x0, mean_square, 0.1, gradient=route)
+        if route is not None:
+            result.time.backward()
+
+    def states() -> int:
+        things = gc.get_objects()
+        return sum(issubclass(type(thing), Tensor) and thing.numel() == 37 for thing in things)
+
+    call()
+    gc.collect()
+    before = states()
+    call()
+    assert states() == before

@@ -10,7 +10,7 @@ import torch
 from closed_forms import CLOSED_FORMS
 from torch import Tensor
 
-from ode_stopping import InterpolatingAdjoint, attach
+from ode_stopping import InterpolatingAdjoint, backward
 from ode_stopping.evaluation import CriterionMap, Vjp
 from ode_stopping.implicit import Crossing, cotangent_at_crossing
 
@@ -42,13 +42,13 @@ def test_the_right_quotient_passes(case: Any) -> None:
 
 @pytest.mark.parametrize("case", [EXPONENTIAL, CLOCK, SHARED], ids=lambda case: case.name)
 def test_a_wrong_sign_is_noticed(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach, "cotangent_at_crossing", wrong_sign)
+    monkeypatch.setattr(backward, "cotangent_at_crossing", wrong_sign)
     assert worst(case, 1e-4) > 0.5
 
 
 def test_an_epsilon_in_the_denominator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worst(EXPONENTIAL, 1e-7) < 1e-6
-    monkeypatch.setattr(attach, "cotangent_at_crossing", epsilon_in_the_denominator)
+    monkeypatch.setattr(backward, "cotangent_at_crossing", epsilon_in_the_denominator)
     assert worst(EXPONENTIAL, 1e-7) > 1e-6
 
 

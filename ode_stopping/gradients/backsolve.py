@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..method import Step
 from ..solved import StoppingProblem
-from ..solver import Step
 from ..status import BacksolveMismatchError, GradientError
-from .base import Blocks, GradientRoute, PullBack, integrate_backward
+from .base import Blocks, GradientRoute, Ledger, PullBack, integrate_backward
 
 __all__ = ["BacksolveAdjoint"]
 
@@ -66,10 +66,11 @@ class BacksolveAdjoint(GradientRoute):
             like=cotangent,
         )
         rtol = self.rtol if self.rtol is not None else problem.tolerances.rtol
+        adjoint = slice(n, 2 * n)
+        ledger = Ledger(problem, adjoint, sizes)
         largest = _FAR * problem.trajectory.largest
 
-        def watch(step: object) -> None:
-            assert isinstance(step, Step)
+        def watch(step: Step) -> None:
             size = float(step.y1[:n].norm())
             if not size <= largest:
                 raise GradientError(
@@ -86,8 +87,10 @@ class BacksolveAdjoint(GradientRoute):
                 start,
                 blocks,
                 rtol,
+                adjoint=adjoint,
+                state=lambda _, z: z[:n],
                 max_steps=10 * forward + 100,
-                after_step=watch,
+                after_step=(watch, ledger),
             )
         except GradientError as error:
             raise BacksolveMismatchError(
@@ -106,10 +109,11 @@ class BacksolveAdjoint(GradientRoute):
                 q.reshape(leaf.shape) for q, leaf in zip(quadratures, leaves.tensors, strict=True)
             ],
             time=float(end[-1]),
+            quadrature_errors=ledger.quadrature_errors,
         )
 
     def _check_return(self, problem: StoppingProblem, returned: Tensor, rtol: float) -> None:
-        scale = float(problem.x0.norm()) + problem.tolerances.atol
+        scale = float(problem.x0.norm()) or problem.trajectory.largest
         mismatch = float((returned - problem.x0).norm()) / scale
         # Not `mismatch > limit`: NaN must raise, too.
         if not mismatch <= self.tolerance * rtol:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..control import Trial
+from ..method import Step
 from ..solved import StoppingProblem
 from ..solver import StepFailed, Stepper
 from ..status import GradientError
 
-__all__ = ["Blocks", "GradientRoute", "PullBack", "integrate_backward"]
+__all__ = ["Blocks", "GradientRoute", "Ledger", "PullBack", "integrate_backward"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,21 @@ class PullBack:
         time: int_{t0}^{T} F_t^T lam dt, or None where the route does not compute it. It is
             redundant: lam(t0)^T F(t0, x0) = lam(T)^T F(T, x_T) - time, and so it checks lam.
         samples: lam at the times that were asked for, shape (len(times), n); None if none were.
+        quadrature_errors: Norm of the difference to a second quadrature of each entry of `leaves`;
+            None where there is none.
+        defect: Sum over the forward steps of lam^T (error estimate): by how much lam(T)^T x_T is
+            wrong; None where no steps were kept.
+        departure: Largest departure of lam(t)^T F + int_t^T F_t^T lam from lam(T)^T F(T) over the
+            forward steps, relative to sum_i |lam_i F_i|; None where no steps were kept.
     """
 
     start: Tensor
     leaves: list[Tensor]
     time: float | None = None
     samples: Tensor | None = None
+    quadrature_errors: list[float] | None = None
+    defect: float | None = None
+    departure: float | None = None
 
 
 class GradientRoute(ABC):
@@ -50,6 +61,10 @@ class GradientRoute(ABC):
         Raises:
             GradientError: The route cannot give this derivative to its accuracy.
         """
+
+
+_NEGLIGIBLE = 1e-8
+_ASLEEP = 1e-4
 
 
 class Blocks:
@@ -74,26 +89,112 @@ class Blocks:
         sums = torch.zeros_like(self._sizes).index_add_(0, self._index, flat.square())
         return (sums / self._sizes).sqrt()
 
-    def norm_for(
-        self, rtol: float, stepper: Callable[[], Stepper | None]
-    ) -> Callable[[Tensor], Tensor]:
-        """A norm of a step's error: <= 1 where every block's is within `rtol` of its size."""
+    def measure(self, rtol: float) -> Callable[[Trial], float]:
+        """The error of a trial step: <= 1 where every block's is within `rtol` of its size."""
 
-        def norm(error: Tensor) -> Tensor:
-            current = stepper()
-            if current is None:
-                # The solver chooses its first step before it stands anywhere: plain size will do.
-                return self.rms(error).max()
-            size = self.rms(current.value)
-            gain = self.rms(current.derivative) * current.next_step
+        def ratio(trial: Trial) -> float:
+            size = self.rms(trial.y0)
+            gain = self.rms(trial.f0) * (trial.t1 - trial.t0)
             size = torch.where(self._is_quadrature, torch.maximum(size, gain), size)
             # A block far below the others (a parameter that hardly matters) is not worth a tiny
-            # step.
-            floor = 1e-8 * torch.maximum(size.max(), gain.max())
+            # step; one that wakes up within this step (a ReLU) has no size yet.
+            fraction = torch.where(size > 0, _NEGLIGIBLE, _ASLEEP)
+            floor = fraction * torch.maximum(size.max(), gain.max())
             scale = torch.maximum(size, floor).clamp_min(torch.finfo(size.dtype).tiny)
-            return (self.rms(error) / (rtol * scale)).max()
+            return float((self.rms(trial.error) / (rtol * scale)).max())
 
-        return norm
+        return ratio
+
+
+class Ledger:
+    """Adds up, over the steps of a backward solve, what they tell about errors.
+
+    The state of the backward solve begins with (x and) lam and ends with the quadratures: the
+    leaves', and one for t.
+
+    Args:
+        problem: The solved problem.
+        adjoint: Where lam stands in the state of the backward solve.
+        sizes: Sizes of the leaves.
+        velocity: t -> F(t, x(t)), for methods whose dense output is far less accurate than their
+            steps: the identity is then looked at where the backward steps end.
+    """
+
+    def __init__(
+        self,
+        problem: StoppingProblem,
+        adjoint: slice,
+        sizes: Sequence[int],
+        velocity: Callable[[float], Tensor] | None = None,
+    ) -> None:
+        self._end = problem.end
+        self._velocity = velocity
+        self._adjoint = adjoint
+        self._sizes = list(sizes)
+        self._jumps = frozenset(problem.times[1:-1])
+        self._pending = list(problem.trajectory.steps)
+        self._kept = bool(self._pending)
+        self._difference: Tensor | None = None
+        self._defect = problem.x0.new_zeros(())
+        self._departure = problem.x0.new_zeros(())
+        self._at_end: Tensor | None = None
+
+    def __call__(self, step: Step) -> None:
+        """Note one accepted backward step."""
+        difference = step.error[self._adjoint.stop :]
+        # A second quadrature: the embedded formula, whose differences add up with their signs.
+        self._difference = difference if self._difference is None else self._difference + difference
+        length = step.t1 - step.t0
+        while self._pending and self._stands(self._pending[-1].t1, step):
+            forward = self._pending.pop()
+            fraction = min(max((self._end - forward.t1 - step.t0) / length, 0.0), 1.0)
+            lam = step.at_fraction(fraction, self._adjoint)
+            self._defect = self._defect + lam @ forward.error
+            if self._velocity is None:
+                integral = step.at_fraction(fraction, slice(-1, None))[0]
+                self._check(lam, forward.velocity(1.0), integral)
+        if self._velocity is not None:
+            for s, z in ((step.t0, step.y0), (step.t1, step.y1)):
+                if s in (0.0, step.t1):
+                    self._check(z[self._adjoint], self._velocity(self._end - s), z[-1])
+
+    def _stands(self, t: float, step: Step) -> bool:
+        """Whether a backward step covers the end t of a forward step.
+
+        At a jump of the flow that is the one before the jump, whose velocity the forward step ends
+        with.
+        """
+        s = self._end - t
+        return s <= step.t0 if t in self._jumps else s <= step.t1
+
+    def _check(self, lam: Tensor, velocity: Tensor, integral: Tensor) -> None:
+        """The identity at one point: lam^T F changes by the integral of lam^T F_t."""
+        products = lam * velocity
+        value = products.sum() + integral
+        if self._at_end is None:
+            self._at_end = value
+        scale = torch.maximum(products.abs().sum(), self._at_end.abs()) + integral.abs()
+        gap = (value - self._at_end).abs()
+        relative = torch.where(gap > 0, gap / scale, gap)
+        self._departure = torch.maximum(self._departure, relative)
+
+    @property
+    def quadrature_errors(self) -> list[float]:
+        """Norm of the difference of the two quadratures, one a leaf."""
+        if self._difference is None:
+            return [0.0] * len(self._sizes)
+        pieces = torch.split(self._difference[:-1], self._sizes)
+        return [float(piece.norm()) for piece in pieces]
+
+    @property
+    def departure(self) -> float | None:
+        """Largest relative departure from the identity, where the steps were kept."""
+        return float(self._departure) if self._kept else None
+
+    @property
+    def defect(self) -> float | None:
+        """Sum of lam^T (error estimate) over the forward steps, where they were kept."""
+        return float(self._defect) if self._kept else None
 
 
 def integrate_backward(
@@ -103,34 +204,64 @@ def integrate_backward(
     blocks: Blocks,
     rtol: float,
     *,
+    adjoint: slice,
+    state: Callable[[float, Tensor], Tensor],
     max_steps: int | None = None,
-    after_step: Callable[[object], None] | None = None,
+    after_step: Sequence[Callable[[Step], None]] = (),
 ) -> Tensor:
     """Integrate z' = derivative(s, z) over the backward time s = T - t from 0 to T - t0.
+
+    Where the flow jumps in t, the solve ends and begins anew: lam is continuous there, and F_t has
+    a point mass, which goes into the last entry of z, int lam^T F_t dt.
+
+    Args:
+        problem: The solved problem.
+        derivative: (s, z) -> z'.
+        start: z at T.
+        blocks: Blocks of z.
+        rtol: Relative tolerance, by blocks.
+        adjoint: Where lam stands in z.
+        state: (t, z) -> x(t).
+        max_steps: Limit on all steps; None: that of the settings.
+        after_step: Called with every accepted step.
 
     Raises:
         GradientError: The step size underflowed or the step limit was used up.
     """
-    length = problem.end - problem.start
-    holder: list[Stepper] = []
-    norm = blocks.norm_for(rtol, lambda: holder[0] if holder else None)
-    stepper = Stepper(
-        problem.settings,
-        derivative,
-        0.0,
-        length,
-        start,
-        # The tolerances are in the norm: relative to blocks, not to elements.
-        rtol=0.0,
-        atol=1.0,
-        norm=norm,
-        first_step=_first_step(problem, length),
-    )
-    holder.append(stepper)
+    flow, end = problem.flow, problem.end
+    z = start
+    size = _first_step(problem, end - problem.start)
+    left = max_steps or problem.settings.max_steps
+
+    def note(step: Step) -> None:
+        for listener in after_step:
+            listener(step)
+
     try:
-        return stepper.integrate(max_steps or problem.settings.max_steps, after_step=after_step)
+        for index, begin, until in reversed(problem.segments):
+            flow.enter(index)
+            stepper = Stepper(
+                problem.settings,
+                derivative,
+                end - until,
+                end - begin,
+                z,
+                measure=blocks.measure(rtol),
+                first_step=size,
+            )
+            z = stepper.integrate(left, after_step=note)
+            left -= stepper.accepted + stepper.rejected
+            if index > 0:
+                x = state(begin, z)
+                right = flow.plain(begin, x)
+                flow.enter(index - 1)
+                mass = z[adjoint] @ (right - flow.plain(begin, x))
+                z = torch.cat([z[:-1], z[-1:] + mass])
     except StepFailed as failure:
         raise GradientError(f"the backward solve failed: {failure}") from failure
+    finally:
+        flow.leave()
+    return z
 
 
 def _first_step(problem: StoppingProblem, length: float) -> float:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..implicit import differentiable_crossing
+from ..method import replay_step
 from ..solved import StoppingProblem
-from ..solver import replay_step
 from .base import GradientRoute, PullBack
 
 __all__ = ["DirectAdjoint"]
@@ -64,20 +64,27 @@ class DirectAdjoint(GradientRoute):
         flow = problem.flow
         calls = flow.calls
         grid = [problem.start, *(step.t1 for step in problem.trajectory.steps)]
-        length = problem.end - problem.start
-        # The grid is stretched with t0 while its end stays at T: the derivative at fixed T.
+        # The grid is stretched with t0 while T, and every jump of the flow, stays where it is: the
+        # derivative at fixed T.
+        _, first, fixed = problem.segments[0]
         offset = t0.to(torch.float64) - problem.start
 
         def at(t: float) -> Tensor:
-            return t + offset * ((problem.end - t) / length)
+            return t + offset * max((fixed - t) / (fixed - first), 0.0)
 
         def function(t: Tensor, y: Tensor) -> Tensor:
-            return flow.traced(t.to(y.dtype), y)
+            return flow.traced(flow.time_tensor(t), y)
 
-        y, t = x0, at(grid[0])
-        f = function(t, y)
-        for end in grid[1:]:
-            following = at(end)
-            y, f = replay_step(problem.settings, function, t, following, y, f)
-            t = following
+        y = x0
+        try:
+            for index, begin, until in problem.segments:
+                flow.enter(index)
+                t = at(begin)
+                f = function(t, y)
+                for end in [end for end in grid if begin < end <= until]:
+                    following = at(end)
+                    y, f = replay_step(problem.settings.method, function, t, following, y, f)
+                    t = following
+        finally:
+            flow.leave()
         return y, flow.calls - calls

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..interpolation import accurate_path
+from ..method import Step, needs_wide_interpolation
 from ..solved import StoppingProblem
-from ..solver import Step
-from .base import Blocks, GradientRoute, PullBack, integrate_backward
+from .base import Blocks, GradientRoute, Ledger, PullBack, integrate_backward
 
 __all__ = ["InterpolatingAdjoint"]
 
@@ -27,7 +27,7 @@ __all__ = ["InterpolatingAdjoint"]
 class InterpolatingAdjoint(GradientRoute):
     """Adjoint over the kept trajectory: lam' = -F_x^T lam, dL/dtheta = int F_theta^T lam dt.
 
-    Exact for: flows that are smooth between the accepted steps. Memory: five states an accepted
+    Exact for: flows that are smooth between the accepted steps. Memory: six states an accepted
     step. Cost: about as many vector-Jacobian products as the forward run had evaluations.
 
     Args:
@@ -49,7 +49,9 @@ class InterpolatingAdjoint(GradientRoute):
         sizes = [leaf.numel() for leaf in leaves.tensors]
         vjps = 0
         evaluations = problem.flow.calls
-        path = accurate_path(problem.trajectory, problem.settings, problem.flow.plain)
+        path = accurate_path(
+            problem.trajectory, problem.settings, problem.flow.plain, problem.times[1:-1]
+        )
 
         def derivative(s: Tensor, z: Tensor) -> Tensor:
             nonlocal vjps
@@ -71,7 +73,23 @@ class InterpolatingAdjoint(GradientRoute):
         )
         rtol = self.rtol if self.rtol is not None else problem.tolerances.rtol
         sampler = _Sampler(problem.end, cotangent, times, n)
-        end = integrate_backward(problem, derivative, start, blocks, rtol, after_step=sampler)
+        wide = needs_wide_interpolation(problem.settings.method)
+        ledger = Ledger(
+            problem,
+            slice(0, n),
+            sizes,
+            velocity=(lambda t: problem.flow.plain(t, path(t))) if wide else None,
+        )
+        end = integrate_backward(
+            problem,
+            derivative,
+            start,
+            blocks,
+            rtol,
+            adjoint=slice(0, n),
+            state=lambda t, _: path(t),
+            after_step=(sampler, ledger),
+        )
         problem.stats.vjps = vjps
         problem.stats.nfe_backward = problem.flow.calls - evaluations
         pieces = torch.split(end[n:-1], sizes)
@@ -82,7 +100,10 @@ class InterpolatingAdjoint(GradientRoute):
                 for piece, leaf in zip(pieces, leaves.tensors, strict=True)
             ],
             time=float(end[-1]),
-            samples=sampler.stacked(end[:n], problem.start) if len(times) else None,
+            samples=sampler.stacked(end[:n]) if len(times) else None,
+            quadrature_errors=ledger.quadrature_errors,
+            defect=ledger.defect,
+            departure=ledger.departure,
         )
 
 
@@ -95,11 +116,10 @@ class _Sampler:
         self._found: dict[int, Tensor] = {i: first for i, t in enumerate(self._times) if t >= end}
         self._n = n
 
-    def __call__(self, step: object) -> None:
-        assert isinstance(step, Step)
+    def __call__(self, step: Step) -> None:
         for i, t in enumerate(self._times):
             if step.t0 < self._end - t <= step.t1:
                 self._found[i] = step.at(self._end - t)[: self._n]
 
-    def stacked(self, last: Tensor, start: float) -> Tensor:
+    def stacked(self, last: Tensor) -> Tensor:
         return torch.stack([self._found.get(i, last) for i in range(len(self._times))])

@@ -142,6 +142,17 @@ def by_route(cell: Cell, route: GradientRoute) -> Answer:
 
 
 def eigen_truth(cell: Cell) -> Answer:
+    """T, dT/dp and dT/dx0 of a cell by `eigen_gradient`."""
+    objective, p, x0 = make(cell)
+    time, by_p, by_x0 = eigen_gradient(
+        objective.dense().numpy(), p.detach().numpy(), x0.detach().numpy(), cell.target
+    )
+    return Answer(time, np.concatenate([by_p, by_x0]))
+
+
+def eigen_gradient(
+    matrix: NDArray[np.float64], p: NDArray[np.float64], x0: NDArray[np.float64], target: float
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
     """T, dT/dp and dT/dx0 of x' = -P Q x, J = |Q x|^2, from one symmetric eigenproblem.
 
     P Q = S L S^{-1} with S = P^{1/2} V, where P^{1/2} Q P^{1/2} = V L V^T. Then
@@ -149,23 +160,26 @@ def eigen_truth(cell: Cell) -> Answer:
     dT/dp_i = -int lam_i (Q x)_i dt has the kernel int exp(-a (T - t)) exp(-b t) dt, the divided
     difference of the exponential, which is summed without cancellation.
     """
-    objective, p, x0 = make(cell)
-    matrix, diagonal = objective.dense().numpy(), p.detach().numpy()
-    root = np.sqrt(diagonal)
+    root = np.sqrt(p)
     rates, vectors = np.linalg.eigh(root[:, None] * matrix * root)
     basis, inverse = root[:, None] * vectors, vectors.T / root
-    start = inverse @ x0.detach().numpy()
+    start = inverse @ x0
 
     def gradient(t: float) -> NDArray[np.float64]:
         return np.asarray(matrix @ (basis @ (np.exp(-rates * t) * start)))
 
     def log_excess(t: float) -> float:
-        return math.log(float(gradient(t) @ gradient(t)) / cell.target)
+        value = gradient(t)
+        # Far beyond T everything underflows.
+        return math.log(max(float(value @ value), 1e-300) / target)
 
-    end = float(brentq(log_excess, 0.0, 100.0, xtol=1e-14, rtol=1e-14))
+    last = 1.0
+    while log_excess(last) > 0:
+        last *= 2.0
+    end = float(brentq(log_excess, 0.0, last, xtol=1e-14, rtol=1e-14))
     at_end = gradient(end)
     cotangent = 2.0 * matrix @ at_end  # g = grad J = 2 Q grad f
-    rate = -float(cotangent @ (diagonal * at_end))
+    rate = -float(cotangent @ (p * at_end))
     weights = basis.T @ cotangent
     by_x0 = -inverse.T @ (np.exp(-rates * end) * weights) / rate
     least = np.minimum.outer(rates, rates)
@@ -175,7 +189,7 @@ def eigen_truth(cell: Cell) -> Answer:
     kernel = np.exp(-least * end) * quotient
     inner = (inverse.T * weights) @ kernel  # (coordinate, mode of x)
     by_p = np.sum(inner * (matrix @ basis * start), axis=1) / rate
-    return Answer(end, np.concatenate([by_p, by_x0]))
+    return end, by_p, by_x0
 
 
 class _PlainFlow(nn.Module):

@@ -1,0 +1,131 @@
+"""The backward pass of T and x_T: the quotient, a route, and the evidence for what they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .evidence import identity_residual, lam_change, relative_difference, relative_size
+from .gradients import DirectAdjoint, GradientRoute, InterpolatingAdjoint, PullBack
+from .implicit import cotangent_at_crossing
+from .rerun import solved_again
+from .solved import StoppingProblem
+
+__all__ = ["CrossingGradients", "differentiate", "judge"]
+
+_SECOND_RUN = 0.1
+
+
+@dataclass(frozen=True)
+class CrossingGradients:
+    """Gradients of c T + w^T x_T.
+
+    Attributes:
+        x0: Shape (n,).
+        t0: Shape ().
+        target: Shape ().
+        leaves: One tensor a leaf.
+        lam: lam(T), shape (n,).
+        pulled: What the route gave.
+    """
+
+    x0: Tensor
+    t0: Tensor
+    target: Tensor
+    leaves: list[Tensor]
+    lam: Tensor
+    pulled: PullBack
+
+
+def differentiate(
+    problem: StoppingProblem, route: GradientRoute, on_time: Tensor, on_state: Tensor
+) -> CrossingGradients:
+    """Pull cotangents c on T and w on x_T back to everything that they depend on.
+
+    Args:
+        problem: The solved problem.
+        route: How to pull lam(T) back through the flow map.
+        on_time: c, shape ().
+        on_state: w, shape (n,).
+    """
+    crossing = problem.crossing
+    lam, scale = cotangent_at_crossing(crossing, on_time.to(on_state.dtype), on_state)
+    pulled = route.pull_back(problem, lam)
+    # J depends on the parameters of the criterion at x_T, with the same scale; one that flow
+    # and criterion share receives both terms.
+    explicit = problem.criterion.vjp(
+        crossing.time, crossing.state, scale, problem.leaves, look=True
+    )
+    start_velocity = problem.flow.plain(problem.start, problem.x0)
+    return CrossingGradients(
+        x0=pulled.start,
+        t0=-(pulled.start @ start_velocity),
+        target=-scale,
+        leaves=[a + b for a, b in zip(pulled.leaves, explicit.leaves, strict=True)],
+        lam=lam,
+        pulled=pulled,
+    )
+
+
+def judge(
+    problem: StoppingProblem,
+    route: GradientRoute,
+    found: CrossingGradients,
+    on_time: Tensor,
+    on_state: Tensor,
+) -> None:
+    """Fill in the evidence for gradients that were just computed, and warn where it is poor.
+
+    Costs two evaluations of flow and criterion beside what the backward solve knows anyway; with
+    `problem.thorough` a second run at a tenth of the tolerance with its backward pass; for
+    `DirectAdjoint`, whose graph tells nothing, one backward solve of `InterpolatingAdjoint`.
+    """
+    evidence, crossing = problem.evidence, problem.crossing
+    calls = problem.flow.calls
+    witness = found.pulled
+    if isinstance(route, DirectAdjoint):
+        other = differentiate(problem, InterpolatingAdjoint(), on_time, on_state)
+        evidence.second_route = _difference(found, other)
+        witness = other.pulled
+    at_end = float(found.lam @ crossing.velocity)
+    if witness.departure is not None:
+        evidence.identity = witness.departure
+    elif witness.time is not None:
+        start_velocity = problem.flow.plain(problem.start, problem.x0)
+        evidence.identity = identity_residual(found.x0 * start_velocity, at_end, witness.time)
+    if witness.quadrature_errors is not None:
+        norms = [float(gradient.norm()) for gradient in witness.leaves]
+        sizes = map(relative_size, witness.quadrature_errors, norms)
+        evidence.quadrature = max(sizes, default=0.0)
+    evidence.time_error = evidence.time_term = None
+    if witness.defect is not None and bool(on_time != 0) and not bool((on_state != 0).any()):
+        evidence.time_error = abs(witness.defect / float(on_time))
+        evidence.time_term = evidence.time_error / (problem.end - problem.start)
+    evidence.noise = _change(problem, problem.state_error)
+    evidence.rounding = _change(problem, _rounding(crossing.state))
+    if problem.thorough:
+        again = solved_again(problem, _SECOND_RUN)
+        evidence.second_run = float("inf")
+        if again is not None:
+            evidence.second_run = _difference(found, differentiate(again, route, on_time, on_state))
+    problem.stats.checks += problem.flow.calls - calls
+    evidence.warn()
+
+
+def _change(problem: StoppingProblem, state_error: Tensor) -> float:
+    return lam_change(problem.flow, problem.criterion, problem.crossing, state_error)
+
+
+def _difference(found: CrossingGradients, other: CrossingGradients) -> float:
+    """Largest relative difference over x0, the target and the leaves."""
+    first = [found.x0, found.target, *found.leaves]
+    return relative_difference(first, [other.x0, other.target, *other.leaves])
+
+
+def _rounding(state: Tensor) -> Tensor:
+    """One rounding of every element, with signs that do not conspire."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, state.shape, generator=generator) * 2 - 1
+    return torch.finfo(state.dtype).eps * state.abs() * signs.to(state)

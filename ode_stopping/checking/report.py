@@ -1,0 +1,266 @@
+"""The rows of a gradient check, their allowances, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from math import isfinite
+from typing import Any
+
+from .ladder import Slope
+
+__all__ = [
+    "AT_A_KINK",
+    "FINITE_DIFFERENCES",
+    "FORWARD_SENSITIVITY",
+    "SAME_ROAD",
+    "Finding",
+    "GradientReport",
+    "judge",
+]
+
+AT_A_KINK = "at a kink: this may be the slope of its other side"
+FINITE_DIFFERENCES = "finite differences"
+FORWARD_SENSITIVITY = "forward sensitivity"
+
+# A second run of the route itself: it says how far off the tolerance is, and is no judge.
+SAME_ROAD = "tenth of the tolerance"
+# How many of its own uncertainties a reference may be off by.
+_SAFETY = 3.0
+# A reference that is less certain than this, relative to the derivative, cannot see a planted error
+# of 1 %: its agreement is worth nothing.
+_COARSE = 5e-3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison.
+
+    Attributes:
+        subject: What was differentiated to: the name of a leaf, "x0", "target", "t0"; or the name
+            of an identity.
+        road: The independent road.
+        gradient: The route's figure: a directional derivative, a side of an identity, or the norm
+            of a gradient.
+        reference: The road's figure.
+        difference: |gradient - reference|, relative to the largest figure of this subject.
+        allowance: The largest relative difference that passes.
+        passed: True, False, or None where the road could not judge.
+        direction: Which of the random directions; None where there is none.
+        step: Step size of the differences, relative to the leaf; None for other roads.
+        sides: One-sided slopes (below, above) at a kink.
+        note: What was special; may be empty.
+    """
+
+    subject: str
+    road: str
+    gradient: float
+    reference: float
+    difference: float
+    allowance: float
+    passed: bool | None
+    direction: int | None = None
+    step: float | None = None
+    sides: tuple[float, float] | None = None
+    note: str = ""
+
+    def row(self, count: int = 1) -> tuple[str, ...]:
+        """The cells of its line in the table, where it stands for `count` directions."""
+        verdict = {True: "ok", False: "WRONG", None: "no verdict"}[self.passed]
+        name = self.subject if count == 1 else f"{self.subject} (worst of {count})"
+        note = self.note
+        if self.sides is not None:
+            note = f"{note} {self.sides[0]:.6g} (below), {self.sides[1]:.6g} (above)"
+        return (
+            name,
+            self.road,
+            f"{self.gradient:.9g}",
+            f"{self.reference:.9g}",
+            f"{self.difference:.1e}",
+            f"{self.allowance:.1e}",
+            verdict,
+            note.strip(),
+        )
+
+
+_HEAD = ("subject", "road", "gradient", "reference", "difference", "allowed", "verdict", "")
+
+
+@dataclass(frozen=True, repr=False)
+class GradientReport:
+    """The verdict on a gradient, with the figures that it rests on.
+
+    Attributes:
+        quantity: What was differentiated: "T" or "N*".
+        route: The route that was checked.
+        time: T in flow time, or N* in steps.
+        rate: J'(T), or J(x_N) - J(x_{N-1}).
+        findings: The comparisons, one a row of the table.
+        subjects: Everything that was checked, by name.
+        error: Why the route gave no gradient; empty if it did.
+        warnings: What the route itself warned about.
+        solves: Runs that the check took, besides the route's own.
+    """
+
+    quantity: str
+    route: str
+    time: float
+    rate: float
+    findings: tuple[Finding, ...] = ()
+    subjects: tuple[str, ...] = ()
+    error: str = ""
+    warnings: tuple[str, ...] = field(default=())
+    solves: int = 0
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """The subjects with a comparison that failed, by name."""
+        return tuple(dict.fromkeys(f.subject for f in self.findings if f.passed is False))
+
+    @property
+    def kinks(self) -> tuple[str, ...]:
+        """The subjects in which the result has a kink here: two one-sided slopes."""
+        return tuple(dict.fromkeys(f.subject for f in self.findings if f.sides is not None))
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """The subjects that no independent road could judge."""
+        judged = {f.subject for f in self.findings if f.passed is not None and f.road != SAME_ROAD}
+        return tuple(name for name in self.subjects if name not in judged)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison held, and everything was judged by an independent road."""
+        return not self.error and not self.wrong and not self.unjudged
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings and lists only."""
+        plain = {name: value for name, value in asdict(self).items() if name != "findings"}
+        return {
+            **{key: list(v) if isinstance(v, tuple) else v for key, v in plain.items()},
+            "passed": self.passed,
+            "wrong": list(self.wrong),
+            "unjudged": list(self.unjudged),
+            "kinks": list(self.kinks),
+            "findings": [
+                {**asdict(f), "sides": None if f.sides is None else list(f.sides)}
+                for f in self.findings
+            ],
+        }
+
+    def _verdict(self) -> str:
+        if self.passed:
+            return "passed"
+        reasons = []
+        if self.error:
+            reasons.append("no gradient")
+        if self.wrong:
+            reasons.append("wrong: " + ", ".join(self.wrong))
+        if self.unjudged:
+            reasons.append("not judged: " + ", ".join(self.unjudged))
+        return "FAILED (" + "; ".join(reasons) + ")"
+
+    def __repr__(self) -> str:
+        slope = "J'(T)" if self.quantity == "T" else "J_N - J_(N-1)"
+        lines = [
+            f"GradientReport of {self.quantity} by {self.route}: {self._verdict()}",
+            f"  {self.quantity} = {self.time:.12g}, {slope} = {self.rate:.6g}, "
+            f"{self.solves} further runs",
+        ]
+        lines += [f"  error: {self.error}"] if self.error else []
+        lines += [f"  warned: {text}" for text in self.warnings]
+        if self.findings:
+            rows = [_HEAD, *_worst_rows(self.findings)]
+            widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+            for row in rows:
+                cells = [cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
+                lines.append(("  " + "  ".join(cells)).rstrip())
+        return "\n".join(lines)
+
+
+def _worst_rows(findings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
+    """One line a subject and road: a failed direction, else one without verdict, else the worst."""
+    for _, group in groupby(findings, key=lambda f: (f.subject, f.road)):
+        rows = list(group)
+        yield max(rows, key=_badness).row(len(rows))
+
+
+def _badness(finding: Finding) -> tuple[int, float]:
+    rank = {False: 2, None: 1, True: 0}[finding.passed]
+    return rank, finding.difference if finding.difference == finding.difference else 0.0
+
+
+def judge(
+    subject: str,
+    road: str,
+    pairs: list[tuple[float, Slope | None]],
+    *,
+    promise: float,
+    why_not: str = "",
+    kinked: Sequence[bool] = (),
+) -> list[Finding]:
+    """Compare the route's figures with a road's, one pair a direction.
+
+    Differences are taken relative to the largest figure over the directions, since the derivative
+    along one of them may vanish by chance. A road may be wrong by three of its own uncertainties on
+    top of the promise; one that is so uncertain that 1 % would pass gives no verdict.
+
+    Args:
+        subject: What was differentiated to.
+        road: Name of the road.
+        pairs: The route's directional derivatives, and the road's; None where it has none.
+        promise: Relative error that is allowed of the route.
+        why_not: The note for a pair without a reference.
+        kinked: Directions with a kink, in which a road that takes one side of it is no judge.
+    """
+    known = [slope for _, slope in pairs if slope is not None]
+    scale = max(
+        (abs(v) for slope in known for v in (slope.value, *(slope.sides or ()))), default=0.0
+    )
+    if scale == 0.0:
+        scale = max((abs(gradient) for gradient, _ in pairs), default=0.0)
+    findings = []
+    for index, (gradient, slope) in enumerate(pairs):
+        direction = index if len(pairs) > 1 else None
+        if slope is None:
+            nan = float("nan")
+            findings.append(
+                Finding(subject, road, gradient, nan, nan, nan, None, direction, note=why_not)
+            )
+            continue
+        low, high = sorted(slope.sides or (slope.value, slope.value))
+        gap = max(low - gradient, gradient - high, 0.0) if isfinite(gradient) else float("inf")
+        blur = _SAFETY * slope.uncertainty
+        difference, allowance = _ratio(gap, scale), promise
+        if gap > 0.0:
+            allowance += _ratio(blur, scale)
+        # The first clause is for 0 = 0; `not <=` lets NaN fail.
+        passed: bool | None = gap == 0.0 or difference <= allowance
+        note = slope.note
+        if passed and gap > 0.0 and allowance - promise > max(_COARSE, promise):
+            passed, note = None, f"{note} differences too noisy to judge".strip()
+        if not passed and index < len(kinked) and kinked[index]:
+            passed, note = None, AT_A_KINK
+        findings.append(
+            Finding(
+                subject,
+                road,
+                gradient,
+                slope.value,
+                difference,
+                allowance,
+                passed,
+                direction,
+                slope.step or None,
+                slope.sides,
+                note,
+            )
+        )
+    return findings
+
+
+def _ratio(part: float, whole: float) -> float:
+    if part == 0.0:
+        return 0.0
+    return part / whole if whole > 0 else float("inf")

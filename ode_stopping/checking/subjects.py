@@ -1,0 +1,251 @@
+"""What a stopping time depends on, by name, and how to move it without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..leaves import LeafSet
+from ..states import State
+from ..validation import checked_state
+
+__all__ = ["Call", "Directions", "Subject", "directions_for", "moved", "subjects_of"]
+
+_DEPTH = 4
+_LONGEST = 64
+
+
+@dataclass(frozen=True)
+class Call:
+    """The differentiable arguments of a call, as fresh copies.
+
+    Attributes:
+        pieces: x0, one tensor a piece.
+        is_tuple: Whether x0 is a tuple.
+        target: eps.
+        t0: Start time.
+    """
+
+    pieces: tuple[Tensor, ...]
+    is_tuple: bool
+    target: float | Tensor
+    t0: float | Tensor
+
+    @classmethod
+    def of(cls, x0: State, target: float | Tensor, t0: float | Tensor) -> Call:
+        """Copies without history: what x0 itself was computed from is not this check's business."""
+        state = checked_state(x0)
+        pieces = state if isinstance(state, tuple) else (state,)
+        copies = tuple(_copy(piece) for piece in pieces)
+        return cls(copies, isinstance(state, tuple), _copy(target), _copy(t0))
+
+    @property
+    def x0(self) -> State:
+        """In the structure that the user gave it."""
+        return self.pieces if self.is_tuple else self.pieces[0]
+
+    def detached(self) -> Call:
+        """The same numbers, none of which requires grad."""
+        pieces = tuple(piece.detach() for piece in self.pieces)
+        return Call(pieces, self.is_tuple, _plain(self.target), _plain(self.t0))
+
+
+def _copy(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def _plain(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One tensor that the result depends on.
+
+    Attributes:
+        name: For the report.
+        kind: "x0", "target", "t0" or "leaf".
+        index: Piece of x0, or position in the set of leaves.
+        tensor: The tensor.
+        size: What a relative step is relative to if the tensor is zero.
+        movable: Whether another value of it changes the next evaluation (not so where flow or
+            criterion use something that was computed from it beforehand).
+    """
+
+    name: str
+    kind: str
+    index: int
+    tensor: Tensor
+    size: float = 1.0
+    movable: bool = True
+
+
+# Every subject with the directions it is moved along.
+Directions = list[tuple[Subject, list[Tensor]]]
+
+
+def subjects_of(
+    call: Call,
+    leaves: LeafSet,
+    functions: dict[str, object],
+    params: Sequence[Tensor] | None,
+    *,
+    span: float,
+    height: float,
+) -> list[Subject]:
+    """Everything that requires grad: x0, target, t0, and the leaves of flow and criterion.
+
+    Args:
+        call: The arguments.
+        leaves: The leaves that were found.
+        functions: Name -> flow (or update) and criterion, to find names for the leaves.
+        params: The tensors that the caller named.
+        span: T - t0, or h N: the size of a change of t0.
+        height: J(x0) - eps, or another size for a target of zero.
+    """
+    found = []
+    overall = _rms(torch.cat([piece.detach().reshape(-1) for piece in call.pieces])) or 1.0
+    for index, piece in enumerate(call.pieces):
+        if piece.requires_grad:
+            name = f"x0[{index}]" if call.is_tuple else "x0"
+            found.append(Subject(name, "x0", index, piece, overall))
+    for kind, value, size in (("target", call.target, height), ("t0", call.t0, span)):
+        if isinstance(value, Tensor) and value.requires_grad:
+            found.append(Subject(kind, kind, 0, value, size))
+    movable = {id(p) for p in (*leaves.detached_from_history(), *leaves.boundary)}
+    names = _names(leaves.tensors, functions, params, taken=[subject.name for subject in found])
+    for index, (leaf, name) in enumerate(zip(leaves.tensors, names, strict=True)):
+        found.append(Subject(name, "leaf", index, leaf, movable=id(leaf) in movable))
+    return found
+
+
+def directions_for(subject: Subject, count: int, generator: torch.Generator) -> list[Tensor]:
+    """Random directions, of the tensor's shape; a step of 1 is about the tensor's own size.
+
+    An element that is small among its neighbours moves by their size. One direction is all there
+    is for a single number.
+    """
+    value = subject.tensor.detach()
+    if value.numel() == 0:
+        return []
+    size = _rms(value) or subject.size
+    if value.numel() == 1:
+        return [torch.full_like(value, size)]
+    scale = 0.5 * (value.abs() + size)
+    found = []
+    for _ in range(min(count, value.numel())):
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        found.append(noise.to(value) * scale)
+    return found
+
+
+@contextmanager
+def moved(call: Call, subject: Subject, direction: Tensor, step: float) -> Iterator[Call]:
+    """The arguments of the call with one subject moved by step * direction.
+
+    A leaf is moved in place, by a swap of its storage that neither autograd nor an optimiser
+    notices, and is put back exactly, whatever happens inside.
+    """
+    if subject.kind == "leaf":
+        leaf, original = subject.tensor, subject.tensor.data
+        try:
+            leaf.data = original + step * direction
+            yield call
+        finally:
+            leaf.data = original
+        return
+    value = subject.tensor.detach() + step * direction
+    if subject.kind == "x0":
+        pieces = list(call.pieces)
+        pieces[subject.index] = value
+        yield replace(call, pieces=tuple(pieces))
+    elif subject.kind == "target":
+        yield replace(call, target=value)
+    else:
+        yield replace(call, t0=value)
+
+
+def _rms(value: Tensor) -> float:
+    return float(value.norm()) / sqrt(value.numel()) if value.numel() else 0.0
+
+
+def _names(
+    tensors: Sequence[Tensor],
+    functions: dict[str, object],
+    params: Sequence[Tensor] | None,
+    *,
+    taken: Sequence[str],
+) -> list[str]:
+    """A name for every leaf: that of the parameter, of the closed-over variable, or a number."""
+    known: dict[int, str] = {}
+    for prefix, function in functions.items():
+        for name, tensor in _tensors_in(function, prefix, _DEPTH, set()):
+            known.setdefault(id(tensor), name)
+    for index, tensor in enumerate(params or ()):
+        known.setdefault(id(tensor), f"params[{index}]")
+    names: list[str] = []
+    for index, tensor in enumerate(tensors):
+        fallback = f"leaf {index} of shape {tuple(tensor.shape)}"
+        name = known.get(id(tensor), fallback)
+        names.append(name if name not in (*taken, *names) else f"{name} (leaf {index})")
+    return names
+
+
+def _tensors_in(
+    thing: object, name: str, depth: int, seen: set[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that an object holds, with the way to them."""
+    if isinstance(thing, Tensor):
+        yield name, thing
+        return
+    if depth == 0 or id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, nn.Module):
+        for key, tensor in (*thing.named_parameters(), *thing.named_buffers()):
+            yield f"{name}.{key}", tensor
+    for key, held in _held(thing, name):
+        yield from _tensors_in(held, key, depth - 1, seen)
+
+
+def _held(thing: object, name: str) -> Iterable[tuple[str, object]]:
+    """What an object holds: entries, variables that a function closes over, attributes."""
+    if isinstance(thing, dict):
+        return [(f"{name}[{key!r}]", value) for key, value in list(thing.items())[:_LONGEST]]
+    if isinstance(thing, list | tuple):
+        return [(f"{name}[{index}]", value) for index, value in enumerate(thing[:_LONGEST])]
+    if isinstance(thing, type):
+        return []
+    code = getattr(thing, "__code__", None)
+    if code is not None:
+        return _closed_over(thing, code)
+    owner = getattr(thing, "__self__", None)
+    if owner is not None:
+        return [(name, owner)]
+    attributes = getattr(thing, "__dict__", {})
+    return [(f"{name}.{key}", value) for key, value in attributes.items() if key[:1] != "_"]
+
+
+def _closed_over(function: Callable[..., Any] | object, code: Any) -> list[tuple[str, object]]:
+    """The variables that a function takes from around it, by their own names."""
+    owner = getattr(function, "__self__", None)
+    held: list[tuple[str, object]] = [] if owner is None else [("self", owner)]
+    for key, cell in zip(
+        code.co_freevars, getattr(function, "__closure__", None) or (), strict=False
+    ):
+        try:
+            held.append((key, cell.cell_contents))
+        except ValueError:  # a variable that has no value yet
+            continue
+    around = getattr(function, "__globals__", {})
+    kinds = (Tensor, nn.Module, dict, list, tuple)
+    held += [(key, around[key]) for key in code.co_names if isinstance(around.get(key), kinds)]
+    return held
