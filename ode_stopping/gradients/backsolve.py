@@ -67,7 +67,7 @@ class BacksolveAdjoint(GradientRoute):
         )
         rtol = self.rtol if self.rtol is not None else problem.tolerances.rtol
         adjoint = slice(n, 2 * n)
-        ledger = Ledger(problem, adjoint, sizes)
+        ledger = Ledger(problem, cotangent, adjoint, sizes)
         largest = _FAR * problem.trajectory.largest
 
         def watch(step: Step) -> None:

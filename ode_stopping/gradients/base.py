@@ -114,6 +114,7 @@ class Ledger:
 
     Args:
         problem: The solved problem.
+        cotangent: lam(T), shape (n,).
         adjoint: Where lam stands in the state of the backward solve.
         sizes: Sizes of the leaves.
         velocity: t -> F(t, x(t)), for methods whose dense output is far less accurate than their
@@ -123,58 +124,55 @@ class Ledger:
     def __init__(
         self,
         problem: StoppingProblem,
+        cotangent: Tensor,
         adjoint: slice,
         sizes: Sequence[int],
         velocity: Callable[[float], Tensor] | None = None,
     ) -> None:
         self._end = problem.end
-        self._velocity = velocity
         self._adjoint = adjoint
         self._sizes = list(sizes)
-        self._jumps = frozenset(problem.times[1:-1])
-        self._pending = list(problem.trajectory.steps)
-        self._kept = bool(self._pending)
+        self._velocity = velocity
+        # The forward steps whose ends, and whose starts, were not passed yet.
+        self._ends = list(problem.trajectory.steps)
+        self._starts = list(problem.trajectory.steps)
+        self._kept = bool(self._ends)
         self._difference: Tensor | None = None
-        self._defect = problem.x0.new_zeros(())
-        self._departure = problem.x0.new_zeros(())
-        self._at_end: Tensor | None = None
+        self._at_end = cotangent @ problem.crossing.velocity
+        self._defect = torch.zeros_like(self._at_end)
+        self._departure = torch.zeros_like(self._at_end)
 
     def __call__(self, step: Step) -> None:
         """Note one accepted backward step."""
         difference = step.error[self._adjoint.stop :]
         # A second quadrature: the embedded formula, whose differences add up with their signs.
-        self._difference = difference if self._difference is None else self._difference + difference
-        length = step.t1 - step.t0
-        while self._pending and self._stands(self._pending[-1].t1, step):
-            forward = self._pending.pop()
-            fraction = min(max((self._end - forward.t1 - step.t0) / length, 0.0), 1.0)
-            lam = step.at_fraction(fraction, self._adjoint)
+        self._difference = (
+            difference if self._difference is None else self._difference + difference
+        )
+        while self._ends and self._end - self._ends[-1].t1 <= step.t1:
+            forward = self._ends.pop()
+            lam = step.at_fraction(self._fraction(forward.t1, step), self._adjoint)
             self._defect = self._defect + lam @ forward.error
-            if self._velocity is None:
-                integral = step.at_fraction(fraction, slice(-1, None))[0]
-                self._check(lam, forward.velocity(1.0), integral)
         if self._velocity is not None:
-            for s, z in ((step.t0, step.y0), (step.t1, step.y1)):
-                if s in (0.0, step.t1):
-                    self._check(z[self._adjoint], self._velocity(self._end - s), z[-1])
+            lam, integral = step.y1[self._adjoint], step.y1[-1]
+            self._check(lam, self._velocity(self._end - step.t1), integral)
+            return
+        # At a jump of the flow a forward step starts on its right, as the backward solve ends.
+        while self._starts and self._end - self._starts[-1].t0 <= step.t1:
+            forward = self._starts.pop()
+            fraction = self._fraction(forward.t0, step)
+            integral = step.at_fraction(fraction, slice(-1, None))[0]
+            lam = step.at_fraction(fraction, self._adjoint)
+            self._check(lam, forward.velocity(0.0), integral)
 
-    def _stands(self, t: float, step: Step) -> bool:
-        """Whether a backward step covers the end t of a forward step.
-
-        At a jump of the flow that is the one before the jump, whose velocity the forward step ends
-        with.
-        """
-        s = self._end - t
-        return s <= step.t0 if t in self._jumps else s <= step.t1
+    def _fraction(self, t: float, step: Step) -> float:
+        return min(max((self._end - t - step.t0) / (step.t1 - step.t0), 0.0), 1.0)
 
     def _check(self, lam: Tensor, velocity: Tensor, integral: Tensor) -> None:
         """The identity at one point: lam^T F changes by the integral of lam^T F_t."""
         products = lam * velocity
-        value = products.sum() + integral
-        if self._at_end is None:
-            self._at_end = value
         scale = torch.maximum(products.abs().sum(), self._at_end.abs()) + integral.abs()
-        gap = (value - self._at_end).abs()
+        gap = (products.sum() + integral - self._at_end).abs()
         relative = torch.where(gap > 0, gap / scale, gap)
         self._departure = torch.maximum(self._departure, relative)
 

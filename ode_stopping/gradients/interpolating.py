@@ -76,6 +76,7 @@ class InterpolatingAdjoint(GradientRoute):
         wide = needs_wide_interpolation(problem.settings.method)
         ledger = Ledger(
             problem,
+            cotangent,
             slice(0, n),
             sizes,
             velocity=(lambda t: problem.flow.plain(t, path(t))) if wide else None,
