@@ -98,11 +98,12 @@ def find_crossing(
     """
     path = Path(flow.layout, times[0], x0, keep, target)
     run = _Run(flow, criterion, path, target, settings, tolerances, stats)
+    calls = flow.calls
     try:
         return run.through(times)
     finally:
         flow.leave()
-        stats.nfe_forward = flow.calls
+        stats.nfe_forward = flow.calls - calls
         stats.criterion_calls = criterion.calls
         stats.control = run.control.evaluations
         stats.accepted = len(path.grid) - 1

@@ -22,7 +22,7 @@ from .solved import StoppingProblem
 from .solver import Torchdiffeq
 from .states import State, StateLayout
 from .status import ERROR_OF_STATUS, Status
-from .tracing import check_criterion, check_functions, trace_leaves
+from .tracing import check_criterion, check_functions, check_start, trace_leaves
 from .validation import (
     checked_scalar,
     checked_state,
@@ -121,37 +121,22 @@ def stopping_time(
     tolerances = settings.tolerances(packed.dtype)
     x_start = packed.detach().clone()  # an optimiser may move x0 before the backward pass
     times, jumps_at_start = smooth_pieces(start, horizon, breakpoints, x_start)
-    flow_map = FlowMap(flow, layout, x_start, times=times, jumps_at_start=jumps_at_start)
-    criterion_map = CriterionMap(criterion, layout, x_start)
-    leaves = LeafSet.collect(flow, criterion, params=params)
-    stats = Stats()
-    search = find_crossing(
-        flow_map,
-        criterion_map,
-        x_start,
-        float(eps.detach()),
-        times=times,
-        settings=settings,
-        tolerances=tolerances,
-        keep=gradient is not None and gradient.keeps_trajectory,
-        stats=stats,
-    )
-    inputs = (packed, start_time, eps)
     setup = _Setup(
-        flow=flow_map,
-        criterion=criterion_map,
-        leaves=leaves,
+        flow=FlowMap(flow, layout, x_start, times=times, jumps_at_start=jumps_at_start),
+        criterion=CriterionMap(criterion, layout, x_start),
+        leaves=LeafSet.collect(flow, criterion, params=params),
         settings=settings,
         tolerances=tolerances,
         times=times,
         x0=x_start,
         target=float(eps.detach()),
-        stats=stats,
+        stats=Stats(),
         censored=limit,
         thorough=evidence == "thorough",
     )
-    time, end_state, problem = _attached(setup, search, gradient, inputs)
-    return _finished(search, layout, time, end_state, stats, problem, throw=throw)
+    search = setup.search(gradient)
+    time, end_state, problem = _attached(setup, search, gradient, (packed, start_time, eps))
+    return _finished(search, layout, time, end_state, setup.stats, problem, throw=throw)
 
 
 def _needs_grad(inputs: Iterable[Tensor], leaves: LeafSet) -> bool:
@@ -174,6 +159,22 @@ class _Setup:
     stats: Stats
     censored: float | None
     thorough: bool
+
+    def search(self, gradient: GradientRoute | None) -> Search:
+        """The forward run."""
+        if gradient is not None:
+            check_start(self.flow, self.x0)
+        return find_crossing(
+            self.flow,
+            self.criterion,
+            self.x0,
+            self.target,
+            times=self.times,
+            settings=self.settings,
+            tolerances=self.tolerances,
+            keep=gradient is not None and gradient.keeps_trajectory,
+            stats=self.stats,
+        )
 
     def solved(self, search: Search) -> StoppingProblem:
         """The problem as the routes see it, after a transversal crossing."""

@@ -12,9 +12,18 @@ from .leaves import LeafSet
 from .search import Search
 from .solved import StoppingProblem
 
-__all__ = ["check_criterion", "check_functions", "trace_leaves"]
+__all__ = ["check_criterion", "check_functions", "check_start", "trace_leaves"]
 
 _TRACE_POINTS = 8
+
+
+def check_start(flow: FlowMap, x0: Tensor) -> None:
+    """Two evaluations of the flow at the start agree.
+
+    Before the run, and not after it: steps of a flow that draws at random shrink without end.
+    """
+    start = flow.times[0]
+    check_reproducible(flow.plain(start, x0), flow.plain(start, x0), name=flow.name)
 
 
 def trace_leaves(flow: FlowMap, criterion: CriterionMap, leaves: LeafSet, search: Search) -> None:

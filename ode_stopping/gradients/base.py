@@ -146,9 +146,7 @@ class Ledger:
         """Note one accepted backward step."""
         difference = step.error[self._adjoint.stop :]
         # A second quadrature: the embedded formula, whose differences add up with their signs.
-        self._difference = (
-            difference if self._difference is None else self._difference + difference
-        )
+        self._difference = difference if self._difference is None else self._difference + difference
         while self._ends and self._end - self._ends[-1].t1 <= step.t1:
             forward = self._ends.pop()
             lam = step.at_fraction(self._fraction(forward.t1, step), self._adjoint)
