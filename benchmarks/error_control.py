@@ -233,7 +233,7 @@ def main() -> None:
         f"{platform.python_version()}, torch {version('torch')}, torchdiffeq "
         f"{version('torchdiffeq')}.",
         "",
-        "Default settings, J = |grad f|^2. The error is the larger one of dT/dp and dT/dx0, in norm.",
+        "Default settings, J = |grad f|^2. The error is the larger one of dT/dp and dT/dx0.",
         "",
         *stiff_table(options.largest),
         "",

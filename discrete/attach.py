@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ode_stopping.attach import first_derivatives_only
 from ode_stopping.status import GradientError
+from ode_stopping.validation import refuse_batched_cotangent
 
 from .adjoint import IndexRoute
 from .index import IndexDefinition, LastStep
@@ -78,6 +79,7 @@ class _Index(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, on_steps: Tensor, on_state: Tensor) -> Any:
+        refuse_batched_cotangent(on_steps)
         tensors = ctx.saved_tensors
         with torch.no_grad():
             gradients = _gradients(ctx, tensors, on_steps, on_state)

@@ -16,6 +16,7 @@ from .result import scalar
 from .search import Search
 from .solved import StoppingProblem
 from .status import NotReachedError
+from .validation import refuse_batched_cotangent
 
 __all__ = [
     "MissedValue",
@@ -88,6 +89,7 @@ class _Crossing(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, on_time: Tensor, on_state: Tensor) -> Any:
+        refuse_batched_cotangent(on_time)
         tensors = ctx.saved_tensors
         x0, t0, target, *leaves = tensors
         with torch.no_grad():

@@ -21,6 +21,7 @@ __all__ = [
     "checked_target",
     "described",
     "leaving_inference_mode",
+    "refuse_batched_cotangent",
     "refuse_lost_views",
     "refuse_transforms",
     "require_callable",
@@ -259,6 +260,24 @@ def refuse_transforms(*inputs: object) -> None:
             "For many problems at once see batched=; for derivatives use torch.autograd.grad or "
             ".backward() (DirectAdjoint has second ones)."
         )
+
+
+def refuse_batched_cotangent(cotangent: Tensor) -> None:
+    """Raise in a backward pass that is asked for many rows at once.
+
+    Args:
+        cotangent: A 0-d cotangent.
+
+    Raises:
+        RuntimeError: Naming is_grads_batched and vectorize.
+    """
+    try:
+        cotangent.item()
+    except RuntimeError as error:
+        raise RuntimeError(
+            "this backward pass cannot run for a batch of cotangents (is_grads_batched=True, "
+            "vectorize=True): call torch.autograd.grad once a row"
+        ) from error
 
 
 def refuse_lost_views(*, has_history: bool) -> None:

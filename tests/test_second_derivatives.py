@@ -301,3 +301,20 @@ def test_functional_jacobian_with_a_graph_names_params() -> None:
             functional.jacobian(function, theta, create_graph=True)
         named = functional.jacobian(lambda th, f=function: f(th, [th]), theta, create_graph=True)
         torch.testing.assert_close(named.detach(), truth)
+
+
+@pytest.mark.parametrize("side", ["continuous", "discrete"])
+def test_batches_of_cotangents_are_refused_by_name(side: str) -> None:
+    theta = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    start = torch.tensor([1.0, 2.0], dtype=torch.float64)
+
+    def criterion(t: Tensor, x: Tensor) -> Tensor:
+        return x.square().sum()
+
+    if side == "continuous":
+        value = stopping_time(lambda t, x: -theta * x, start, criterion, 0.1).time
+    else:
+        value = stopping_index(lambda k, x: x - 0.1 * theta * x, start, criterion, 0.1).steps
+    rows = torch.ones(2, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="once a row"):
+        torch.autograd.grad(value, theta, rows, is_grads_batched=True)
