@@ -17,6 +17,8 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from ode_stopping.consistency import check_same_value
+
 from .solved import IndexProblem
 
 _T = TypeVar("_T", float, Tensor)
@@ -44,8 +46,14 @@ class LastStep:
 
     def loss(self, k: float | Tensor, state: Tensor) -> Tensor:
         """J at step k, in float64 from here on."""
-        criterion = self.problem.criterion
-        return criterion.traced(criterion.time_tensor(self.time(k)), state).to(torch.float64)
+        problem, criterion = self.problem, self.problem.criterion
+        value = criterion.traced(criterion.time_tensor(self.time(k)), state).to(torch.float64)
+        known = {problem.index: problem.loss, problem.index - 1: problem.previous_loss}
+        if isinstance(k, int) and k in known:
+            size = float(state.detach().abs().sum()) + abs(known[k])
+            scale = torch.finfo(state.dtype).eps / torch.finfo(torch.float64).eps * size
+            check_same_value(float(value.detach()), known[k], scale, name="criterion")
+        return value
 
 
 class IndexDefinition(ABC):

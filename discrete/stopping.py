@@ -205,7 +205,8 @@ def _attached(
     if problem is not None:
         # An evaluation without a graph hides its leaves: then nobody knows what is needed.
         if leaves.has_gap or any(tensor.requires_grad for tensor in tensors):
-            check_functions(problem)
+            moved = inputs[1].requires_grad or isinstance(setup.update.clock.step, Tensor)
+            check_functions(problem, clock_matters=moved or definition.needs_flow)
         value = evaluate_index(problem, definition)
         steps, state = attach_index(problem, definition, gradient, value, inputs)
         if not setup.measures(problem.previous):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ode_stopping.consistency import check_derivatives, check_reproducible
+from ode_stopping.consistency import check_derivatives, check_reproducible, check_time
 from ode_stopping.evaluation import CriterionMap
 from ode_stopping.leaves import LeafSet
 from ode_stopping.status import Status
@@ -68,8 +68,13 @@ def trace_leaves(
             of_update(k, state)
 
 
-def check_functions(problem: IndexProblem) -> None:
+def check_functions(problem: IndexProblem, *, clock_matters: bool) -> None:
     """Compare the derivatives of update and criterion with differences.
+
+    Args:
+        problem: The solved problem.
+        clock_matters: Whether the update's derivative to t is used: for t0, the step, or an index
+            that shortens the last step.
 
     Of an update, what it adds to x is looked at: in x_{k+1} itself a wrong derivative would be
     small by a factor h and could pass for rounding.
@@ -91,7 +96,9 @@ def check_functions(problem: IndexProblem) -> None:
     def added_plain(y: Tensor) -> Tensor:
         return added(y.detach().requires_grad_(True)).detach()
 
-    check_derivatives(added_plain, added, problem.previous, problem.leaves, name="update")
+    check_derivatives(
+        added_plain, added, problem.previous, problem.leaves, name="update", layout=update.layout
+    )
     check_derivatives(
         lambda y: criterion.plain(end, y),
         lambda y: criterion.traced(criterion.time_tensor(end), y),
@@ -99,3 +106,22 @@ def check_functions(problem: IndexProblem) -> None:
         problem.leaves,
         name="criterion",
     )
+    begin = problem.clock.time(last)
+    check_time(
+        lambda t: criterion.plain(t, problem.state),
+        lambda t: criterion.traced(t, problem.state),
+        end,
+        bounds=(begin, end),
+        like=problem.state,
+        name="criterion",
+    )
+    if clock_matters and update.rule is not None:
+        check_time(
+            lambda t: update.step(last, problem.previous, t),
+            lambda t: update.step_traced(last, problem.previous, t),
+            begin,
+            bounds=(begin, end),
+            like=problem.previous,
+            name="update",
+            layout=update.layout,
+        )

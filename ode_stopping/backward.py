@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .consistency import check_same_value
 from .evidence import identity_residual, lam_change, relative_difference, relative_size
 from .gradients import DirectAdjoint, GradientRoute, InterpolatingAdjoint, PullBack
 from .implicit import cotangent_at_crossing
@@ -58,6 +59,9 @@ def differentiate(
     explicit = problem.criterion.vjp(
         crossing.time, crossing.state, scale, problem.leaves, look=True
     )
+    rounding = torch.finfo(on_state.dtype).eps / torch.finfo(torch.float64).eps
+    size = float((crossing.gradient * crossing.state).abs().sum()) + abs(problem.target)
+    check_same_value(float(explicit.value), crossing.value, rounding * size, name="criterion")
     start_velocity = problem.flow.plain(problem.start, problem.x0)
     return CrossingGradients(
         x0=pulled.start,
@@ -90,7 +94,10 @@ def judge(
         evidence.second_route = _difference(found, other)
         witness = other.pulled
     at_end = float(found.lam @ crossing.velocity)
-    if witness.departure is not None:
+    evidence.identity = None
+    if problem.flow.reads_clock_blindly:
+        pass  # its integral of lam^T F_t is missing
+    elif witness.departure is not None:
         evidence.identity = witness.departure
     elif witness.time is not None:
         start_velocity = problem.flow.plain(problem.start, problem.x0)
@@ -99,6 +106,7 @@ def judge(
         norms = [float(gradient.norm()) for gradient in witness.leaves]
         sizes = map(relative_size, witness.quadrature_errors, norms)
         evidence.quadrature = max(sizes, default=0.0)
+    evidence.clock = _clock(problem, depends_on_time=bool(witness.time))
     evidence.time_error = evidence.time_term = None
     if witness.defect is not None and bool(on_time != 0) and not bool((on_state != 0).any()):
         evidence.time_error = abs(witness.defect / float(on_time))
@@ -122,6 +130,13 @@ def _difference(found: CrossingGradients, other: CrossingGradients) -> float:
     """Largest relative difference over x0, the target and the leaves."""
     first = [found.x0, found.target, *found.leaves]
     return relative_difference(first, [other.x0, other.target, *other.leaves])
+
+
+def _clock(problem: StoppingProblem, *, depends_on_time: bool) -> float:
+    """One rounding of the clock, relative to T - t0; a flow sees t in the dtype of the state."""
+    dtype = problem.x0.dtype if depends_on_time else torch.float64
+    latest = max(abs(problem.start), abs(problem.end))
+    return torch.finfo(dtype).eps * latest / (problem.end - problem.start)
 
 
 def _rounding(state: Tensor) -> Tensor:

@@ -15,9 +15,13 @@ from torch import Tensor
 
 from .evaluation import sum_of_products
 from .leaves import LeafSet
+from .states import StateLayout
 from .status import MissingGradientError, NotReproducibleError
 
-__all__ = ["check_derivatives", "check_reproducible"]
+__all__ = ["check_derivatives", "check_reproducible", "check_same_value", "check_time"]
+
+# Leaves beyond these are compared together.
+_SINGLE_LEAVES = 12
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def check_derivatives(
     leaves: LeafSet,
     *,
     name: str,
+    layout: StateLayout | None = None,
 ) -> None:
     """Compare the vector-Jacobian product of `traced` with central differences of `evaluate` at x.
 
@@ -69,6 +74,7 @@ def check_derivatives(
         x: The point.
         leaves: Parameters, which are perturbed in place for a moment (exactly restored).
         name: "flow", "criterion" or "update", for the message.
+        layout: Pieces of the value, none of which is to hide behind a larger one.
 
     Raises:
         MissingGradientError: A derivative is missing or partly missing.
@@ -82,7 +88,7 @@ def check_derivatives(
 
     point = x.detach().clone().requires_grad_(True)
     value = traced(point)
-    cotangent = random_like(value)
+    cotangent = random_like(value) / _piece_sizes(value.detach(), layout)
     parameters = leaves.detached_from_history()
     grads: list[Tensor | None] = [None] * (1 + len(parameters))
     if value.requires_grad:
@@ -102,21 +108,117 @@ def check_derivatives(
         return evaluate(x + size * x_direction)
 
     _compare(along_x, cotangent, exact, limits, f"the state in the {name}", value)
-    if parameters:
+    # Each leaf by itself: a small one must not hide behind a large one.
+    groups = [[k] for k in range(min(len(parameters), _SINGLE_LEAVES))]
+    rest = list(range(len(groups), len(parameters)))
+    for group in [*groups, rest] if rest else groups:
+        moved = [parameters[k] for k in group]
         directions = [
-            random_like(p) * (p.detach().abs() + _rms(p.detach()) + _tiny_scale(p))
-            for p in parameters
+            random_like(p) * (p.detach().abs() + _rms(p.detach()) + _tiny_scale(p)) for p in moved
         ]
         filled = [
             torch.zeros_like(p) if g is None else g
-            for g, p in zip(grads[1:], parameters, strict=True)
+            for g, p in zip((grads[1 + k] for k in group), moved, strict=True)
         ]
-        exact = float(sum_of_products(filled, directions))
+        _compare_leaves(
+            lambda: evaluate(x), moved, directions, filled, cotangent, limits, name, value
+        )
 
-        def along_parameters(size: float) -> Tensor:
-            return _perturbed(parameters, directions, size, lambda: evaluate(x))
 
-        _compare(along_parameters, cotangent, exact, limits, f"the parameters of the {name}", value)
+def _compare_leaves(
+    evaluate: Callable[[], Tensor],
+    leaves: list[Tensor],
+    directions: list[Tensor],
+    gradients: list[Tensor],
+    cotangent: Tensor,
+    limits: _Thresholds,
+    name: str,
+    value: Tensor,
+) -> None:
+    def along(size: float) -> Tensor:
+        return _perturbed(leaves, directions, size, evaluate)
+
+    exact = float(sum_of_products(gradients, directions))
+    _compare(along, cotangent, exact, limits, f"the parameters of the {name}", value)
+
+
+def check_time(
+    evaluate: Callable[[float], Tensor],
+    traced: Callable[[Tensor], Tensor],
+    t: float,
+    *,
+    bounds: tuple[float, float],
+    like: Tensor,
+    name: str,
+    layout: StateLayout | None = None,
+) -> None:
+    """Compare the derivative to t with a central difference.
+
+    Args:
+        evaluate: t to a value without graph.
+        traced: t, a tensor that requires grad, to a value with graph.
+        t: The time.
+        bounds: Times between which the function may be evaluated; the difference takes a small
+            fraction of their distance.
+        like: A state, for the dtype in which the function sees t.
+        name: "flow", "criterion" or "update", for the message.
+        layout: Pieces of the value.
+
+    Raises:
+        MissingGradientError: The derivative is missing or partly missing.
+    """
+    limits = _Thresholds.of(like.dtype)
+    low, high = bounds
+    span = high - low
+    reach = limits.perturbation * span
+    # Where the clock cannot tell the two sides apart there is no difference to compare with.
+    if not reach > 1e4 * torch.finfo(like.dtype).eps * max(abs(low), abs(high)):
+        return
+    middle = min(max(t, low + reach), high - reach)
+    time = torch.tensor(middle, dtype=like.dtype, device=like.device, requires_grad=True)
+    value = traced(time)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    cotangent = noise.to(value) / _piece_sizes(value.detach(), layout)
+    exact = 0.0
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(
+            value, time, cotangent, allow_unused=True, retain_graph=True
+        )
+        exact = 0.0 if gradient is None else float(gradient) * span
+    _compare(
+        lambda h: evaluate(middle + h * span), cotangent, exact, limits, f"t in the {name}", value
+    )
+
+
+def check_same_value(again: float, before: float, scale: float, *, name: str) -> None:
+    """A value of the forward run, computed again in the backward pass, must be the same.
+
+    Args:
+        again: The value now.
+        before: The value in the forward run.
+        scale: Size of what it was computed from, for rounding.
+        name: Of the function.
+
+    Raises:
+        NotReproducibleError: It is another one.
+    """
+    allowed = 1e3 * torch.finfo(torch.float64).eps * (abs(before) + scale)
+    if not abs(again - before) <= allowed:
+        raise NotReproducibleError(
+            f"the {name} gave {before:.9g} in the forward run and {again:.9g} now, at the same "
+            "point: something that it uses has changed since (a loop variable in a closure, a "
+            "buffer of a module), so its derivative would belong to another problem. Take the "
+            "gradient before the change, or bind the value when the function is made."
+        )
+
+
+def _piece_sizes(value: Tensor, layout: StateLayout | None) -> Tensor:
+    """Root mean square of the piece of each element; 1 where it is zero, or there are no pieces."""
+    if layout is None or value.ndim == 0:
+        return torch.ones_like(value)
+    sizes = layout.piecewise_rms(value)
+    return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
 
 
 def _perturbed(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite, sqrt
 from typing import cast
 
@@ -27,6 +28,8 @@ __all__ = ["NonFiniteCriterion", "Scan", "refine", "scan_step"]
 # Two interior points, not symmetric and not at simple fractions, so that a periodic J is not
 # aliased.
 _INTERIOR = (0.36, 0.71)
+# In a step that the flow does not limit in any way nothing is known of the scale on which J lives.
+_MANY = (0.07, 0.15, 0.24, 0.31, 0.4, 0.46, 0.55, 0.62, 0.69, 0.78, 0.86, 0.93)
 _MAX_DEPTH = 14
 _SAFETY = 2.0
 # Misfit of a parabola to the four samples, relative to their range, up to which steps may keep
@@ -111,7 +114,11 @@ class _Samples:
     """J at the points of a step that were looked at."""
 
     def __init__(
-        self, step: Step, criterion: CriterionMap, target: float, start_value: float
+        self,
+        step: Step,
+        criterion: CriterionMap,
+        target: float,
+        start_value: float,
     ) -> None:
         self.step = step
         self.criterion = criterion
@@ -144,16 +151,28 @@ class _Samples:
         first = min(max(index - 1, 0), len(self.points) - 4)
         return _Cubic.through(self.points[first : first + 4])
 
+    def resolution(self) -> tuple[float, bool]:
+        """By how much the next step may be longer for J to stay resolved, and whether it is now."""
+        values = [value for _, value in self.points]
+        # Wiggles that are small against the distance to the target do not matter.
+        extent = max(values) - min(values) + 0.25 * max(min(values) - self.target, 0.0)
+        roughness = self.misfit() / extent if extent > 0 else 0.0
+        growth = 0.9 * (_SMOOTH / max(roughness, 1e-9)) ** (1 / 3)
+        return min(max(growth, _MAX_SHRINK), _MAX_GROWTH), roughness <= _ROUGH
+
     def lowest(self) -> tuple[float, float]:
         """(s, J) of the smallest value seen."""
         return min(self.points, key=lambda point: point[1])
 
     def misfit(self) -> float:
-        """By how much the second interior sample misses the parabola through the other three."""
-        s, _ = self.points[2]
-        (s0, _), (s1, _), _, (s3, _) = self.points[:4]
-        third = self.model(0.0).coefficients[3]
-        return abs(third * (s - s0) * (s - s1) * (s - s3))
+        """By how much the third of four samples misses the parabola through the others, at most."""
+        worst = 0.0
+        for first in range(len(self.points) - 3):
+            four = self.points[first : first + 4]
+            (s0, _), (s1, _), (s, _), (s3, _) = four
+            third = _Cubic.through(four).coefficients[3]
+            worst = max(worst, abs(third * (s - s0) * (s - s1) * (s - s3)))
+        return worst
 
 
 def scan_step(
@@ -164,6 +183,7 @@ def scan_step(
     *,
     rtol: float = 0.0,
     may_retake: bool = False,
+    unlimited: bool = False,
 ) -> Scan:
     """Look for the first crossing in a step whose start is above the target.
 
@@ -175,22 +195,25 @@ def scan_step(
         rtol: Relative tolerance of the solve: a dip below the target that is shallower than this,
             relative to the target, is a touch.
         may_retake: Whether an unresolved step may be given back; else it is searched as it is.
+        unlimited: Whether nothing limited the length of the step: J is looked at more often.
 
     Raises:
         NonFiniteCriterion: J is NaN or infinite at a point that was looked at.
     """
     samples = _Samples(step, criterion, target, start_value)
+    growth, resolved = samples.resolution()
+    if resolved and unlimited:
+        for fraction in _MANY:
+            samples.at(fraction)
+        finer, resolved = samples.resolution()
+        growth = min(growth, finer)
     values = [value for _, value in samples.points]
     end_value = values[-1]
-    misfit = samples.misfit()
-    # Wiggles that are small against the distance to the target do not matter.
-    extent = max(values) - min(values) + 0.25 * max(min(values) - target, 0.0)
-    roughness = misfit / extent if extent > 0 else 0.0
-    growth = min(max(0.9 * (_SMOOTH / max(roughness, 1e-9)) ** (1 / 3), _MAX_SHRINK), _MAX_GROWTH)
-    if roughness > _ROUGH and may_retake:
+    if may_retake and not resolved:
         return Scan(end_value, start_value, step.t0, growth=growth, resolved=False)
+    misfit = samples.misfit()
     bracket = None
-    for (a, va), (b, vb) in zip(samples.points[:3], samples.points[1:4], strict=True):
+    for (a, va), (b, vb) in pairwise(list(samples.points)):
         bracket = _first_bracket(samples, a, va, b, vb, misfit, 0)
         if bracket is not None:
             break

@@ -194,6 +194,7 @@ class FlowMap(UserFunction):
 
     Attributes:
         times: The times as given.
+        reads_clock_blindly: Whether the flow was seen to lose its derivative to t (`t.item()`).
     """
 
     name = "flow"
@@ -211,6 +212,7 @@ class FlowMap(UserFunction):
         # The bounds in the dtype that the user sees: float32 rounds, and a 3/t flow must not see t
         # < t0.
         self.times = tuple(times)
+        self.reads_clock_blindly = False
         self._times = [UserFunction.time_tensor(self, t) for t in times]
         low, high = self._times[0], self._times[-1]
         if jumps_at_start:

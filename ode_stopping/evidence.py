@@ -10,6 +10,7 @@ leaves figures on the result. They come from what the solves know anyway:
   parameter integral, and its steps are added up with their signs.
 - `time_error`: the error estimates of the forward steps, each weighed by lam where it was made, add
   up to the error of T that they caused.
+- `clock`: one rounding of T, relative to T - t0.
 - `noise` and `rounding`: by how much lam(T) = -grad J / J' changes if x_T errs, on the level set of
   J, by the estimate of the last steps, or by one rounding of its elements.
 
@@ -73,6 +74,7 @@ class Evidence:
         time_term: The same relative to T - t0.
         noise: Relative change of lam(T) under the error estimate of the last steps.
         rounding: The same under one rounding of every element of x_T.
+        clock: One rounding of T (or of the t that the flow sees), relative to T - t0.
         second_run: Largest relative difference, over all that was differentiated to, to a second
             run at a tenth of the tolerance; None unless evidence="thorough".
         second_route: For routes that are checked by another one: the largest relative difference.
@@ -90,6 +92,7 @@ class Evidence:
     time_term: float | None = None
     noise: float | None = None
     rounding: float | None = None
+    clock: float | None = None
     second_run: float | None = None
     second_route: float | None = None
 
@@ -108,6 +111,7 @@ class Evidence:
             "time_term",
             "noise",
             "rounding",
+            "clock",
             "second_run",
             "second_route",
         )
@@ -174,6 +178,11 @@ class Evidence:
             return (
                 "the flow is stiff and the tolerance loose: the error of the last steps changes "
                 f"grad J / J' by {self.noise:.1e}. Use {tighter}."
+            )
+        if "clock" in large:
+            return (
+                "T - t0 is so small against T that the clock cannot tell it: let time start near "
+                "0, or use float64."
             )
         if "identity" in large:
             return (

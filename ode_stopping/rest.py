@@ -15,6 +15,7 @@ __all__ = ["Rest"]
 
 _WINDOW = 256
 _PROBES = 32
+_SHARE_OF_TIME = 1e-3
 
 
 class Rest:
@@ -29,20 +30,25 @@ class Rest:
 
     def __init__(self, tolerances: Tolerances) -> None:
         self._tolerances = tolerances
-        self._window: deque[tuple[Tensor, float]] = deque(maxlen=_WINDOW)
+        self._window: deque[tuple[float, Tensor, float]] = deque(maxlen=_WINDOW)
+        self._start: float | None = None
         self._until_next = _WINDOW
         self._largest = 0.0
 
     def is_resting(self, step: Step, excess: float) -> bool:
         """Whether the state has hardly moved for a while, up to the end of this step."""
-        self._window.append((step.y1, excess))
+        self._window.append((step.t1, step.y1, excess))
+        self._start = step.t0 if self._start is None else self._start
         self._largest = max(self._largest, float(step.y1.square().mean().sqrt()))
         self._until_next -= 1
         if self._until_next > 0:
             return False
         self._until_next = _WINDOW // 8
-        state, previous_excess = self._window[0]
+        time, state, previous_excess = self._window[0]
         if excess < 0.99 * previous_excess:
+            return False
+        # In a sliding mode the state does not move, for time does not: that is no rest.
+        if step.t1 - time < _SHARE_OF_TIME * (step.t1 - self._start):
             return False
         moved = (step.y1 - state).abs()
         floor = self._tolerances.floor(self._largest)
@@ -53,7 +59,7 @@ class Rest:
         """Whether the velocity at this state stays at its present noise until the horizon."""
         now, x = stepper.time, stepper.value
         speed = max(
-            float(flow.plain(s, y).abs().max()) for s, y in [(now, x), (now, self._window[0][0])]
+            float(flow.plain(s, y).abs().max()) for s, y in [(now, x), (now, self._window[0][1])]
         )
         remaining = max_time - now
         for i in range(1, _PROBES + 1):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nextafter
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ _MAX_RETAKES = 12
 _POLISH_AFTER = 20
 _POLISH = 1e-2
 _POLISH_LIMIT = 500
+# A step whose error is this small against the tolerance, on a run that has found its pace, was not
+# limited by the flow, and J is looked at more often inside.
+_EASY = 1e-3
+_EASY_AFTER = 4
 
 
 @dataclass
@@ -161,6 +166,14 @@ class _Run:
     def _segment(self, begin: float, end: float, *, last: bool) -> Search | None:
         """From breakpoint to breakpoint; None where it was passed without an outcome."""
         path = self.path
+        # Steps before a jump are not taken again after it.
+        path.recent.clear()
+        if begin > path.start:
+            # J may jump with the flow.
+            value = self.criterion.value(nextafter(begin, end), path.state)
+            if value <= self.target:
+                return self._jumped(begin, path.state, value)
+            path.values[-1] = value
         stepper = Stepper(
             self.settings,
             self.flow.plain,
@@ -192,7 +205,10 @@ class _Run:
             if step is None:
                 continue
             try:
-                scan = self._scan(step, path.values[-1], may_retake=retakes < _MAX_RETAKES)
+                unlimited = stepper.ratio < _EASY and stepper.accepted > _EASY_AFTER
+                scan = self._scan(
+                    step, path.values[-1], may_retake=retakes < _MAX_RETAKES, unlimited=unlimited
+                )
             except NonFiniteCriterion as failure:
                 # The crossing may come before the point where J ends: walk up to it in shorter
                 # steps.
@@ -225,7 +241,9 @@ class _Run:
         self.next_step = None
         return None
 
-    def _scan(self, step: Step, value: float, *, may_retake: bool = False) -> Scan:
+    def _scan(
+        self, step: Step, value: float, *, may_retake: bool = False, unlimited: bool = False
+    ) -> Scan:
         return scan_step(
             step,
             self.criterion,
@@ -233,6 +251,7 @@ class _Run:
             self.target,
             rtol=self.tolerances.rtol,
             may_retake=may_retake,
+            unlimited=unlimited,
         )
 
     def _polished(self, coarse: _Found, end: float) -> _Found | None:
@@ -295,10 +314,29 @@ class _Run:
         ):
             note = "a derivative at the crossing is not finite"
             return self._end(Status.DIVERGED, last.t1, last.y1, note)
+        if self._is_jump(crossing):
+            note = f"J jumps over the target: J(T) - eps = {value - self.target:.3g}"
+            return self._end(Status.DEGENERATE, last.t1, last.y1, note, crossing=crossing)
         if crossing.is_transversal(self.tolerances.rtol) and not found.scan.grazing:
             return self._end(Status.REACHED, last.t1, last.y1, crossing=crossing)
         note = f"J'(T) = {crossing.rate:.3g} against a scale of {crossing.rate_scale:.3g}"
         return self._end(Status.DEGENERATE, last.t1, last.y1, note, crossing=crossing)
+
+    def _is_jump(self, crossing: Crossing) -> bool:
+        """Whether J misses the target by more than T can be moved by tolerance and rounding."""
+        eps = torch.finfo(crossing.state.dtype).eps
+        rate, value = abs(crossing.rate), abs(crossing.value)
+        in_time = 10 * self.tolerances.rtol * (crossing.time - self.path.start)
+        in_time += 4 * eps * max(abs(crossing.time), abs(self.path.start))
+        rounding = eps * (value + float((crossing.gradient * crossing.state).abs().sum()))
+        return abs(crossing.value - self.target) > in_time * rate + 100 * rounding
+
+    def _jumped(self, time: float, state: Tensor, value: float) -> Search:
+        """J falls below the target where the flow jumps, and not by the flow."""
+        _, g, explicit = self.criterion.gradient(time, state)
+        crossing = Crossing(time, state, value, self.flow.plain(time, state), g, explicit)
+        note = f"J jumps over the target: J(T) - eps = {value - self.target:.3g}"
+        return self._end(Status.DEGENERATE, time, state, note, crossing=crossing)
 
     def _end(
         self,

@@ -131,6 +131,7 @@ class Stepper:
         value: y there.
         derivative: y' there.
         next_step: The size that is tried next.
+        ratio: Error of the latest trial, in units of what is allowed.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Stepper:
         self._method = Method(settings.method, function, y0)
         self._measure = measure
         self._max_step = min(settings.max_step, max(end - start, 0.0) or inf)
+        self.ratio = 1.0
         self._nonfinite = False
         self._previous_ratio = 1e-4
         self._before: tuple[float, Tensor, Tensor] | None = None
@@ -200,7 +202,7 @@ class Stepper:
             )
         end = self.end if t + size >= self.end else t + size
         trial, stages = self._method.step(t, end, y, f)
-        ratio = self._measure(trial)
+        ratio = self.ratio = self._measure(trial)
         if not (isfinite(ratio) and bool(torch.isfinite(trial.y1 + trial.f1).all())):
             # NaN in the error ratio, or an infinite state that divides its own error away: try a
             # tenth.

@@ -35,7 +35,7 @@ from .validation import (
     require_flag,
     require_instance,
 )
-from .warn import warn_about_rounding
+from .warn import warn_about_clock, warn_about_rounding
 
 __all__ = ["stopping_time"]
 
@@ -234,6 +234,7 @@ def _attached(
         problem = setup.solved(search)
         if needed:
             check_functions(problem)
+            warn_about_clock(problem, gradient, t0_wanted=inputs[1].requires_grad)
     # Before the graph is attached: a route may evaluate the flow for it.
     stats.checks = flow.calls - stats.nfe_forward
     if problem is not None:

@@ -6,11 +6,12 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from .consistency import check_derivatives, check_reproducible
+from .consistency import check_derivatives, check_reproducible, check_time
 from .evaluation import CriterionMap, FlowMap
 from .leaves import LeafSet
 from .search import Search
 from .solved import StoppingProblem
+from .status import MissingGradientError
 
 __all__ = ["check_criterion", "check_functions", "check_start", "trace_leaves"]
 
@@ -72,8 +73,36 @@ def check_functions(problem: StoppingProblem) -> None:
         x,
         problem.leaves,
         name="flow",
+        layout=problem.layout,
     )
+    if middle:
+        flow.reads_clock_blindly = not _knows_time(flow, t, x, (middle.t0, middle.t1))
     check_criterion(criterion, problem.leaves, problem.end, problem.crossing.state)
+    end, x_end = problem.end, problem.crossing.state
+    check_time(
+        lambda s: criterion.plain(s, x_end),
+        lambda s: criterion.traced(s, x_end),
+        end,
+        bounds=(steps[-1].t0 if steps else problem.start, end),
+        like=x_end,
+        name="criterion",
+    )
+
+
+def _knows_time(flow: FlowMap, t: float, x: Tensor, bounds: tuple[float, float]) -> bool:
+    try:
+        check_time(
+            lambda s: flow.plain(s, x),
+            lambda s: flow.traced(s, x),
+            t,
+            bounds=bounds,
+            like=x,
+            name=flow.name,
+            layout=flow.layout,
+        )
+    except MissingGradientError:
+        return False
+    return True
 
 
 def check_criterion(criterion: CriterionMap, leaves: LeafSet, t: float, x: Tensor) -> None:

@@ -7,10 +7,49 @@ import warnings
 import torch
 
 from .control import Tolerances
+from .gradients import DirectAdjoint, GradientRoute
 from .implicit import Crossing
-from .status import StoppingWarning
+from .solved import StoppingProblem
+from .status import GradientAccuracyWarning, MissingGradientError, StoppingWarning
 
-__all__ = ["warn_about_rounding"]
+__all__ = ["warn_about_clock", "warn_about_rounding"]
+
+_NEAR_JUMP_PER_RTOL = 50.0
+
+
+def warn_about_clock(problem: StoppingProblem, route: GradientRoute, *, t0_wanted: bool) -> None:
+    """Warn where T falls on a jump of the flow, and where the flow reads t as a number.
+
+    Raises:
+        MissingGradientError: The route needs the derivative to t that the flow loses.
+    """
+    span = problem.end - problem.start
+    near = _NEAR_JUMP_PER_RTOL * problem.tolerances.rtol * span
+    for jump in problem.times[1:-1]:
+        if abs(problem.end - jump) <= near:
+            warnings.warn(
+                f"the stopping time falls on the breakpoint {jump:g}, where it has one derivative "
+                "on each side: this is one of them. Move the target a little.",
+                GradientAccuracyWarning,
+                stacklevel=5,
+            )
+    if not problem.flow.reads_clock_blindly:
+        return
+    what = (
+        "the flow reads t as a number (t.item(), float(t), NumPy), so its derivative with respect "
+        "to t is lost"
+    )
+    if isinstance(route, DirectAdjoint) and t0_wanted:
+        raise MissingGradientError(
+            f"{what}, which DirectAdjoint needs for dT/dt0: compute with t itself, or use "
+            "InterpolatingAdjoint"
+        )
+    warnings.warn(
+        f"{what}: gradients do not need it, but the identity that checks them does, and is left "
+        "out of the evidence. Compute with t itself (torch.sin(t)).",
+        StoppingWarning,
+        stacklevel=5,
+    )
 
 
 def warn_about_rounding(crossing: Crossing, start: float, tolerances: Tolerances) -> None:
