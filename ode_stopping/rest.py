@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+import torch
 from torch import Tensor
 
 from .control import Tolerances
@@ -16,6 +17,8 @@ __all__ = ["Rest"]
 _WINDOW = 256
 _PROBES = 32
 _SHARE_OF_TIME = 1e-3
+_POWERS = 60
+_GROWTH = 1e-4
 
 
 class Rest:
@@ -68,4 +71,36 @@ class Rest:
             probe = flow.plain(now + fraction * remaining, x)
             if not float(probe.abs().max()) <= 10 * speed:
                 return False
-        return True
+        return not self._grows(flow, now, x)
+
+    def _grows(self, flow: FlowMap, t: float, x: Tensor) -> bool:
+        """Whether a small departure from x grows: a saddle is left in the end, however slowly.
+
+        Power iteration with the derivative of a Runge-Kutta step, by differences; stable flows,
+        oscillating ones too, shrink every departure or keep its size.
+        """
+        times = [entry[0] for entry in self._window]
+        length = (times[-1] - times[0]) / (len(times) - 1) / 3
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        size = torch.finfo(x.dtype).eps ** 0.5 * max(float(x.norm()), self._largest)
+        base = _runge_kutta(flow, t, x, length)
+        direction, growth = noise / noise.norm(), 1.0
+        for k in range(_POWERS):
+            moved = (_runge_kutta(flow, t, x + size * direction, length) - base) / size
+            factor = float(moved.norm())
+            if not factor > 0:
+                return False
+            direction = moved / factor
+            if k >= _POWERS // 2:
+                growth *= factor
+        return growth > 1 + _GROWTH
+
+
+def _runge_kutta(flow: FlowMap, t: float, x: Tensor, length: float) -> Tensor:
+    """One classical step of the flow as it is at time t."""
+    first = flow.plain(t, x)
+    second = flow.plain(t, x + 0.5 * length * first)
+    third = flow.plain(t, x + 0.5 * length * second)
+    fourth = flow.plain(t, x + length * third)
+    return x + length / 6 * (first + 2 * second + 2 * third + fourth)

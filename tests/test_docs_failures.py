@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import math
 import re
-import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+SCRIPT = DOCS / "failures"
 PAGE = DOCS / "when-is-it-wrong.md"
 # Those that take about a second or less; the script makes all of them.
 CHEAP = (
@@ -37,14 +37,11 @@ pytest.importorskip("matplotlib")
 
 
 @cache
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("failures", DOCS / "failures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["failures"] = module
-    spec.loader.exec_module(module)
-    return module
+def script(name: str = "measurements") -> ModuleType:
+    # `python docs/failures` finds its modules in the same way.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT)
+        return importlib.import_module(name)
 
 
 def page() -> str:
@@ -52,7 +49,7 @@ def page() -> str:
 
 
 def on_the_page(name: str) -> str:
-    found = re.search(rf"<!-- {name}: docs/failures.py -->\n(.*?)<!-- end -->", page(), re.DOTALL)
+    found = re.search(rf"<!-- {name}: docs/failures -->\n(.*?)<!-- end -->", page(), re.DOTALL)
     assert found is not None, f"no place for {name}"
     return found[1].strip()
 
@@ -78,18 +75,19 @@ def test_numbers_are_those_of_the_script(name: str) -> None:
     assert words[0] == words[1]
     pairs = zip(NUMBER.findall(measured), NUMBER.findall(written), strict=True)
     different = [pair for pair in pairs if not same(*pair)]
-    assert not different, f"run docs/failures.py --update: {different}"
+    assert not different, f"run docs/failures --update: {different}"
 
 
 def test_every_measurement_is_on_the_page() -> None:
-    marks = re.findall(r"<!-- (\w+): docs/failures.py -->", page())
+    marks = re.findall(r"<!-- (\w+): docs/failures -->", page())
     assert sorted(marks) == sorted(script().MEASUREMENTS)
     for name in marks:
-        assert on_the_page(name), f"run docs/failures.py --update {name}"
+        assert on_the_page(name), f"run docs/failures --update {name}"
 
 
 def test_every_block_of_code_is_an_example_of_the_script() -> None:
-    examples = {script().EVIDENCE, script().CHECK, script().CHECK_KINK}
+    evidence = script("evidence")
+    examples = {evidence.EVIDENCE, evidence.CHECK, evidence.CHECK_KINK}
     blocks = set(re.findall(r"```python\n(.*?)```", page(), re.DOTALL))
     assert blocks == examples
 
@@ -114,7 +112,8 @@ def test_links_and_images() -> None:
         elif not target.startswith("https://"):
             assert (DOCS / target).exists(), target
     linked = set(re.findall(r"\]\(images/(\w+)\.png\)", text))
-    drawn = set(re.findall(r'canvas\("(\w+)"', (DOCS / "failures.py").read_text(encoding="utf-8")))
+    code = "".join(path.read_text(encoding="utf-8") for path in SCRIPT.glob("*.py"))
+    drawn = set(re.findall(r'canvas\("(\w+)"', code))
     assert linked == drawn
 
 

@@ -218,3 +218,27 @@ def test_a_sliding_mode_is_no_rest() -> None:
             0.5,
             solver=Torchdiffeq(max_steps=2000),
         )
+
+
+def test_a_saddle_is_no_rest() -> None:
+    """x grows from 1e-12, far below the tolerance of the state, while y decays at once."""
+    rates = torch.tensor([1.0, 1e3], dtype=torch.float64)
+
+    def flow(t: Tensor, x: Tensor) -> Tensor:
+        return torch.stack([x[0] - x[0] ** 3, -rates[1] * x[1]])
+
+    def criterion(t: Tensor, x: Tensor) -> Tensor:
+        return 0.25 * (1 - x[0] ** 2) ** 2 + 500 * x[1] ** 2
+
+    result = stopping_time(
+        flow,
+        torch.tensor([1e-12, 1.0], dtype=torch.float64),
+        criterion,
+        1e-3,
+        max_time=100.0,
+        gradient=None,
+    )
+    # x/sqrt(1 - x^2) grows as e^t; at the target x^2 = 1 - sqrt(0.004).
+    end = 1 - math.sqrt(0.004)
+    exact = math.log(math.sqrt(end / (1 - end)) / 1e-12)
+    assert result.time.item() == pytest.approx(exact, rel=1e-4)
