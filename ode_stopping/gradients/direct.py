@@ -23,8 +23,9 @@ class DirectAdjoint(GradientRoute):
     own grid.
 
     Exact for: the discretised flow (it tends to the flow's as rtol does; on a stiff flow at a loose
-    tolerance the two differ). Memory: the graph of every evaluation. Cost: one backward pass
-    through the solver.
+    tolerance, and at kinks, the two differ). Memory: the graph of every evaluation. Cost: one
+    backward pass through the solver; at the first one also a backward solve of
+    `InterpolatingAdjoint` and a second replay, which are the evidence.
     """
 
     def pull_back(self, problem: StoppingProblem, cotangent: Tensor) -> PullBack:
