@@ -28,6 +28,7 @@ from ode_stopping import (
 )
 from ode_stopping.evidence import PROMISE_PER_RTOL
 from ode_stopping.gradients import PullBack
+from ode_stopping.path import _Dips
 from ode_stopping.solved import StoppingProblem
 
 EXPONENTIAL = CLOSED_FORMS[0]
@@ -324,3 +325,11 @@ def test_the_margin_is_measured_from_the_dip(
 
 def test_a_falling_criterion_has_no_near_miss() -> None:
     assert solved(EXPONENTIAL, InterpolatingAdjoint()).near_miss is None
+
+
+def test_dips_among_points_that_the_clock_cannot_tell_apart() -> None:
+    """Steps may be so short that two samples of J have the same time."""
+    dips = _Dips(target=0.0)
+    dips.add([(1.0, 3.0), (1.0, 2.0), (2.0, 1.0), (2.0, 5.0), (3.0, 2.0)])
+    assert dips.closest is not None
+    assert dips.closest.margin == pytest.approx(0.9, abs=0.11)
