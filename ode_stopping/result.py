@@ -121,7 +121,8 @@ class StoppingResult:
             f"  rate        {float(self.rate):.6g}   (J'(T))",
             f"  best        {self.best:.6g} at t = {self.best_time:.6g}",
             f"  steps       {s.accepted} accepted, {s.rejected} rejected",
-            f"  evaluations {s.nfe_forward} flow, {s.criterion_calls} criterion, {s.checks} checks",
+            f"  evaluations {s.nfe_forward} flow ({s.control} of them control the velocity), "
+            f"{s.criterion_calls} criterion, {s.checks} checks",
         ]
         if self.near_miss is not None:
             dip = self.near_miss
