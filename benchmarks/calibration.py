@@ -39,7 +39,7 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
-from ode_stopping.evidence import PROMISE_PER_RTOL
+from ode_stopping.evidence import LARGEST_PROMISE, PROMISE_PER_RTOL
 from ode_stopping.problems import geometric_spectrum, random_rotation
 from theory_checks.checks._closed_forms import CLOSED_FORMS
 from theory_checks.checks._rotated import eigen_gradient
@@ -93,6 +93,7 @@ class Row:
         error_of_time: Relative error of T - t0.
         estimate: What the evidence says.
         promise: Up to what nothing is said.
+        rtol: Tolerance of the run.
         warned: Whether a `GradientAccuracyWarning` came.
         worst: The largest figure of the evidence.
         figures: All of them.
@@ -105,6 +106,7 @@ class Row:
     error_of_time: float = math.nan
     estimate: float = math.nan
     promise: float = math.nan
+    rtol: float = math.nan
     warned: bool = False
     worst: str = ""
     figures: dict[str, float] | None = None
@@ -167,6 +169,7 @@ def solve(draw: Draw) -> Row:
         error_of_time,
         evidence.estimate,
         evidence.promise,
+        evidence.rtol,
         any(isinstance(w.message, GradientAccuracyWarning) for w in caught),
         max(figures, key=lambda name: figures[name]),
         figures,
@@ -311,7 +314,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
         found = [row for row in group if row.outcome == "gradient"]
         if not found:
             continue
-        per_rtol = [PROMISE_PER_RTOL * row.error / row.promise for row in found]
+        per_rtol = [row.error / row.rtol for row in found]
         ratio = [row.estimate / row.error for row in found if row.error > 0]
         lines.append(
             f"| {name} | {len(found)} | {np.median(per_rtol):.2g} | {max(per_rtol):.2g} | "
@@ -350,7 +353,7 @@ def main() -> None:
         f"--condition {options.condition:g}`: {seconds:.0f} s on {options.jobs} cores, "
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch "
         f"{version('torch')}, torchdiffeq {version('torchdiffeq')}. Promise: "
-        f"{PROMISE_PER_RTOL:g} rtol.",
+        f"{PROMISE_PER_RTOL:g} rtol, at most {LARGEST_PROMISE:g}.",
         "",
         *[f"- {name}: {count:g}" for name, count in counts.items()],
         "",
