@@ -86,8 +86,8 @@ def judge(
     `problem.thorough` a second run at a tenth of the tolerance with its backward pass; for
     `DirectAdjoint`, whose graph tells nothing, one backward solve of `InterpolatingAdjoint`.
     """
-    evidence, crossing = problem.evidence, problem.crossing
-    calls = problem.flow.calls
+    evidence, crossing, stats = problem.evidence, problem.crossing, problem.stats
+    calls, counted = problem.flow.calls, (stats.vjps, stats.nfe_backward)
     witness = found.pulled
     if isinstance(route, DirectAdjoint):
         other = differentiate(problem, InterpolatingAdjoint(), on_time, on_state)
@@ -118,7 +118,9 @@ def judge(
         evidence.second_run = float("inf")
         if again is not None:
             evidence.second_run = _difference(found, differentiate(again, route, on_time, on_state))
-    problem.stats.checks += problem.flow.calls - calls
+    # What the evidence took is no cost of the route.
+    stats.vjps, stats.nfe_backward = counted
+    stats.checks += problem.flow.calls - calls
     evidence.warn()
 
 

@@ -77,6 +77,14 @@ def test_the_estimate_is_no_smaller_than_a_tenth_of_the_error(case: ClosedForm) 
         assert error <= max(10 * estimate, PROMISE_PER_RTOL * rtol)
 
 
+def test_the_cost_of_the_evidence_is_not_the_cost_of_the_route() -> None:
+    """DirectAdjoint is checked by a backward solve of its own; its count is that of the replay."""
+    result = solved(EXPONENTIAL, DirectAdjoint())
+    before = result.stats.checks
+    assert result.stats.vjps == 6 * result.stats.accepted + 1
+    assert before > result.stats.accepted
+
+
 def test_before_a_backward_pass_there_is_none() -> None:
     leaves = EXPONENTIAL.leaves(1e-4, 0.0)
     result = EXPONENTIAL.solve(leaves, InterpolatingAdjoint())
