@@ -62,7 +62,8 @@ class Rotated:
 
     def __init__(self, dim: int, condition: float) -> None:
         self.objective = Quadratic(
-            10 / condition * geometric_spectrum(dim, condition), rotation=random_rotation(dim, seed=5)
+            10 / condition * geometric_spectrum(dim, condition),
+            rotation=random_rotation(dim, seed=5),
         )
         generator = torch.Generator().manual_seed(6)
         normal = torch.randn(2, dim, generator=generator, dtype=torch.float64)
