@@ -43,12 +43,12 @@ def smooth_pieces(
     times = sorted({_checked(b) for b in given})
     inside = [t for t in times if start < t < horizon]
     pieces = (start, *inside, horizon)
-    seen = [float(torch.tensor(t, dtype=like.dtype)) for t in pieces]
-    for first, second in pairwise(range(len(pieces))):
-        if inside and not seen[second] > seen[first]:
+    for first, second in pairwise(pieces) if inside else ():
+        seen = torch.tensor([first, second], dtype=like.dtype)
+        if not bool(seen[1] > seen[0]):
             raise ValueError(
                 f"breakpoints must be told apart by {like.dtype}, in which the flow sees t; got "
-                f"{pieces[first]!r} and {pieces[second]!r}"
+                f"{first!r} and {second!r}"
             )
     return pieces, start in times
 

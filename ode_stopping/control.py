@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,12 +24,14 @@ __all__ = ["StateError", "Tolerances", "Trial", "VelocityError"]
 
 # The absolute tolerance that goes with a relative one, in units of the size of the state: what an
 # element of the state may err where it passes through zero.
-FLOOR_PER_RTOL = 1e-4
+_FLOOR_PER_RTOL = 1e-4
 # Allowed change of the velocity, in units of rtol.
 _VELOCITY_PER_RTOL = 10.0
 # Steps between two looks at the velocity where the state decides.
 _LONGEST_PAUSE = 7
 _ROUNDING = 32.0
+
+_Size = TypeVar("_Size", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,9 @@ class Tolerances:
     rtol: float
     atol: float | None = None
 
-    def floor(self, size: float) -> float:
-        """The absolute tolerance for a state of this size."""
-        return FLOOR_PER_RTOL * self.rtol * size if self.atol is None else self.atol
+    def floor(self, size: _Size) -> _Size | float:
+        """The absolute tolerance for a state of this size, or for pieces of these sizes."""
+        return _FLOOR_PER_RTOL * self.rtol * size if self.atol is None else self.atol
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,9 @@ class StateError:
         return float(self._layout.norm(trial.error / scale))
 
     def _absolute(self, size: Tensor) -> Tensor | float:
-        if self._tolerances.atol is not None:
-            return self._tolerances.atol
-        factor = FLOOR_PER_RTOL * self._tolerances.rtol
         if len(self._layout.shapes) == 1:
-            return factor * size.square().mean().sqrt()
-        return factor * self._layout.piecewise_rms(size)
+            return self._tolerances.floor(size.square().mean().sqrt())
+        return self._tolerances.floor(self._layout.piecewise_rms(size))
 
 
 class VelocityError:
@@ -113,7 +113,6 @@ class VelocityError:
 
     Attributes:
         evaluations: Evaluations of the flow that this took.
-        rejections: Steps that were right in the state and not in the velocity.
         largest: Largest relative change of the velocity in an accepted step that was looked at.
     """
 
@@ -131,7 +130,6 @@ class VelocityError:
         self._pause = 0
         self._skip = 0
         self.evaluations = 0
-        self.rejections = 0
         self.largest = 0.0
 
     def __call__(self, trial: Trial) -> float:
@@ -143,8 +141,6 @@ class VelocityError:
             self._skip -= 1
             return by_state
         by_velocity = self._velocity(trial)
-        if by_velocity > 1.0:
-            self.rejections += 1
         if by_velocity > 0.5 * by_state:
             self._pause = 0
         else:
@@ -161,10 +157,8 @@ class VelocityError:
         # shorter step would make the velocity better.
         size = self._layout.rms(trial.y1)
         eps = torch.finfo(size.dtype).eps
-        floor = torch.full_like(size, self._tolerances.atol or 0.0)
-        if self._tolerances.atol is None:
-            floor = FLOOR_PER_RTOL * self._tolerances.rtol * size
-        floor = torch.maximum(floor, _ROUNDING * eps * size)
+        absolute = torch.zeros_like(size) + self._tolerances.floor(size)
+        floor = torch.maximum(absolute, _ROUNDING * eps * size)
         if bool((self._layout.rms(trial.error) <= floor).all()):
             return 0.0
         ratio = change / (limit * speed).clamp_min(torch.finfo(size.dtype).tiny)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -42,7 +43,6 @@ class Path:
         self.best = (float("inf"), float("nan"))
         self.recent: deque[Step] = deque(maxlen=_RECENT)
         self._keep = keep
-        self._target = target
         self._largest = float(x0.norm())
         self._dips = _Dips(target)
 
@@ -107,7 +107,6 @@ class _Dips:
     def __init__(self, target: float) -> None:
         self._target = target
         self._points: deque[tuple[float, float]] = deque(maxlen=3)
-        self._open: tuple[float, float] | None = None
         self.closest: NearMiss | None = None
 
     def add(self, points: Iterable[tuple[float, float]]) -> None:
@@ -120,15 +119,15 @@ class _Dips:
                 (_, before), (_, middle), (_, after) = self._points
                 if before > middle < after:
                     self._dip(_vertex(list(self._points)))
-            if self.closest is not None and self._open is not None:
+            if self.closest is not None:
                 # The height to which J rises again after the closest dip: what it is small against.
-                height = max(self.closest.rebound, point[1] - self._open[1])
-                self.closest = NearMiss(self.closest.time, self.closest.margin, height)
+                lowest = self._target + self.closest.margin
+                height = max(self.closest.rebound, point[1] - lowest)
+                self.closest = replace(self.closest, rebound=height)
 
     def _dip(self, vertex: tuple[float, float]) -> None:
         margin = vertex[1] - self._target
         if self.closest is None or margin < self.closest.margin:
-            self._open = vertex
             self.closest = NearMiss(vertex[0], margin, 0.0)
 
 

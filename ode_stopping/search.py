@@ -102,7 +102,7 @@ def find_crossing(
         stats: Counts, filled in.
     """
     path = Path(flow.layout, times[0], x0, keep, target)
-    run = _Run(flow, criterion, path, target, settings, tolerances, stats)
+    run = _Run(flow, criterion, path, target, settings, tolerances)
     calls = flow.calls
     try:
         return run.through(times)
@@ -126,7 +126,6 @@ class _Run:
         target: float,
         settings: Torchdiffeq,
         tolerances: Tolerances,
-        stats: Stats,
     ) -> None:
         self.flow = flow
         self.criterion = criterion
@@ -134,12 +133,19 @@ class _Run:
         self.target = target
         self.settings = settings
         self.tolerances = tolerances
-        self.stats = stats
-        self.rejected = 0
-        self.taken = 0
+        self.steppers: list[Stepper] = []
         self.control = self._control(tolerances)
         self.rest = Rest(tolerances)
-        self.next_step: float | None = None
+
+    @property
+    def rejected(self) -> int:
+        """Steps that were rejected, over all segments."""
+        return sum(stepper.rejected for stepper in self.steppers)
+
+    @property
+    def taken(self) -> int:
+        """Steps that were tried, over all segments."""
+        return sum(stepper.accepted + stepper.rejected for stepper in self.steppers)
 
     def _control(self, tolerances: Tolerances) -> VelocityError:
         layout = self.flow.layout
@@ -181,17 +187,14 @@ class _Run:
             end,
             path.state,
             measure=self.control,
-            first_step=self.next_step,
         )
+        self.steppers.append(stepper)
         if not bool(torch.isfinite(stepper.derivative).all()):
             note = f"the flow is not finite at t = {begin:.6g}"
             return self._end(Status.DIVERGED, begin, path.state, note)
-        taken, rejected = self.taken, self.rejected
         retakes = 0
         ends_at: NonFiniteCriterion | None = None
         while not stepper.done:
-            self.taken = taken + stepper.accepted + stepper.rejected
-            self.rejected = rejected + stepper.rejected
             if self.taken >= self.settings.max_steps:
                 note = f"the step limit of {self.settings.max_steps} was used up"
                 return self._end(Status.STALLED, stepper.time, stepper.value, note)
@@ -224,7 +227,6 @@ class _Run:
                 ends_at = None
             path.look(scan)
             if scan.crossing is not None:
-                self.rejected = rejected + stepper.rejected
                 coarse = _Found(stepper, step, scan)
                 return self._finish(self._polished(coarse, end) or coarse)
             stepper.limit_next_step(scan.growth * (step.t1 - step.t0))
@@ -236,9 +238,6 @@ class _Run:
             ):
                 note = f"the state has come to rest at t = {step.t1:.6g}"
                 return self._end(Status.NOT_REACHED, step.t1, step.y1, note)
-        self.taken = taken + stepper.accepted + stepper.rejected
-        self.rejected = rejected + stepper.rejected
-        self.next_step = None
         return None
 
     def _scan(

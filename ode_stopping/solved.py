@@ -31,7 +31,6 @@ class StoppingProblem:
         tolerances: Tolerances of the forward run.
         trajectory: x(t) on [t0, T].
         crossing: The crossing.
-        start: t0, in flow time.
         x0: x(t0), shape (n,), without graph.
         stats: Counts, shared with the result.
         target: eps.
@@ -49,7 +48,6 @@ class StoppingProblem:
     tolerances: Tolerances
     trajectory: Trajectory
     crossing: Crossing
-    start: float
     x0: Tensor
     stats: Stats
     target: float
@@ -57,6 +55,11 @@ class StoppingProblem:
     state_error: Tensor
     evidence: Evidence
     thorough: bool = False
+
+    @property
+    def start(self) -> float:
+        """t0, in flow time."""
+        return self.times[0]
 
     @property
     def end(self) -> float:

@@ -189,7 +189,6 @@ class _Setup:
             tolerances=self.tolerances,
             trajectory=search.trajectory,
             crossing=search.crossing,
-            start=self.times[0],
             x0=self.x0,
             stats=self.stats,
             target=self.target,
