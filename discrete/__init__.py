@@ -12,7 +12,7 @@ from .check import check_index_gradient
 from .result import StoppingIndexResult
 from .step_decrease import StepDecrease
 from .stopping import stopping_index
-from .updates import Euler, Heun, RungeKutta4, UpdateRule
+from .updates import Euler, Heun, RungeKutta4, SemiImplicitEuler, UpdateRule
 
 __all__ = [
     "DiscreteAdjoint",
@@ -20,6 +20,7 @@ __all__ = [
     "Heun",
     "IndexRoute",
     "RungeKutta4",
+    "SemiImplicitEuler",
     "StepDecrease",
     "StoppingIndexResult",
     "Truncated",

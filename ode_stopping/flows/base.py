@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 
@@ -35,7 +35,29 @@ class Flow(nn.Module, ABC):
         """The position x inside a state: the first entry of a tuple, else the state itself."""
         return first_entry(state)
 
+    def position_velocity(self, t: Tensor, state: State) -> Tensor:
+        """x' alone: the first piece of the velocity; a flow that has it more cheaply overrides it.
+
+        The semi-implicit Euler method moves the position with it, after all other states.
+        """
+        return first_entry(self(t, state))
+
 
 def first_entry(state: State) -> Tensor:
     """The library's convention for augmented states (x, v, ...): the position comes first."""
     return state[0] if isinstance(state, tuple) else state
+
+
+def pieces(state: object, count: int, name: str) -> tuple[Tensor, ...]:
+    """The pieces of a state that has so many.
+
+    Raises:
+        TypeError: It has not.
+    """
+    if isinstance(state, tuple) and len(state) == count:
+        return cast("tuple[Tensor, ...]", state)
+    what = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
+    raise TypeError(
+        f"the state of {name} is a tuple of {count} tensors, got {what}: start from "
+        "flow.initial_state(x0)"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -37,9 +37,46 @@ class GradientFlow(Flow):
         """The gradient of f at x, shape of x."""
         return objective_gradient(self.objective, x)
 
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+    def forward(self, t: Tensor, x: Any) -> Any:
         """-grad f(x), shape of x."""
         return -self.gradient(x)
+
+    def excess(self, x: Tensor, minimum: float | None = None) -> Tensor:
+        """f(x) - f*, one number a sample; f* is the objective's own unless given, or else 0."""
+        known = getattr(self.objective, "minimum", None) if minimum is None else minimum
+        return self.objective(x) - (0.0 if known is None else known)
+
+    def known_minimizer(self, minimizer: Tensor | None, like: Tensor) -> Tensor:
+        """x*, given or the objective's own.
+
+        Raises:
+            ValueError: Neither is there.
+        """
+        known = getattr(self.objective, "minimizer", None) if minimizer is None else minimizer
+        if known is None:
+            raise ValueError("this energy needs x*: give minimizer=, the objective has none")
+        return known.to(like)
+
+    def energy(
+        self,
+        t: Tensor | float,
+        state: Any,
+        *,
+        minimum: float | None = None,
+        minimizer: Tensor | None = None,
+    ) -> Tensor:
+        """An energy that never rises along the flow; here f(x) - f*, E' = -<A, grad f> <= 0.
+
+        Args:
+            t: flow time.
+            state: the state; x of shape (..., d).
+            minimum: f*; default the objective's own, or 0 where it has none.
+            minimizer: x*, for energies that need it; default the objective's own.
+
+        Returns:
+            One number a sample.
+        """
+        return self.excess(self.position(state), minimum)
 
 
 class RescaledGradientFlow(GradientFlow):

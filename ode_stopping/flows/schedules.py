@@ -9,8 +9,11 @@ term.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ode_stopping.problems.tensors import Number, attach, scalar
 
@@ -118,6 +121,60 @@ class PolynomialSchedule(nn.Module):
     def extra_repr(self) -> str:
         """The values, for printing."""
         return _values(self, "rate", "power", "start", "scale")
+
+
+class NetworkSchedule(nn.Module):
+    """value(t) = softplus(b + sum_j v_j tanh(w_j log(1 + t - start) + u_j)): learnable, positive.
+
+    Smooth, so that its derivative in time is one by autograd. It starts as the constant `value` up
+    to `spread`.
+
+    Args:
+        value: where it starts, > 0.
+        hidden: number of units.
+        start: flow time from which it is used; valid for t > start - 1.
+        seed: of a generator of its own.
+        spread: standard deviation of the output weights, times sqrt(hidden).
+
+    Raises:
+        ValueError: value not positive, or hidden < 1.
+    """
+
+    start: Tensor
+
+    def __init__(
+        self,
+        value: Number,
+        *,
+        hidden: int = 8,
+        start: Tensor | Number = 0.0,
+        seed: int = 0,
+        spread: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not 0 < value < math.inf:
+            raise ValueError(f"value must be positive and finite, got {value}")
+        if hidden < 1:
+            raise ValueError(f"hidden must be at least 1, got {hidden}")
+        attach(self, "start", scalar(start, "start"))
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(scale: float) -> nn.Parameter:
+            return nn.Parameter(
+                scale * torch.randn(hidden, generator=generator, dtype=torch.float64)
+            )
+
+        self.weight, self.shift = draw(1.0), draw(1.0)
+        self.output = draw(spread / math.sqrt(hidden))
+        # softplus^{-1}(value) = value + log(1 - exp(-value))
+        inverse = value + math.log(-math.expm1(-float(value)))
+        self.bias = nn.Parameter(torch.tensor(inverse, dtype=torch.float64))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """value(t), 0-d, float64."""
+        age = torch.log1p(t.to(self.bias.dtype) - self.start)
+        units = torch.tanh(self.weight * age + self.shift)
+        return functional.softplus(self.bias + (self.output * units).sum(), threshold=40.0)
 
 
 def _values(module: nn.Module, *names: str) -> str:

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ode_stopping.problems.differentiation import value_and_gradient
+
 Objective: TypeAlias = Callable[[Tensor], Tensor]
 
 
@@ -130,32 +132,18 @@ def check_objective(objective: object) -> None:
 
 def _autograd_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, int]:
     check_objective(objective)
-    keep_graph = torch.is_grad_enabled()
-    through_x = keep_graph and x.requires_grad
-    with torch.enable_grad():
-        # A fresh alias of x: should f also use x by another way (a reference point that is the
-        # same tensor, say), only the path through its argument counts as the gradient.
-        point = x.view_as(x) if through_x else x.detach().requires_grad_()
+
+    def checked(point: Tensor) -> Tensor:
         value = objective(point)
         _check_value(value, x)
-        gradient = None
-        if value.requires_grad:
-            (gradient,) = torch.autograd.grad(
-                value.sum(), point, create_graph=keep_graph, allow_unused=True
-            )
+        return value
+
+    value, gradient = value_and_gradient(checked, x)
     if gradient is None:
         raise ValueError(
             "objective does not depend on x as far as autograd can see: its value must be computed "
             "from x by torch operations (no .item(), .detach(), numpy or no_grad on the way)"
         )
-    if not keep_graph:
-        gradient = gradient.detach()
-    elif not through_x:
-        # The leaf made above must not pass for one of the user's: with requires_grad off nothing
-        # accumulates in it, and a graph that leads to it alone is no graph at all.
-        point.requires_grad_(False)
-        if not _reaches_leaf(gradient):
-            gradient = gradient.detach()
     return gradient, value.ndim
 
 
@@ -171,20 +159,3 @@ def _check_value(value: object, x: Tensor) -> None:
             f"objective must return one value a sample, shape {expected} for x of shape "
             f"{tuple(x.shape)}, got shape {tuple(value.shape)}"
         )
-
-
-def _reaches_leaf(tensor: Tensor) -> bool:
-    """Whether a graph leads to any leaf that requires grad."""
-    if tensor.grad_fn is None:
-        return tensor.requires_grad
-    pending, seen = [tensor.grad_fn], {tensor.grad_fn}
-    while pending:
-        node = pending.pop()
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and leaf.requires_grad:
-            return True
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                pending.append(following)
-    return False

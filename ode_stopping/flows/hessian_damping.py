@@ -1,0 +1,235 @@
+"""Inertial flows with Hessian-driven damping, written without the Hessian.
+
+    x'' + a(t) x' + beta(t) hess f(x) x' + gamma(t) grad f(x) = 0
+
+With v = x' + beta grad f(x) this is of first order in (x, v) and needs gradients only (Attouch,
+Chbani, Fadili, Riahi, "First-order optimization algorithms via inertial systems with Hessian driven
+damping", Math. Program. 2022):
+
+    x' = v - beta g,   v' = -a (v - beta g) + (beta' - gamma) g,   g = grad f(x)
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ode_stopping.flows.base import State
+from ode_stopping.flows.gradient import GradientFlow
+from ode_stopping.flows.hyperparameters import (
+    NONNEGATIVE,
+    POSITIVE,
+    Hyperparameter,
+    at_time,
+    hold,
+    rate_at_time,
+)
+from ode_stopping.flows.inertial import pair
+from ode_stopping.problems.base import Objective
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """a, beta, beta' and gamma at one time, each 0-d."""
+
+    damping: Tensor
+    beta: Tensor
+    beta_rate: Tensor
+    gamma: Tensor
+
+
+class HessianDampedFlow(GradientFlow):
+    """x' = v - beta g, v' = -a (v - beta g) + (beta' - gamma) g, with g = grad f(x).
+
+    The state is (x, v), both of shape (..., d); v is x' + beta g and not the velocity.
+    """
+
+    @abstractmethod
+    def coefficients(self, t: Tensor, like: Tensor) -> Coefficients:
+        """The coefficients at time t, in the dtype of `like`."""
+
+    def forward(self, t: Tensor, x: State) -> State:
+        """The velocity of (x, v)."""
+        position, v = pair(x, type(self).__name__)
+        g, now = self.gradient(position), self.coefficients(t, v)
+        velocity = v - now.beta * g
+        return velocity, -now.damping * velocity + (now.beta_rate - now.gamma) * g
+
+    def position_velocity(self, t: Tensor, state: State) -> Tensor:
+        """x' = v - beta g."""
+        position, v = pair(state, type(self).__name__)
+        return v - self.coefficients(t, v).beta * self.gradient(position)
+
+
+class InertialHessianFlow(HessianDampedFlow):
+    """x'' + a(t) x' + beta(t) hess f x' + gamma(t) grad f = 0 (ISHD).
+
+    Semi-implicit Euler with constant beta = h, gamma = 1 and v0 = 0 is SGD with nesterov=True
+    (a = (1 - m)/h), and with a = 3/t, t0 = 3h, Nesterov's method, the look-ahead iterates. Euler
+    with step h is EIGAC (Xie, Yin, Wen, arXiv 2406.02006).
+
+    Args:
+        objective: as for `GradientFlow`.
+        damping: a >= 0: a number (fixed), a 0-d tensor, or a callable of t; `VanishingDamping(a)`
+            is a/t.
+        beta: of the Hessian-driven damping, >= 0; as for damping. beta' is taken by autograd.
+        gamma: of the gradient, > 0; as for damping.
+
+    Raises:
+        TypeError, ValueError: what `GradientFlow` raises, for constants out of range, and what the
+            damping raises at a call.
+    """
+
+    damping: Any
+    beta: Any
+    gamma: Any
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        damping: Hyperparameter,
+        beta: Hyperparameter,
+        gamma: Hyperparameter,
+    ) -> None:
+        super().__init__(objective)
+        hold(self, "damping", damping, NONNEGATIVE)
+        hold(self, "beta", beta, NONNEGATIVE)
+        hold(self, "gamma", gamma, POSITIVE)
+
+    def coefficients(self, t: Tensor, like: Tensor) -> Coefficients:
+        """The coefficients at time t, in the dtype of `like`."""
+        beta, beta_rate = rate_at_time(self.beta, t, like)
+        damping, gamma = at_time(self.damping, t, like), at_time(self.gamma, t, like)
+        return Coefficients(damping, beta, beta_rate, gamma)
+
+    def initial_state(
+        self,
+        x0: Tensor,
+        *,
+        t0: float | Tensor | None = None,
+        velocity: Tensor | None = None,
+    ) -> State:
+        """(x0, v0) with the velocity x'(t0), zero by default: v0 = x'(t0) + beta(t0) grad f(x0).
+
+        Args:
+            x0: start, shape (..., d).
+            t0: start time; needed where beta depends on time.
+            velocity: x'(t0), shape of x0.
+
+        Raises:
+            ValueError: beta is a schedule and no t0 is given.
+        """
+        if t0 is None and callable(self.beta) and not isinstance(self.beta, Tensor):
+            raise ValueError("initial_state needs t0=, the start time: beta is a function of time")
+        beta = at_time(self.beta, torch.as_tensor(0.0 if t0 is None else t0).to(x0), x0)
+        v0 = beta * self.gradient(x0)
+        return x0, v0 if velocity is None else v0 + velocity
+
+    def weight(self, t: Tensor, like: Tensor) -> Tensor:
+        """w = gamma - beta' - beta/t, 0-d: the weight of f in the energy, over t^2."""
+        now = self.coefficients(t, like)
+        return now.gamma - now.beta_rate - now.beta / t.to(like)
+
+    def energy(
+        self,
+        t: Tensor | float,
+        state: State,
+        *,
+        minimum: float | None = None,
+        minimizer: Tensor | None = None,
+    ) -> Tensor:
+        """t^2 w (f(x) - f*) + |(alpha - 1)(x - x*) + t v|^2/2.
+
+        With alpha = t a(t) and w = gamma - beta' - beta/t. For convex f and a damping alpha/t it
+        does not rise where w > 0 and t w' <= (alpha - 3) w (see `convergence_margins`), so that
+        f(x) - f* <= E(t0)/(t^2 w) (arXiv 2406.02006, with kappa = 1, lambda = alpha - 1).
+
+        Args:
+            t: flow time, > 0.
+            state: (x, v).
+            minimum: f*; default the objective's own, or 0 where it has none.
+            minimizer: x*; default the objective's own.
+
+        Raises:
+            ValueError: x* is not known.
+        """
+        x, v = pair(state, type(self).__name__)
+        time = torch.as_tensor(t).to(x)
+        alpha = time * at_time(self.damping, time, x)
+        moved = (alpha - 1) * (x - self.known_minimizer(minimizer, x)) + time * v
+        weight = time.square() * self.weight(time, x)
+        return weight * self.excess(x, minimum) + 0.5 * (moved * moved).sum(-1)
+
+
+class HighResolutionFlow(HessianDampedFlow):
+    """x'' + 2 sqrt(mu) x' + sqrt(s) hess f x' + (1 + sqrt(mu s)) grad f = 0.
+
+    The high-resolution limit of NAG-SC with step s (Shi, Du, Jordan, Su, Math. Program. 2022): it
+    keeps the gradient correction, which the limit of first order loses. A limit only: no step gives
+    the algorithm back.
+
+    Args:
+        objective: as for `GradientFlow`.
+        mu: modulus of strong convexity, > 0; a number (fixed), a 0-d tensor or a learnable module.
+        s: step of the algorithm, > 0 (there at most 1/L); as for mu.
+
+    Raises:
+        TypeError, ValueError: what `GradientFlow` raises, and for mu or s <= 0.
+    """
+
+    mu: Any
+    s: Any
+
+    def __init__(self, objective: Objective, *, mu: Hyperparameter, s: Hyperparameter) -> None:
+        super().__init__(objective)
+        hold(self, "mu", mu, POSITIVE)
+        hold(self, "s", s, POSITIVE)
+
+    def _constants(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        return at_time(self.mu, t, like), at_time(self.s, t, like)
+
+    def coefficients(self, t: Tensor, like: Tensor) -> Coefficients:
+        """The coefficients; constants."""
+        mu, s = self._constants(t, like)
+        return Coefficients(2 * mu.sqrt(), s.sqrt(), torch.zeros_like(s), 1 + (mu * s).sqrt())
+
+    def initial_state(self, x0: Tensor, *, velocity: Tensor | None = None) -> State:
+        """(x0, v0) with x'(0) = -2 sqrt(s) grad f(x0)/(1 + sqrt(mu s)), or the velocity given."""
+        mu, s = self._constants(torch.zeros((), dtype=x0.dtype, device=x0.device), x0)
+        g = self.gradient(x0)
+        if velocity is None:
+            velocity = -2 * s.sqrt() / (1 + (mu * s).sqrt()) * g
+        return x0, velocity + s.sqrt() * g
+
+    def energy(
+        self,
+        t: Tensor | float,
+        state: State,
+        *,
+        minimum: float | None = None,
+        minimizer: Tensor | None = None,
+    ) -> Tensor:
+        """(1 + sqrt(mu s))(f - f*) + |x'|^2/4 + |x' + 2 sqrt(mu)(x - x*) + sqrt(s) g|^2/4.
+
+        E' <= -sqrt(mu)/4 E for mu-strongly convex f (Shi, Du, Jordan, Su 2022, Lemma 1).
+
+        Args:
+            t: flow time.
+            state: (x, v); x' = v - sqrt(s) g.
+            minimum: f*; default the objective's own, or 0 where it has none.
+            minimizer: x*; default the objective's own.
+
+        Raises:
+            ValueError: x* is not known.
+        """
+        x, v = pair(state, type(self).__name__)
+        mu, s = self._constants(torch.as_tensor(t).to(x), x)
+        velocity = v - s.sqrt() * self.gradient(x)
+        mixed = v + 2 * mu.sqrt() * (x - self.known_minimizer(minimizer, x))
+        kinetic = 0.25 * (velocity.square().sum(-1) + mixed.square().sum(-1))
+        return (1 + (mu * s).sqrt()) * self.excess(x, minimum) + kinetic
