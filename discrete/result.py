@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ode_stopping.evaluation import Stats
+from ode_stopping.plots import plot_criterion, plot_states
 from ode_stopping.result import detached_state, optional_module
 from ode_stopping.states import State, StateLayout
 from ode_stopping.status import Status
@@ -24,9 +25,18 @@ class IndexTrajectory:
 
     Attributes:
         losses: J(x_k), k = 0..N, shape (N + 1,), float64.
+        clock: (t0, h), for pictures over flow time; None where the update has no step.
     """
 
-    def __init__(self, layout: StateLayout, losses: list[float], store: StateStore | None) -> None:
+    def __init__(
+        self,
+        layout: StateLayout,
+        losses: list[float],
+        store: StateStore | None,
+        *,
+        clock: tuple[float, float] | None = None,
+    ) -> None:
+        self.clock = clock
         self._layout = layout
         self._store = store
         self.losses = torch.tensor(losses, dtype=torch.float64)
@@ -47,6 +57,10 @@ class IndexTrajectory:
             raise RuntimeError("no states were kept: the route needs none, or gradient=None")
         kept = [self._store.get(k) for k in self.indices]
         return self._layout.unpack(torch.stack([state for state in kept if state is not None]))
+
+    def plot(self, axes: Any = None) -> Any:
+        """The entries of x_k over k, of the kept states (matplotlib; needs the extra `checks`)."""
+        return plot_states(self, axes=axes)
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -115,19 +129,12 @@ class StoppingIndexResult:
         return pandas.DataFrame({"step": range(len(losses)), "criterion": losses})
 
     def plot(self, axes: Any = None) -> Any:
-        """J over steps with N marked, on matplotlib axes (needs the extra `checks`)."""
-        if axes is None:
-            axes = optional_module("matplotlib.pyplot", "plot").figure().add_subplot()
-        losses = self.trajectory.losses
-        axes.plot(range(len(losses)), losses, marker=".", label="J(x_k)")
-        if self.index >= 0:
-            axes.plot(self.index, float(losses[self.index]), "o", label=f"N = {self.index}")
-        if bool((losses > 0).all()):
-            axes.set_yscale("log")
-        axes.set_xlabel("step k")
-        axes.set_ylabel("criterion J")
-        axes.legend()
-        return axes
+        """J over steps with N marked, on matplotlib axes (needs the extra `checks`).
+
+        `ode_stopping.plots.plot_criterion` takes several runs and has more options.
+        """
+        target = None if self.problem is None else self.problem.target
+        return plot_criterion(self, axes=axes, target=target)
 
     def __getstate__(self) -> dict[str, Any]:
         plain = replace(

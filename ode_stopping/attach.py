@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backward import differentiate, judge
+from .backward import Cotangents, differentiate, judge
 from .gradients import GradientRoute
 from .gradients.direct import DirectAdjoint
 from .leaves import LeafSet
@@ -32,18 +32,22 @@ Inputs = tuple[Tensor, Tensor, Tensor]  # x0 (n,), t0 (), target ()
 
 def attach_crossing(
     problem: StoppingProblem, route: GradientRoute, inputs: Inputs
-) -> tuple[Tensor, Tensor]:
-    """T, shape (), and x_T, shape (n,), differentiable to the inputs and the problem's leaves."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """T, shape (), x_T and x at the fixed time T, shape (n,), differentiable.
+
+    To the inputs and to the problem's leaves. The last is for a run that goes on from there: the
+    derivative of x_T has the moving T in it, which is not its start.
+    """
     if isinstance(route, DirectAdjoint):
         x0, t0, target = inputs
-        outputs = route.graph(problem, x0, t0, target)
+        time, state, fixed = route.graph(problem, x0, t0, target)
         hook = _judged_once(problem, route)
-        for output in outputs:
+        for output in (time, state):
             if output.requires_grad:
                 output.register_hook(hook)
-        return outputs
-    time, state = _Crossing.apply(problem, route, *inputs, *problem.leaves.tensors)
-    return time, state
+        return time, state, fixed
+    time, state, fixed = _Crossing.apply(problem, route, *inputs, *problem.leaves.tensors)
+    return time, state, fixed
 
 
 def attach_constant(search: Search, inputs: Inputs, leaves: LeafSet) -> tuple[Tensor, Tensor]:
@@ -78,30 +82,36 @@ def attach_miss(
 
 
 class _Crossing(torch.autograd.Function):
-    """(T, x_T) as a function of (x0, t0, target, *leaves), by the implicit function theorem."""
+    """(T, x_T, x at the fixed T) as a function of (x0, t0, target, *leaves), by Theorem 1."""
 
     @staticmethod
     def forward(ctx: Any, problem: StoppingProblem, route: GradientRoute, *tensors: Tensor) -> Any:
         ctx.problem, ctx.route = problem, route
         # Saved so that autograd notices a parameter that was changed in place before backward.
         ctx.save_for_backward(*tensors)
-        return scalar(problem.end, problem.x0), problem.crossing.state.clone()
+        state = problem.crossing.state
+        return scalar(problem.end, problem.x0), state.clone(), state.clone()
 
     @staticmethod
-    def backward(ctx: Any, on_time: Tensor, on_state: Tensor) -> Any:
+    def backward(ctx: Any, on_time: Tensor, on_state: Tensor, on_fixed: Tensor) -> Any:
         refuse_batched_cotangent(on_time)
         tensors = ctx.saved_tensors
         x0, t0, target, *leaves = tensors
+        given = Cotangents(on_time, on_state, on_fixed)
+        if not given.arrives:
+            ctx.problem.stats.vjps = ctx.problem.stats.nfe_backward = 0
+            return (None, None, *(torch.zeros_like(tensor) for tensor in tensors))
         with torch.no_grad():
-            found = differentiate(ctx.problem, ctx.route, on_time, on_state)
-            judge(ctx.problem, ctx.route, found, on_time, on_state)
+            found = differentiate(ctx.problem, ctx.route, given)
+            judge(ctx.problem, ctx.route, found, given)
         gradients = [
             found.x0.reshape(x0.shape),
             found.t0.to(t0.dtype),
             found.target.to(target.dtype),
             *[g.to(p.dtype) for g, p in zip(found.leaves, leaves, strict=True)],
         ]
-        guarded = first_derivatives_only(gradients, (*tensors, on_time, on_state), "stopping time")
+        dependencies = (*tensors, on_time, on_state, on_fixed)
+        guarded = first_derivatives_only(gradients, dependencies, "stopping time")
         return (None, None, *guarded)
 
 
@@ -114,10 +124,9 @@ def _judged_once(problem: StoppingProblem, route: DirectAdjoint) -> Callable[[Te
             return
         done.append(True)
         with torch.no_grad():
-            on_time = scalar(1.0, problem.x0)
-            on_state = torch.zeros_like(problem.x0)
-            found = differentiate(problem, route, on_time, on_state)
-            judge(problem, route, found, on_time, on_state)
+            zero = torch.zeros_like(problem.x0)
+            given = Cotangents(scalar(1.0, problem.x0), zero, zero)
+            judge(problem, route, differentiate(problem, route, given), given)
 
     return hook
 

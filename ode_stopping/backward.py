@@ -14,14 +14,46 @@ from .implicit import cotangent_at_crossing
 from .rerun import solved_again
 from .solved import StoppingProblem
 
-__all__ = ["CrossingGradients", "differentiate", "judge"]
+__all__ = ["Cotangents", "CrossingGradients", "differentiate", "judge"]
 
 _SECOND_RUN = 0.1
 
 
 @dataclass(frozen=True)
+class Cotangents:
+    """What arrives at a crossing.
+
+    Attributes:
+        time: c on T, shape ().
+        state: w on x_T, shape (n,).
+        fixed: On the state at the fixed time T, shape (n,), from a run that goes on there to
+            further targets: it adds to lam(T) and does not move the crossing.
+    """
+
+    time: Tensor
+    state: Tensor
+    fixed: Tensor
+
+    @property
+    def moves_crossing(self) -> bool:
+        """Whether anything arrives at the crossing itself, and not only what passes it by."""
+        return bool((self.time != 0).any()) or bool((self.state != 0).any())
+
+    @property
+    def arrives(self) -> bool:
+        """Whether anything arrives at all: not where an earlier target alone is differentiated."""
+        return self.moves_crossing or bool((self.fixed != 0).any())
+
+    @property
+    def only_time(self) -> bool:
+        """Whether T alone is differentiated."""
+        others = bool((self.state != 0).any()) or bool((self.fixed != 0).any())
+        return bool(self.time != 0) and not others
+
+
+@dataclass(frozen=True)
 class CrossingGradients:
-    """Gradients of c T + w^T x_T.
+    """Gradients of c T + w^T x_T, and of what comes after.
 
     Attributes:
         x0: Shape (n,).
@@ -41,25 +73,28 @@ class CrossingGradients:
 
 
 def differentiate(
-    problem: StoppingProblem, route: GradientRoute, on_time: Tensor, on_state: Tensor
+    problem: StoppingProblem, route: GradientRoute, given: Cotangents
 ) -> CrossingGradients:
-    """Pull cotangents c on T and w on x_T back to everything that they depend on.
+    """Pull the cotangents of a crossing back to everything that it depends on.
 
     Args:
         problem: The solved problem.
         route: How to pull lam(T) back through the flow map.
-        on_time: c, shape ().
-        on_state: w, shape (n,).
+        given: The cotangents.
     """
     crossing = problem.crossing
-    lam, scale = cotangent_at_crossing(crossing, on_time.to(on_state.dtype), on_state)
+    lam, scale = given.fixed, torch.zeros_like(given.fixed[0])
+    if given.moves_crossing:
+        time = given.time.to(given.state.dtype)
+        jump, scale = cotangent_at_crossing(crossing, time, given.state)
+        lam = lam + jump
     pulled = route.pull_back(problem, lam)
     # J depends on the parameters of the criterion at x_T, with the same scale; one that flow
     # and criterion share receives both terms.
     explicit = problem.criterion.vjp(
         crossing.time, crossing.state, scale, problem.leaves, look=True
     )
-    rounding = torch.finfo(on_state.dtype).eps / torch.finfo(torch.float64).eps
+    rounding = torch.finfo(lam.dtype).eps / torch.finfo(torch.float64).eps
     size = float((crossing.gradient * crossing.state).abs().sum()) + abs(problem.target)
     check_same_value(float(explicit.value), crossing.value, rounding * size, name="criterion")
     start_velocity = problem.flow.plain(problem.start, problem.x0)
@@ -77,8 +112,7 @@ def judge(
     problem: StoppingProblem,
     route: GradientRoute,
     found: CrossingGradients,
-    on_time: Tensor,
-    on_state: Tensor,
+    given: Cotangents,
 ) -> None:
     """Fill in the evidence for gradients that were just computed, and warn where it is poor.
 
@@ -90,7 +124,7 @@ def judge(
     calls, counted = problem.flow.calls, (stats.vjps, stats.nfe_backward)
     witness = found.pulled
     if isinstance(route, DirectAdjoint):
-        other = differentiate(problem, InterpolatingAdjoint(), on_time, on_state)
+        other = differentiate(problem, InterpolatingAdjoint(), given)
         evidence.second_route = _difference(found, other)
         witness = other.pulled
     at_end = float(found.lam @ crossing.velocity)
@@ -108,16 +142,20 @@ def judge(
         evidence.quadrature = max(sizes, default=0.0)
     evidence.clock = _clock(problem, depends_on_time=bool(witness.time))
     evidence.time_error = evidence.time_term = None
-    if witness.defect is not None and bool(on_time != 0) and not bool((on_state != 0).any()):
-        evidence.time_error = abs(witness.defect / float(on_time))
-        evidence.time_term = evidence.time_error / (problem.end - problem.start)
-    evidence.noise = _change(problem, problem.state_error)
-    evidence.rounding = _change(problem, _rounding(crossing.state))
+    # lam^T F has the unit of the cotangents on times, those of later targets among them.
+    times = float(given.time) if given.only_time else at_end
+    if witness.defect is not None and times != 0 and not bool((given.state != 0).any()):
+        evidence.time_error = abs(witness.defect / times)
+        evidence.time_term = evidence.time_error / problem.span
+    evidence.noise = evidence.rounding = None
+    if given.moves_crossing:
+        evidence.noise = _change(problem, problem.state_error)
+        evidence.rounding = _change(problem, _rounding(crossing.state))
     if problem.thorough:
         again = solved_again(problem, _SECOND_RUN)
         evidence.second_run = float("inf")
         if again is not None:
-            evidence.second_run = _difference(found, differentiate(again, route, on_time, on_state))
+            evidence.second_run = _difference(found, differentiate(again, route, given))
     # What the evidence took is no cost of the route.
     stats.vjps, stats.nfe_backward = counted
     stats.checks += problem.flow.calls - calls
@@ -138,7 +176,7 @@ def _clock(problem: StoppingProblem, *, depends_on_time: bool) -> float:
     """One rounding of the clock, relative to T - t0; a flow sees t in the dtype of the state."""
     dtype = problem.x0.dtype if depends_on_time else torch.float64
     latest = max(abs(problem.start), abs(problem.end))
-    return torch.finfo(dtype).eps * latest / (problem.end - problem.start)
+    return torch.finfo(dtype).eps * latest / problem.span
 
 
 def _rounding(state: Tensor) -> Tensor:

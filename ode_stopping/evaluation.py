@@ -8,7 +8,7 @@ evaluations, keep t inside [t0, max_time], check shapes, and build a graph only 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -46,6 +46,32 @@ class Stats:
     rejected: int = 0
     control: int = 0
     checks: int = 0
+
+    def to_dict(self) -> dict[str, int | None]:
+        """The counts by name."""
+        return asdict(self)
+
+
+class TotalStats(Stats):
+    """The counts of the parts of a run, added up whenever they are read.
+
+    Args:
+        parts: One a part; those of a backward pass that did not reach a part count as 0.
+    """
+
+    def __init__(self, parts: Sequence[Stats]) -> None:
+        super().__init__()
+        self._parts = list(parts)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in _COUNTS:
+            return super().__getattribute__(name)
+        counts = [getattr(part, name) for part in self._parts]
+        known = [count for count in counts if count is not None]
+        return sum(known) if known else None
+
+
+_COUNTS = frozenset(field.name for field in fields(Stats))
 
 
 @dataclass(frozen=True)
@@ -194,6 +220,7 @@ class FlowMap(UserFunction):
 
     Attributes:
         times: The times as given.
+        jumps_at_start: As given.
         reads_clock_blindly: Whether the flow was seen to lose its derivative to t (`t.item()`).
     """
 
@@ -217,6 +244,7 @@ class FlowMap(UserFunction):
         low, high = self._times[0], self._times[-1]
         if jumps_at_start:
             low = torch.nextafter(low, high)
+        self.jumps_at_start = jumps_at_start
         self._low, self._high = self._bounds = (low, high)
 
     def enter(self, index: int) -> None:

@@ -64,6 +64,8 @@ def cotangent_at_crossing(
 ) -> tuple[Tensor, Tensor]:
     """Start value of the adjoint, and the scale of the explicit terms.
 
+    On a run with several targets this is what lam jumps by at each of their crossings.
+
     Args:
         crossing: The crossing.
         on_time: Cotangent c on T, shape ().

@@ -122,6 +122,10 @@ class LeafSet:
         boundary = tuple(p for p in named if not p.is_leaf)
         return cls(list(unique.values()), boundary, _ids=set(unique))
 
+    def copy(self) -> LeafSet:
+        """The same tensors in a set of its own, without what was learned of their history."""
+        return LeafSet(list(self.tensors), self.boundary, _ids=set(self._ids))
+
     def add_from(self, roots: Sequence[Tensor], *, inputs: Sequence[Tensor]) -> set[Any]:
         """Add what a traced evaluation depends on, besides its own `inputs`; return the nodes."""
         leaves, nodes = walk(roots, boundary=self.boundary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,10 +11,8 @@ import torch
 from torch import Tensor
 
 from .evaluation import Stats
-from .evidence import Evidence
 from .solved import StoppingProblem
 from .states import State
-from .status import Status
 from .trajectory import NearMiss, Trajectory
 
 __all__ = ["StoppingResult", "detached_state", "optional_module", "scalar"]
@@ -23,12 +22,16 @@ __all__ = ["StoppingResult", "detached_state", "optional_module", "scalar"]
 class StoppingResult:
     """The stopping time, the state there, and how they were found.
 
+    With targets of shape (K,): `time`, `reached` and `rate` have shape (K,), the state a first axis
+    of K, `status` and `evidence` are lists of K, in the order of the targets; the trajectory and
+    the counts are those of the whole run, and `problem` is None.
+
     Attributes:
         time: T in flow time, shape (); differentiable to the parameters of flow and criterion, to
             x0, the target and t0. Infinite for a miss (unless censored).
         state: x_T, of x0's structure; differentiable too. For a miss, the last state, without
             gradient.
-        status: How the run ended.
+        status: How the run ended, a `Status`.
         reached: Whether the target was met (REACHED, AT_START, DEGENERATE), bool tensor of shape
             ().
         rate: J'(T) = grad J^T F + dJ/dt, shape (), without gradient; NaN where there is no
@@ -40,15 +43,15 @@ class StoppingResult:
         note: One more sentence on how the run ended; may be empty.
         near_miss: The interior minimum of J before T that came closest to the target (a small
             margin means that T is about to jump); None where J only fell.
-        evidence: Figures for the error of the gradient, filled in by the backward pass; None where
-            no gradient was asked for.
+        evidence: Figures for the error of the gradient, an `Evidence` filled in by the backward
+            pass; None where no gradient was asked for.
         problem: The solved problem, for studies of the adjoint (None if no gradient was asked for,
             and after pickling).
     """
 
     time: Tensor
     state: State
-    status: Status
+    status: Any  # a Status, or a list of them: a union would make every use of the first a cast
     reached: Tensor
     rate: Tensor
     trajectory: Trajectory
@@ -57,7 +60,7 @@ class StoppingResult:
     best_time: float
     note: str = ""
     near_miss: NearMiss | None = None
-    evidence: Evidence | None = None
+    evidence: Any = None
     problem: StoppingProblem | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,17 +69,17 @@ class StoppingResult:
         pieces = state if isinstance(state, tuple) else (state,)
         lists = [piece.tolist() for piece in pieces]
         return {
-            "time": float(self.time.detach()),
+            "time": self.time.detach().tolist(),
             "state": lists if isinstance(state, tuple) else lists[0],
-            "status": self.status.name,
-            "reached": bool(self.reached),
-            "rate": float(self.rate),
+            "status": each(self.status, lambda status: status.name),
+            "reached": self.reached.tolist(),
+            "rate": self.rate.tolist(),
             "best": self.best,
             "best_time": self.best_time,
             "note": self.note,
             "near_miss": None if self.near_miss is None else asdict(self.near_miss),
-            "evidence": None if self.evidence is None else self.evidence.to_dict(),
-            "stats": asdict(self.stats),
+            "evidence": each(self.evidence, lambda e: None if e is None else e.to_dict()),
+            "stats": self.stats.to_dict(),
         }
 
     def to_dataframe(self) -> Any:
@@ -87,24 +90,14 @@ class StoppingResult:
         )
 
     def plot(self, axes: Any = None) -> Any:
-        """J over flow time with the crossing marked (matplotlib; needs the extra `checks`)."""
-        if axes is None:
-            axes = optional_module("matplotlib.pyplot", "plot").figure().add_subplot()
-        values = self.trajectory.values
-        axes.plot(self.trajectory.times, values, marker=".", label="J(x(t))")
-        if bool(self.reached):
-            axes.plot(
-                float(self.time.detach()),
-                float(values[-1]),
-                "o",
-                label=f"T = {float(self.time.detach()):.5g}",
-            )
-        if bool((values > 0).all()):
-            axes.set_yscale("log")
-        axes.set_xlabel("flow time t")
-        axes.set_ylabel("criterion J")
-        axes.legend()
-        return axes
+        """J over flow time with the crossing marked (matplotlib; needs the extra `checks`).
+
+        `ode_stopping.plots.plot_criterion` takes several runs and has more options.
+        """
+        from .plots import plot_criterion  # they import this file
+
+        target = None if self.problem is None else self.problem.target
+        return plot_criterion(self, axes=axes, target=target)
 
     def __getstate__(self) -> dict[str, Any]:
         plain = replace(
@@ -114,11 +107,12 @@ class StoppingResult:
 
     def __repr__(self) -> str:
         s = self.stats
+        status = joined(each(self.status, lambda status: status.name))
         lines = [
             "StoppingResult",
-            f"  status      {self.status.name}" + (f" ({self.note})" if self.note else ""),
-            f"  time        {float(self.time.detach()):.12g}",
-            f"  rate        {float(self.rate):.6g}   (J'(T))",
+            f"  status      {status}" + (f" ({self.note})" if self.note else ""),
+            f"  time        {numbers(self.time, 12)}",
+            f"  rate        {numbers(self.rate, 6)}   (J'(T))",
             f"  best        {self.best:.6g} at t = {self.best_time:.6g}",
             f"  steps       {s.accepted} accepted, {s.rejected} rejected",
             f"  evaluations {s.nfe_forward} flow ({s.control} of them control the velocity), "
@@ -127,12 +121,12 @@ class StoppingResult:
         if self.near_miss is not None:
             dip = self.near_miss
             lines.append(f"  near miss   J came within {dip.margin:.3g} at t = {dip.time:.6g}")
-        if self.evidence is not None and self.evidence.estimate is not None:
-            evidence = self.evidence
-            lines.append(
-                f"  gradient    estimated error {evidence.estimate:.1e} (promise "
-                f"{evidence.promise:.0e})"
-            )
+        parts = self.evidence if isinstance(self.evidence, list) else [self.evidence]
+        judged = [e for e in parts if e is not None and e.estimate is not None]
+        if judged:
+            estimate = max(e.estimate or 0.0 for e in judged)
+            promise = judged[0].promise
+            lines.append(f"  gradient    estimated error {estimate:.1e} (promise {promise:.0e})")
         if s.vjps is not None:
             lines.append(
                 f"  backward    {s.vjps} vector-Jacobian products, {s.nfe_backward} flow "
@@ -146,6 +140,24 @@ def detached_state(state: State) -> State:
     if isinstance(state, tuple):
         return tuple(piece.detach() for piece in state)
     return state.detach()
+
+
+def each(value: Any, function: Callable[[Any], Any]) -> Any:
+    """The function of one value, or of each in a list."""
+    return [function(one) for one in value] if isinstance(value, list) else function(value)
+
+
+def joined(names: str | list[str]) -> str:
+    """One name, or several with repeats counted."""
+    if isinstance(names, str):
+        return names
+    return ", ".join(f"{name} ({names.count(name)})" for name in dict.fromkeys(names))
+
+
+def numbers(tensor: Tensor, digits: int) -> str:
+    """One number, or the first and last of several, for printing."""
+    found = [f"{value:.{digits}g}" for value in tensor.detach().reshape(-1).tolist()]
+    return ", ".join(found if len(found) <= 4 else [*found[:2], "...", found[-1]])
 
 
 def optional_module(module: str, what: str) -> Any:

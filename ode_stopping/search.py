@@ -53,6 +53,7 @@ class Search:
         near_miss: The interior minimum of J before the crossing that came closest to the target.
         velocity_error: Largest relative error of the velocity in the steps that were looked at.
         state_error: Estimate of the error of the state by the last steps, shape (n,).
+        next_step: Size of the step that would have come next, in flow time; None without steps.
     """
 
     status: Status
@@ -65,6 +66,7 @@ class Search:
     near_miss: NearMiss | None = None
     velocity_error: float = 0.0
     state_error: Tensor | None = None
+    next_step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def find_crossing(
     tolerances: Tolerances,
     keep: bool,
     stats: Stats,
+    steps_before: int = 0,
+    first_step: float | None = None,
 ) -> Search:
     """Integrate from (times[0], x0) until J <= target for the first time.
 
@@ -100,9 +104,12 @@ def find_crossing(
         tolerances: Of the solve.
         keep: Whether to keep the dense output of the steps.
         stats: Counts, filled in.
+        steps_before: Steps that were tried before, where this run goes on with another.
+        first_step: Size of the first step, in flow time; None: the solver's choice.
     """
     path = Path(flow.layout, times[0], x0, keep, target)
     run = _Run(flow, criterion, path, target, settings, tolerances)
+    run.steps_before, run.first_step = steps_before, first_step
     calls = flow.calls
     try:
         return run.through(times)
@@ -133,6 +140,8 @@ class _Run:
         self.target = target
         self.settings = settings
         self.tolerances = tolerances
+        self.steps_before = 0
+        self.first_step: float | None = None
         self.steppers: list[Stepper] = []
         self.control = self._control(tolerances)
         self.rest = Rest(tolerances)
@@ -144,8 +153,9 @@ class _Run:
 
     @property
     def taken(self) -> int:
-        """Steps that were tried, over all segments."""
-        return sum(stepper.accepted + stepper.rejected for stepper in self.steppers)
+        """Steps that were tried, over all segments and in the runs that this one goes on with."""
+        own = sum(stepper.accepted + stepper.rejected for stepper in self.steppers)
+        return self.steps_before + own
 
     def _control(self, tolerances: Tolerances) -> VelocityError:
         layout = self.flow.layout
@@ -187,6 +197,7 @@ class _Run:
             end,
             path.state,
             measure=self.control,
+            first_step=None if self.steppers else self.first_step,
         )
         self.steppers.append(stepper)
         if not bool(torch.isfinite(stepper.derivative).all()):
@@ -267,9 +278,10 @@ class _Run:
             crossing (a touch within the tolerance).
         """
         path = self.path
-        if len(path.grid) <= _POLISH_AFTER or not path.recent:
+        if self.steps_before + len(path.grid) <= _POLISH_AFTER:
             return None
-        first = path.recent[0]
+        # Right after a jump, or after another target, the step with the crossing alone.
+        first = path.recent[0] if path.recent else coarse.step
         tolerances = finer(self.tolerances, _POLISH, path.x0.dtype)
         fine = Stepper(
             self.settings,
@@ -357,6 +369,7 @@ class _Run:
             near_miss=self.path.near_miss,
             velocity_error=self.control.largest,
             state_error=self.path.state_error(),
+            next_step=self.steppers[-1].next_step if self.steppers else None,
         )
 
 

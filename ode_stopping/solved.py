@@ -38,6 +38,8 @@ class StoppingProblem:
         state_error: Estimate of the error of x_T by the last steps, shape (n,).
         evidence: Figures for the error of a gradient, shared with the result.
         thorough: Whether a gradient is compared with that of a second run.
+        origin: The time from which T is counted: t0 of the whole run, also where this problem is
+            its part between two targets.
     """
 
     flow: FlowMap
@@ -55,6 +57,12 @@ class StoppingProblem:
     state_error: Tensor
     evidence: Evidence
     thorough: bool = False
+    origin: float | None = None
+
+    @property
+    def span(self) -> float:
+        """T counted from the start of the whole run, in flow time."""
+        return self.end - (self.start if self.origin is None else self.origin)
 
     @property
     def start(self) -> float:

@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from .attach import attach_constant, attach_crossing, attach_miss
 from .breakpoints import smooth_pieces
-from .control import Tolerances
 from .evaluation import CriterionMap, FlowMap, Stats
-from .evidence import Evidence, warn_about_grazing
-from .gradients import DirectAdjoint, GradientRoute, InterpolatingAdjoint
+from .gradients import GradientRoute, InterpolatingAdjoint
 from .leaves import LeafSet
-from .result import StoppingResult, scalar
-from .search import Search, find_crossing
-from .solved import StoppingProblem
+from .one_target import Setup, attached
+from .outcome import finished, finished_many
+from .result import StoppingResult
+from .several_targets import solve_targets
 from .solver import Torchdiffeq
 from .states import State, StateLayout
-from .status import ERROR_OF_STATUS, Status
-from .tracing import check_criterion, check_functions, check_start, trace_leaves
 from .validation import (
     checked_scalar,
     checked_state,
     checked_target,
+    checked_targets,
     described,
     leaving_inference_mode,
-    refuse_lost_views,
     refuse_transforms,
     require_callable,
     require_flag,
     require_instance,
 )
-from .warn import warn_about_clock, warn_about_rounding
 
 __all__ = ["stopping_time"]
 
@@ -72,7 +65,9 @@ def stopping_time(
         flow: Module or callable (t, x) -> dx/dt; t is a 0-d tensor.
         x0: Start: a tensor of any shape, or a tuple of tensors.
         criterion: Module or callable (t, x) -> J, a 0-d tensor.
-        target: eps.
+        target: eps; or several, shape (K,): then `.time`, `.rate`, `.reached` have shape (K,), the
+            states a first axis of K, and `.status` and `.evidence` are lists, all in the order of
+            the targets, from one solve and with one backward pass.
         t0: Start time, in flow time.
         max_time: Absolute horizon, in flow time; None: t0 + 1e6.
         solver: Adaptive method with its tolerances; None: `Torchdiffeq()`.
@@ -113,7 +108,7 @@ def stopping_time(
     layout = StateLayout.of(state)
     packed = layout.pack(state)
     start_time = checked_scalar(t0, name="t0", like=packed)
-    eps = checked_target(target, like=packed, criterion=criterion)
+    targets = _checked_targets(target, packed, criterion)
     start = float(start_time.detach())
     horizon = _checked_horizon(max_time, start, packed)
     limit = _checked_censoring(censored, horizon)
@@ -121,7 +116,7 @@ def stopping_time(
     tolerances = settings.tolerances(packed.dtype)
     x_start = packed.detach().clone()  # an optimiser may move x0 before the backward pass
     times, jumps_at_start = smooth_pieces(start, horizon, breakpoints, x_start)
-    setup = _Setup(
+    setup = Setup(
         flow=FlowMap(flow, layout, x_start, times=times, jumps_at_start=jumps_at_start),
         criterion=CriterionMap(criterion, layout, x_start),
         leaves=LeafSet.collect(flow, criterion, params=params),
@@ -129,162 +124,24 @@ def stopping_time(
         tolerances=tolerances,
         times=times,
         x0=x_start,
-        target=float(eps.detach()),
+        target=float(targets[0].detach()),
         stats=Stats(),
         censored=limit,
         thorough=evidence == "thorough",
     )
+    inputs = (packed, start_time, targets[0])
+    if isinstance(target, Tensor) and target.ndim == 1:
+        outcomes = solve_targets(setup, gradient, inputs, targets)
+        return finished_many(outcomes, layout, throw=throw)
     search = setup.search(gradient)
-    time, end_state, problem = _attached(setup, search, gradient, (packed, start_time, eps))
-    return _finished(search, layout, time, end_state, setup.stats, problem, throw=throw)
+    return finished(attached(setup, search, gradient, inputs), layout, throw=throw)
 
 
-def _needs_grad(inputs: Iterable[Tensor], leaves: LeafSet) -> bool:
-    # An evaluation without a graph hides its leaves: then nobody knows what is needed.
-    return bool(leaves.tensors) or leaves.has_gap or any(tensor.requires_grad for tensor in inputs)
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """A checked call."""
-
-    flow: FlowMap
-    criterion: CriterionMap
-    leaves: LeafSet
-    settings: Torchdiffeq
-    tolerances: Tolerances
-    times: tuple[float, ...]
-    x0: Tensor
-    target: float
-    stats: Stats
-    censored: float | None
-    thorough: bool
-
-    def search(self, gradient: GradientRoute | None) -> Search:
-        """The forward run."""
-        if gradient is not None:
-            check_start(self.flow, self.x0)
-        return find_crossing(
-            self.flow,
-            self.criterion,
-            self.x0,
-            self.target,
-            times=self.times,
-            settings=self.settings,
-            tolerances=self.tolerances,
-            keep=gradient is not None and gradient.keeps_trajectory,
-            stats=self.stats,
-        )
-
-    def solved(self, search: Search) -> StoppingProblem:
-        """The problem as the routes see it, after a transversal crossing."""
-        assert search.crossing is not None
-        assert search.state_error is not None
-        return StoppingProblem(
-            flow=self.flow,
-            criterion=self.criterion,
-            leaves=self.leaves,
-            layout=self.flow.layout,
-            settings=self.settings,
-            tolerances=self.tolerances,
-            trajectory=search.trajectory,
-            crossing=search.crossing,
-            x0=self.x0,
-            stats=self.stats,
-            target=self.target,
-            times=self.times,
-            state_error=search.state_error,
-            evidence=Evidence(
-                rtol=self.tolerances.rtol,
-                dtype=self.x0.dtype,
-                rate=search.crossing.rate,
-                rate_scale=search.crossing.rate_scale,
-                near_miss=search.near_miss,
-                velocity_error=search.velocity_error,
-            ),
-            thorough=self.thorough,
-        )
-
-
-def _attached(
-    setup: _Setup,
-    search: Search,
-    gradient: GradientRoute | None,
-    inputs: tuple[Tensor, Tensor, Tensor],
-) -> tuple[Tensor, Tensor, StoppingProblem | None]:
-    """T and the state with their graph, and the problem where it was solved for a gradient."""
-    flow, criterion, leaves, stats = setup.flow, setup.criterion, setup.leaves, setup.stats
-    status, problem = search.status, None
-    differentiated = gradient is not None and torch.is_grad_enabled()
-    time, state = scalar(search.time, setup.x0), search.state
-    if differentiated:
-        trace_leaves(flow, criterion, leaves, search)
-        if not isinstance(gradient, DirectAdjoint):
-            refuse_lost_views(has_history=leaves.has_history)
-    needed = differentiated and _needs_grad(inputs, leaves)
-    if needed and status is Status.DEGENERATE:
-        # A criterion without its derivative has J' = 0, too: that is no touch, but an error.
-        check_criterion(criterion, leaves, search.time, search.state)
-    if differentiated and status is Status.REACHED:
-        assert gradient is not None
-        assert search.crossing is not None
-        warn_about_rounding(search.crossing, setup.times[0], setup.tolerances)
-        warn_about_grazing(search.near_miss, setup.tolerances)
-        problem = setup.solved(search)
-        if needed:
-            check_functions(problem)
-            warn_about_clock(problem, gradient, t0_wanted=inputs[1].requires_grad)
-    # Before the graph is attached: a route may evaluate the flow for it.
-    stats.checks = flow.calls - stats.nfe_forward
-    if problem is not None:
-        assert gradient is not None
-        time, state = attach_crossing(problem, gradient, inputs)
-    elif status is Status.AT_START and differentiated:
-        time, state = attach_constant(search, inputs, leaves)
-    elif status not in (Status.REACHED, Status.AT_START, Status.DEGENERATE) or (
-        status is Status.DEGENERATE and gradient is not None
-    ):
-        time, state = attach_miss(search, inputs, leaves, setup.censored)
-    return time, state, problem
-
-
-def _finished(
-    search: Search,
-    layout: StateLayout,
-    time: Tensor,
-    state: Tensor,
-    stats: Stats,
-    problem: StoppingProblem | None,
-    *,
-    throw: bool,
-) -> StoppingResult:
-    reached = search.status in (Status.REACHED, Status.AT_START, Status.DEGENERATE)
-    result = StoppingResult(
-        time=time,
-        state=layout.unpack(state),
-        status=search.status,
-        reached=torch.tensor(reached, device=state.device),
-        rate=scalar(search.crossing.rate if search.crossing else float("nan"), state),
-        trajectory=search.trajectory,
-        stats=stats,
-        best=search.best[0],
-        best_time=search.best[1],
-        note=search.note,
-        near_miss=search.near_miss,
-        evidence=None if problem is None else problem.evidence,
-        problem=problem,
-    )
-    error = ERROR_OF_STATUS.get(search.status)
-    if throw and error is not None:
-        raise error(
-            f"{search.status.name}: {search.status.value} [{search.note}; t = {search.time:.9g}, "
-            f"{stats.accepted} steps, best J = {search.best[0]:.6g} at t = {search.best[1]:.6g}]",
-            time=search.time,
-            step=stats.accepted,
-            best=search.best[0],
-            result=result,
-        )
-    return result
+def _checked_targets(target: float | Tensor, like: Tensor, criterion: object) -> list[Tensor]:
+    """One target or K of them as 0-d tensors with their graphs."""
+    if isinstance(target, Tensor) and target.ndim == 1:
+        return checked_targets(target, like=like, criterion=criterion)
+    return [checked_target(target, like=like, criterion=criterion)]
 
 
 def _check_kinds(flow: object, criterion: object, solver: object, gradient: object) -> None:

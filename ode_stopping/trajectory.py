@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,20 @@ class Trajectory:
         self._values = list(values)
         self.largest = largest
 
+    @classmethod
+    def joined(cls, parts: Sequence[Trajectory]) -> Trajectory:
+        """One path from consecutive ones, each of which starts where the one before ends."""
+        first = parts[0]
+        return cls(
+            first._layout,
+            first.start,
+            first._x0,
+            [step for part in parts for step in part._steps],
+            first._grid + [t for part in parts[1:] for t in part._grid[1:]],
+            first._values + [v for part in parts[1:] for v in part._values[1:]],
+            largest=max(part.largest for part in parts),
+        )
+
     @property
     def times(self) -> Tensor:
         """Accepted times, shape (K + 1,)."""
@@ -120,6 +135,16 @@ class Trajectory:
             raise ValueError(f"t must lie in [{self.start:g}, {self.end:g}]; got {t}")
         flat = torch.stack([self.flat(s) for s in times.reshape(-1).tolist()])
         return self._layout.unpack(flat.reshape((*times.shape, flat.shape[-1])))
+
+    def plot(self, axes: Any = None) -> Any:
+        """The entries of x(t) over flow time (matplotlib; needs the extra `checks`).
+
+        Raises:
+            RuntimeError: The states were not kept.
+        """
+        from .plots import plot_states  # results, which they know, import this file
+
+        return plot_states(self, axes=axes)
 
     def __len__(self) -> int:
         return len(self._grid)

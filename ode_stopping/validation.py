@@ -19,6 +19,7 @@ __all__ = [
     "checked_scalar",
     "checked_state",
     "checked_target",
+    "checked_targets",
     "described",
     "leaving_inference_mode",
     "refuse_batched_cotangent",
@@ -211,19 +212,29 @@ def checked_scalar(value: object, *, name: str, like: Tensor) -> Tensor:
     return tensor
 
 
+def checked_targets(target: Tensor, *, like: Tensor, criterion: object) -> list[Tensor]:
+    """A vector of targets, shape (K,), as K 0-d tensors with their graphs.
+
+    Raises:
+        TypeError, ValueError: As `checked_target` for one of them; none; a value twice.
+    """
+    if target.shape[0] == 0:
+        raise ValueError("target must hold at least one number; got shape (0,)")
+    every = [checked_target(one, like=like, criterion=criterion) for one in target.unbind()]
+    values = [float(one.detach()) for one in every]
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"target must not hold a value twice; got {twice[0]:g} more than once")
+    return every
+
+
 def checked_target(target: object, *, like: Tensor, criterion: object) -> Tensor:
     """The target as a 0-d tensor.
 
     Raises:
         TypeError, ValueError: As `checked_scalar`; a negative target for a criterion that declares
-            itself nonnegative; a vector of targets, which is not available yet.
+            itself nonnegative.
     """
-    if isinstance(target, Tensor) and target.ndim == 1:
-        raise ValueError(
-            f"target must be a float or a 0-d tensor; got shape {tuple(target.shape)} (several "
-            "targets in one "
-            "solve are not available yet: call once a target)"
-        )
     tensor = checked_scalar(target, name="target", like=like)
     if getattr(criterion, "nonnegative", False) is True and float(tensor.detach()) < 0:
         raise ValueError(

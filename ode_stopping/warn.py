@@ -23,8 +23,7 @@ def warn_about_clock(problem: StoppingProblem, route: GradientRoute, *, t0_wante
     Raises:
         MissingGradientError: The route needs the derivative to t that the flow loses.
     """
-    span = problem.end - problem.start
-    near = _NEAR_JUMP_PER_RTOL * problem.tolerances.rtol * span
+    near = _NEAR_JUMP_PER_RTOL * problem.tolerances.rtol * problem.span
     for jump in problem.times[1:-1]:
         if abs(problem.end - jump) <= near:
             warnings.warn(

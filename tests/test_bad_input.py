@@ -57,7 +57,11 @@ CASES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": float("inf")}, ValueError, "target .* finite; got inf"),
     ({"target": "small"}, TypeError, "target .* str"),
     ({"target": True}, TypeError, "target .* bool"),
-    ({"target": torch.tensor([0.1, 0.2])}, ValueError, r"target .* \(2,\)"),
+    ({"target": torch.ones(2, 2)}, ValueError, r"target .* \(2, 2\)"),
+    ({"target": torch.ones(0)}, ValueError, r"target .* \(0,\)"),
+    ({"target": torch.tensor([0.2, 0.1, 0.2])}, ValueError, "target .* 0.2 more than once"),
+    ({"target": torch.tensor([0.2, float("nan")])}, ValueError, "target .* finite; got nan"),
+    ({"target": torch.tensor([2, 1])}, TypeError, "target .* torch.int64"),
     ({"target": torch.tensor(1)}, TypeError, "target .* torch.int64"),
     (
         {"target": -0.1, "criterion": GradientNorm(lambda x: x.square().sum())},

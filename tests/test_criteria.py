@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ode_stopping.combined_criteria import AllOf, AnyOf
 from ode_stopping.criteria import Criterion, GradientNorm, LossValue, RelativeDecrease
 from ode_stopping.problems import (
     LogisticRegression,
@@ -55,6 +56,14 @@ CRITERIA: dict[str, Callable[..., Criterion]] = {
     "gradient-3": lambda **o: GradientNorm(problem(), ord=3, **o),
     "relative-state": lambda **o: RelativeDecrease(problem(), reference=REFERENCE, **o),
     "relative-number": lambda **o: RelativeDecrease(plain, reference=3.0, minimum=-0.5, **o),
+    "any-of": lambda **o: AnyOf(
+        LossValue(problem(), **o), GradientNorm(plain, **o), targets=[0.1, 0.7]
+    ),
+    "all-of-any-of": lambda **o: AllOf(
+        AnyOf(LossValue(plain, **o), LossValue(problem(), **o), targets=[0.2, 2.0]),
+        GradientNorm(problem(), squared=False, **o),
+        targets=[1.0, 0.3],
+    ),
 }
 every_criterion = pytest.mark.parametrize("make", CRITERIA.values(), ids=CRITERIA.keys())
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ode_stopping.problems import (
     HouseholderRotation,
     LogisticRegression,
+    ModuleObjective,
     Problem,
     Quadratic,
     QuarticQuadratic,
@@ -54,6 +55,12 @@ class Bare(Problem):
 
 def data(dtype: torch.dtype, columns: int) -> tuple[Tensor, Tensor]:
     return synthetic_logistic(samples=12, dim=columns, seed=3, dtype=dtype)
+
+
+def neuron(dtype: torch.dtype) -> ModuleObjective:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(DIM - 1, 1), nn.Tanh(), nn.Flatten(0)).to(dtype)
+    return ModuleObjective(model, nn.functional.mse_loss, data(dtype, DIM - 1))
 
 
 def spectrum(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -99,6 +106,7 @@ CASES = {
         False,
         ORIGIN,
     ),
+    "network": Case(neuron),
     "bare": Case(lambda t: Bare()),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

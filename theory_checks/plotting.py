@@ -12,15 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ode_stopping.plots.style import COLOURS, DASHES, GREY, GRID, INK, MARKERS
 from theory_checks.slopes import SlopeFit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers; black, yellow and sky blue left out.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#7F7F7F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+__all__ = [
+    "COLOURS",
+    "DPI",
+    "MARKERS",
+    "STYLE",
+    "log_axes",
+    "new_figure",
+    "slope_plot",
+    "style",
+    "to_png",
+]
+
 DPI = 150
 
 STYLE: dict[str, Any] = {
@@ -34,12 +44,12 @@ STYLE: dict[str, Any] = {
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
     "axes.linewidth": 0.7,
-    "axes.edgecolor": "#333333",
+    "axes.edgecolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e4e4e0",
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.3,
     "lines.markersize": 4.5,
@@ -208,8 +218,8 @@ def _draw_reference(axes: Axes, steps: Any, errors: list[Any], slope: float) -> 
     axes.plot(
         ends,
         0.5 * min(lowest) * ends**slope,
-        color="#555555",
-        linestyle=(0, (4, 3)),
+        color=GREY,
+        linestyle=DASHES,
         linewidth=1.0,
         label=f"expected slope {slope:g}",
     )

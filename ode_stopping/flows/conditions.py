@@ -18,7 +18,7 @@ from ode_stopping.flows.hessian_damping import InertialHessianFlow
 from ode_stopping.problems.base import Objective, objective_gradient
 from ode_stopping.problems.differentiation import value_and_gradient
 
-Curvature = Callable[[Tensor], Tensor]
+Curvature = Callable[[Tensor], Tensor | float]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ def convergence_margins(flow: InertialHessianFlow, t: Tensor | float) -> Margins
     Args:
         flow: the flow.
         t: flow time, > 0: 0-d, or shape (times,).
+
+    Raises:
+        ValueError: t <= 0.
     """
 
     def at(time: Tensor) -> Tensor:
@@ -80,14 +83,26 @@ def stability_margins(
         step: h, in flow time.
         curvature: x -> Lambda(x) >= |hess f(x)|, 0-d: a constant function, or
             `hessian_norm(objective)`.
+
+    Raises:
+        ValueError: step not positive; shapes of t and x that do not go together; beta = 0 at a
+            time, where the second condition cannot hold and the third has no bound.
     """
+    if not step > 0:
+        raise ValueError(f"step must be positive; got {step:g}")
 
     def at(time: Tensor, point: Tensor) -> Tensor:
         now = flow.coefficients(time, point)
+        if not bool(now.beta > 0):
+            raise ValueError(
+                "the conditions of stability need beta > 0: they divide by it; got beta = "
+                f"{float(now.beta.detach()):g} at t = {float(time.detach()):g}"
+            )
+        largest = torch.as_tensor(curvature(point), dtype=point.dtype, device=point.device)
         drive = now.gamma - now.beta_rate
         spare = drive - now.damping * now.beta
         roots = _root(drive) + _root(spare)
-        bound = roots / now.beta - _root(curvature(point))
+        bound = roots / now.beta - _root(largest)
         return torch.stack([spare, now.beta / step - drive, bound])
 
     names = ("gamma - beta' - a beta", "beta/h - (gamma - beta')", "step bound - sqrt(Lambda)")
@@ -97,8 +112,8 @@ def stability_margins(
 def hessian_norm(objective: Objective, *, iterations: int = 20, seed: int = 0) -> Curvature:
     """x -> |hess f(x)| in the 2-norm by power iteration, for `stability_margins`.
 
-    A lower estimate that tends to the norm; the vector is a constant of the derivative, which is
-    that of the Rayleigh quotient.
+    |hess f(x) v| with the unit vector v of the iteration: a lower estimate that tends to the norm,
+    whatever the signs of the eigenvalues. v is a constant of the derivative.
 
     Args:
         objective: f.
@@ -109,24 +124,26 @@ def hessian_norm(objective: Objective, *, iterations: int = 20, seed: int = 0) -
     def norm(x: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         vector = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-
-        def product(v: Tensor, *, keep: bool) -> Tensor:
-            with torch.enable_grad():
-                point = x if x.requires_grad else x.detach().requires_grad_()
-                slope = (objective_gradient(objective, point) * v).sum()
-                (row,) = torch.autograd.grad(slope, point, create_graph=keep)
-            if point is not x:
-                point.requires_grad_(False)
-            return row if keep else row.detach()
-
-        for _ in range(iterations):
-            vector = vector / vector.norm().clamp_min(torch.finfo(x.dtype).tiny)
-            vector = product(vector, keep=False)
-        vector = vector / vector.norm().clamp_min(torch.finfo(x.dtype).tiny)
-        quotient = (vector * product(vector, keep=torch.is_grad_enabled())).sum()
-        return quotient.abs()
+        with torch.no_grad():
+            for _ in range(iterations):
+                product = _hessian_product(objective, x, vector / vector.norm())
+                if not bool((product != 0).any()):
+                    break  # a Hessian of zeros, or a vector that it takes to zero
+                vector = product
+            vector = vector / vector.norm()
+        return torch.linalg.vector_norm(_hessian_product(objective, x, vector))
 
     return norm
+
+
+def _hessian_product(objective: Objective, x: Tensor, vector: Tensor) -> Tensor:
+    """Hess f(x) v, in every autograd mode."""
+
+    def slope(point: Tensor) -> Tensor:
+        return (objective_gradient(objective, point) * vector).sum()
+
+    product = value_and_gradient(slope, x)[1]
+    return torch.zeros_like(x) if product is None else product
 
 
 def _root(value: Tensor) -> Tensor:
@@ -137,8 +154,19 @@ def _root(value: Tensor) -> Tensor:
 def _over_times(at: Callable[..., Tensor], t: Tensor | float, *others: Any) -> Tensor:
     """`at` at one time, or at each of many, stacked in the last axis."""
     like = others[0] if others else torch.zeros((), dtype=torch.float64)
-    times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=like.dtype)
+    times = (
+        torch.as_tensor(t)
+        if isinstance(t, Tensor) and t.is_floating_point()
+        else (torch.as_tensor(t, dtype=like.dtype, device=like.device))
+    )
     if times.ndim == 0:
         return at(times, *others)
+    if times.ndim > 1 or times.shape[0] == 0:
+        raise ValueError(f"t must be 0-d or of shape (times,), got {tuple(times.shape)}")
+    for other in others:
+        if other.ndim < 2 or other.shape[0] != times.shape[0]:
+            raise ValueError(
+                f"x must have shape ({times.shape[0]}, d), one row a time, got {tuple(other.shape)}"
+            )
     rows = [at(times[i], *(other[i] for other in others)) for i in range(times.shape[0])]
     return torch.stack(rows, dim=-1)

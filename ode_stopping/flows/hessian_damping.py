@@ -26,9 +26,11 @@ from ode_stopping.flows.hyperparameters import (
     Hyperparameter,
     at_time,
     hold,
+    is_constant,
+    number,
     rate_at_time,
 )
-from ode_stopping.flows.inertial import pair
+from ode_stopping.flows.inertial import checked_velocity, pair
 from ode_stopping.problems.base import Objective
 
 
@@ -122,16 +124,23 @@ class InertialHessianFlow(HessianDampedFlow):
             velocity: x'(t0), shape of x0.
 
         Raises:
-            ValueError: beta is a schedule and no t0 is given.
+            ValueError: beta is a schedule and no t0 is given; velocity of another shape.
         """
-        if t0 is None and callable(self.beta) and not isinstance(self.beta, Tensor):
+        if t0 is None and not is_constant(self.beta):
             raise ValueError("initial_state needs t0=, the start time: beta is a function of time")
-        beta = at_time(self.beta, torch.as_tensor(0.0 if t0 is None else t0).to(x0), x0)
-        v0 = beta * self.gradient(x0)
-        return x0, v0 if velocity is None else v0 + velocity
+        start = 0.0 if t0 is None else t0
+        time = torch.as_tensor(start, dtype=x0.dtype, device=x0.device)
+        v0 = at_time(self.beta, time, x0) * self.gradient(x0)
+        return x0, v0 if velocity is None else v0 + checked_velocity(velocity, x0)
 
     def weight(self, t: Tensor, like: Tensor) -> Tensor:
-        """w = gamma - beta' - beta/t, 0-d: the weight of f in the energy, over t^2."""
+        """w = gamma - beta' - beta/t, 0-d: the weight of f in the energy, over t^2.
+
+        Raises:
+            ValueError: t <= 0.
+        """
+        if not bool(t > 0):
+            raise ValueError(f"w has a term beta/t: t must be > 0; got {float(t.detach()):g}")
         now = self.coefficients(t, like)
         return now.gamma - now.beta_rate - now.beta / t.to(like)
 
@@ -156,10 +165,10 @@ class InertialHessianFlow(HessianDampedFlow):
             minimizer: x*; default the objective's own.
 
         Raises:
-            ValueError: x* is not known.
+            ValueError: x* is not known; t <= 0.
         """
         x, v = pair(state, type(self).__name__)
-        time = torch.as_tensor(t).to(x)
+        time = torch.as_tensor(t, dtype=x.dtype, device=x.device)
         alpha = time * at_time(self.damping, time, x)
         moved = (alpha - 1) * (x - self.known_minimizer(minimizer, x)) + time * v
         weight = time.square() * self.weight(time, x)
@@ -175,11 +184,12 @@ class HighResolutionFlow(HessianDampedFlow):
 
     Args:
         objective: as for `GradientFlow`.
-        mu: modulus of strong convexity, > 0; a number (fixed), a 0-d tensor or a learnable module.
+        mu: modulus of strong convexity, > 0: a number (fixed), a 0-d tensor, or a learnable
+            constant such as `Positive`, but no function of time.
         s: step of the algorithm, > 0 (there at most 1/L); as for mu.
 
     Raises:
-        TypeError, ValueError: what `GradientFlow` raises, and for mu or s <= 0.
+        TypeError, ValueError: what `GradientFlow` raises, and for mu or s <= 0 or schedules.
     """
 
     mu: Any
@@ -189,22 +199,26 @@ class HighResolutionFlow(HessianDampedFlow):
         super().__init__(objective)
         hold(self, "mu", mu, POSITIVE)
         hold(self, "s", s, POSITIVE)
+        self._constants(torch.zeros(()))
 
-    def _constants(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        return at_time(self.mu, t, like), at_time(self.s, t, like)
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        # The equation with mu(t) or s(t) would have further terms, beta' for one.
+        mu, s = number(self.mu, "mu"), number(self.s, "s")
+        options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+        return torch.as_tensor(mu, **options), torch.as_tensor(s, **options)
 
     def coefficients(self, t: Tensor, like: Tensor) -> Coefficients:
         """The coefficients; constants."""
-        mu, s = self._constants(t, like)
+        mu, s = self._constants(like)
         return Coefficients(2 * mu.sqrt(), s.sqrt(), torch.zeros_like(s), 1 + (mu * s).sqrt())
 
     def initial_state(self, x0: Tensor, *, velocity: Tensor | None = None) -> State:
         """(x0, v0) with x'(0) = -2 sqrt(s) grad f(x0)/(1 + sqrt(mu s)), or the velocity given."""
-        mu, s = self._constants(torch.zeros((), dtype=x0.dtype, device=x0.device), x0)
+        mu, s = self._constants(x0)
         g = self.gradient(x0)
         if velocity is None:
             velocity = -2 * s.sqrt() / (1 + (mu * s).sqrt()) * g
-        return x0, velocity + s.sqrt() * g
+        return x0, checked_velocity(velocity, x0) + s.sqrt() * g
 
     def energy(
         self,
@@ -228,7 +242,7 @@ class HighResolutionFlow(HessianDampedFlow):
             ValueError: x* is not known.
         """
         x, v = pair(state, type(self).__name__)
-        mu, s = self._constants(torch.as_tensor(t).to(x), x)
+        mu, s = self._constants(x)
         velocity = v - s.sqrt() * self.gradient(x)
         mixed = v + 2 * mu.sqrt() * (x - self.known_minimizer(minimizer, x))
         kinetic = 0.25 * (velocity.square().sum(-1) + mixed.square().sum(-1))

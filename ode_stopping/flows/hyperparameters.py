@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite, log
+from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
@@ -33,7 +34,10 @@ class Range:
     closed: bool = False
 
     def require(self, value: Tensor | Number, name: str) -> None:
-        """Raise a ValueError that names the hyperparameter unless the value is in the interval."""
+        """Raise an error that names the hyperparameter unless the value is in the interval."""
+        if isinstance(value, bool) or not isinstance(value, Tensor | int | float):
+            raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+        scalar(value, name)
         number = float(value.detach() if isinstance(value, Tensor) else value)
         inside = self.low <= number if self.closed else self.low < number
         if not (inside and number < self.high and isfinite(number)):
@@ -49,10 +53,13 @@ NONNEGATIVE = Range(0.0, closed=True)
 class Positive(nn.Module):
     """A learnable positive constant: value = exp(raw).
 
+    Where that leaves the range of the dtype, value stays at its end, with the derivative 0.
+
     Args:
         value: the start, > 0.
 
     Raises:
+        TypeError: not a number.
         ValueError: not positive and finite.
     """
 
@@ -64,7 +71,9 @@ class Positive(nn.Module):
     @property
     def value(self) -> Tensor:
         """The constant, 0-d."""
-        return self.raw.exp()
+        # Clamped before and not after: the derivative of an exponential that is inf would be NaN.
+        range_of = torch.finfo(self.raw.dtype)
+        return self.raw.clamp(log(range_of.tiny) + 1, log(range_of.max) - 1).exp()
 
     def forward(self, t: Tensor | None = None) -> Tensor:
         """The constant, whatever t is."""
@@ -79,10 +88,12 @@ class AtLeast(Positive):
     """A learnable constant above a bound: value = bound + exp(raw).
 
     Args:
-        bound: the bound, never reached (a damping coefficient alpha > 3, say).
+        bound: the bound, never reached, not even by rounding (a damping coefficient alpha > 3,
+            say).
         value: the start, > bound.
 
     Raises:
+        TypeError: not a number.
         ValueError: not above the bound.
     """
 
@@ -94,7 +105,7 @@ class AtLeast(Positive):
     @property
     def value(self) -> Tensor:
         """The constant, 0-d."""
-        return self.bound + self.raw.exp()
+        return _inside(self.bound + super().value, self.bound, inf)
 
 
 class Bounded(nn.Module):
@@ -104,15 +115,18 @@ class Bounded(nn.Module):
 
     Args:
         value: the start, in (low, high).
-        low: lower bound, never reached.
+        low: lower bound, never reached, not even by rounding.
         high: upper bound, never reached.
 
     Raises:
-        ValueError: not between the bounds.
+        TypeError: not a number.
+        ValueError: not between the bounds; bounds infinite or in the wrong order.
     """
 
     def __init__(self, value: Number, *, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__()
+        if not (isfinite(low) and isfinite(high) and low < high):
+            raise ValueError(f"low and high must be finite and low < high; got {low}, {high}")
         Range(low, high).require(value, "value")
         self.low, self.high = float(low), float(high)
         odds = (value - low) / (high - value)
@@ -121,7 +135,8 @@ class Bounded(nn.Module):
     @property
     def value(self) -> Tensor:
         """The constant, 0-d."""
-        return self.low + (self.high - self.low) * torch.sigmoid(self.raw)
+        value = self.low + (self.high - self.low) * torch.sigmoid(self.raw)
+        return _inside(value, self.low, self.high)
 
     def forward(self, t: Tensor | None = None) -> Tensor:
         """The constant, whatever t is."""
@@ -153,7 +168,7 @@ class VanishingDamping(nn.Module):
         if not bool(t > 0):
             raise ValueError(
                 "the damping alpha/t is singular at t = 0: t0 must be positive; got t = "
-                f"{float(t):g}"
+                f"{float(t.detach()):g}"
             )
         return at_time(self.alpha, t, t) / t
 
@@ -162,9 +177,11 @@ def hold(module: nn.Module, name: str, value: Hyperparameter, admitted: Range) -
     """Store a hyperparameter on a module, after a look at its range where it has a value.
 
     Raises:
-        TypeError: neither a number, a floating-point tensor nor a callable.
+        TypeError: neither a number, a floating-point tensor nor a callable; a class.
         ValueError: outside of its range, not finite, or not one number.
     """
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be an object; got the class {value.__name__}: make one first")
     if callable(value) and not isinstance(value, Tensor):
         setattr(module, name, value)
         return
@@ -177,23 +194,50 @@ def hold(module: nn.Module, name: str, value: Hyperparameter, admitted: Range) -
 
 
 def at_time(value: Hyperparameter, t: Tensor, like: Tensor) -> Tensor:
-    """The hyperparameter at time t, a tensor in the dtype and on the device of `like`."""
+    """The hyperparameter at time t, 0-d, in the dtype and on the device of `like`.
+
+    Raises:
+        TypeError: A schedule gives neither a number nor a tensor.
+        ValueError: It gives more than one number.
+    """
     given = value(t) if callable(value) and not isinstance(value, Tensor) else value
-    if not isinstance(given, Tensor):
-        return torch.tensor(float(given), dtype=like.dtype, device=like.device)
-    return given.to(like)
+    if isinstance(given, Tensor):
+        if given.numel() != 1:
+            raise ValueError(
+                f"a hyperparameter is one number; {_named(value)} gave shape {tuple(given.shape)}"
+            )
+        return given.reshape(()).to(like)
+    if not isinstance(given, Real):
+        raise TypeError(
+            f"a hyperparameter is a number or a 0-d tensor; {_named(value)} gave "
+            f"{type(given).__name__}"
+        )
+    return torch.tensor(float(given), dtype=like.dtype, device=like.device)
 
 
 def rate_at_time(value: Hyperparameter, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The hyperparameter and its derivative to t, both in the dtype of `like`."""
-    if isinstance(value, Tensor) or not callable(value):
+    """The hyperparameter and its derivative to t, both in the dtype of `like`.
+
+    Raises:
+        TypeError, ValueError: What `at_time` raises.
+        ValueError: The schedule changes with t, but autograd does not see it.
+    """
+    if is_constant(value):
         now = at_time(value, t, like)
         return now, torch.zeros_like(now)
     now, rate = value_and_gradient(lambda s: at_time(value, s, like), t)
-    return now, torch.zeros_like(now) if rate is None else rate.to(like)
+    if rate is None:
+        _refuse_blind(value, t, now)
+        return now, torch.zeros_like(now)
+    return now, rate.to(like)
 
 
-def number(value: Hyperparameter) -> Tensor | float:
+def is_constant(value: Hyperparameter) -> bool:
+    """Whether it is known not to depend on time: no callable, or a learnable constant."""
+    return isinstance(value, Tensor | Positive | Bounded) or not callable(value)
+
+
+def number(value: Hyperparameter, name: str) -> Tensor | float:
     """A hyperparameter that has to be a constant: a learnable module gives its present value.
 
     Raises:
@@ -202,5 +246,31 @@ def number(value: Hyperparameter) -> Tensor | float:
     if isinstance(value, Positive | Bounded):
         return value.value
     if callable(value) and not isinstance(value, Tensor):
-        raise TypeError(f"a constant is needed here; got the schedule {type(value).__name__}")
+        raise TypeError(f"{name} must be a constant here; got the schedule {_named(value)}")
     return value
+
+
+def _inside(value: Tensor, low: float, high: float) -> Tensor:
+    """The value, off the ends of an open interval where rounding has put it on one."""
+    ends = torch.tensor([low, high], dtype=value.dtype)
+    first, last = torch.nextafter(ends, ends.flip(0)).tolist()
+    return value.clamp(first, last)
+
+
+def _refuse_blind(value: Hyperparameter, t: Tensor, now: Tensor) -> None:
+    """Raise where a schedule changes around t though its graph does not lead to t.
+
+    On both sides of t: next to a jump of a piecewise constant schedule one of them is like t.
+    """
+    with torch.no_grad():
+        shift = torch.finfo(t.dtype).eps ** 0.5 * t.abs().clamp_min(torch.finfo(t.dtype).eps)
+        sides = [(at_time(value, t + sign * shift, now) - now).abs() for sign in (-1, 1)]
+        if all(bool(change > 0) for change in sides):
+            raise ValueError(
+                f"{_named(value)} changes with t, but not as far as autograd can see: compute it "
+                "from t by torch operations (no float(t), .item(), .detach() or no_grad)"
+            )
+
+
+def _named(value: object) -> str:
+    return str(getattr(value, "__name__", type(value).__name__))

@@ -49,8 +49,8 @@ class InertialFlow(GradientFlow):
         return pair(state, type(self).__name__)[1]
 
     def initial_state(self, x0: Tensor, *, velocity: Tensor | None = None) -> State:
-        """(x0, v0); at rest unless a velocity x'(t0) is given."""
-        return x0, torch.zeros_like(x0) if velocity is None else velocity
+        """(x0, v0); at rest unless a velocity x'(t0) is given, shape of x0."""
+        return x0, torch.zeros_like(x0) if velocity is None else checked_velocity(velocity, x0)
 
     def energy(
         self,
@@ -146,7 +146,7 @@ class StronglyConvexNesterovFlow(InertialFlow):
             ValueError: x* is not known.
         """
         x, v = pair(state, type(self).__name__)
-        root = at_time(self.mu, torch.as_tensor(t), x).sqrt()
+        root = at_time(self.mu, torch.as_tensor(t, dtype=x.dtype, device=x.device), x).sqrt()
         moved = v + root * (x - self.known_minimizer(minimizer, x))
         return self.excess(x, minimum) + 0.5 * (moved * moved).sum(-1)
 
@@ -197,10 +197,19 @@ class NesterovFlow(InertialFlow):
             ValueError: x* is not known.
         """
         x, v = pair(state, type(self).__name__)
-        time = torch.as_tensor(t).to(x)
+        time = torch.as_tensor(t, dtype=x.dtype, device=x.device)
         alpha = at_time(self.damping.alpha, time, x)
         moved = (alpha - 1) * (x - self.known_minimizer(minimizer, x)) + time * v
         return time.square() * self.excess(x, minimum) + 0.5 * (moved * moved).sum(-1)
+
+
+def checked_velocity(velocity: Tensor, x0: Tensor) -> Tensor:
+    """A velocity x'(t0) in the dtype of x0; raises a ValueError unless it has its shape, too."""
+    if velocity.shape != x0.shape:
+        raise ValueError(
+            f"velocity must have the shape of x0, {tuple(x0.shape)}; got {tuple(velocity.shape)}"
+        )
+    return velocity.to(x0)
 
 
 def pair(state: object, name: str) -> PhaseState:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ode_stopping.flows.gradient import GradientFlow
 from ode_stopping.flows.hyperparameters import NONNEGATIVE, Hyperparameter, at_time, hold
-from ode_stopping.problems.base import Objective
+from ode_stopping.problems.base import Objective, gradient_and_batch_dims
 
 
 class NewtonFlow(GradientFlow):
@@ -20,14 +20,16 @@ class NewtonFlow(GradientFlow):
     Newton's method, with lam > 0 that of Levenberg and Marquardt.
 
     The Hessian is dense and by autograd: d gradients of the gradient an evaluation, d^2 numbers;
-    for d up to some hundreds.
+    for d up to some hundreds. The energy f(x) - f* does not rise where hess f(x) + lam I is
+    positive definite: for f that is not convex it may.
 
     Args:
         objective: as for `GradientFlow`.
         damping: lam >= 0: a number (fixed), a 0-d tensor, or a callable of t.
 
     Raises:
-        TypeError, ValueError: what `GradientFlow` raises, and for a negative damping.
+        TypeError, ValueError: what `GradientFlow` raises, and for a negative damping; at a call,
+            where x has no coordinates or f is not one number a sample.
         RuntimeError: the Hessian is singular at a point of the path (`torch.linalg.LinAlgError`).
     """
 
@@ -39,18 +41,33 @@ class NewtonFlow(GradientFlow):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """The Newton direction, shape (..., d)."""
+        if x.ndim == 0:
+            raise ValueError("x must have shape (..., d), got a number: write x.reshape(1)")
+        g, hessian = self._gradient_and_hessian(x)
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        return -torch.linalg.solve(hessian + at_time(self.damping, t, x) * eye, g)
+
+    def _gradient_and_hessian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of shapes (..., d) and (..., d, d), in every autograd mode."""
         keep_graph = torch.is_grad_enabled()
+        through = keep_graph and x.requires_grad
+        if keep_graph and not through:
+            # Does a graph lead anywhere but to the leaf below, which is none of the user's?
+            keep_graph = self.gradient(x).requires_grad
         with torch.enable_grad():
-            point = x if x.requires_grad and keep_graph else x.detach().requires_grad_()
-            g = self.gradient(point)
-            columns = [_row(g, i, point, keep_graph) for i in range(x.shape[-1])]
-        hessian = torch.stack(columns, dim=-2)
-        if point is not x:
+            # An alias: were x itself used inside f, only the path through the argument counts.
+            point = x.view_as(x) if through else x.detach().requires_grad_()
+            g, batch_dims = gradient_and_batch_dims(self.objective, point)
+            if batch_dims != x.ndim - 1:
+                raise ValueError(
+                    "objective must return one value a sample: its Hessian couples the rows of x, "
+                    f"shape {tuple(x.shape)}, which is solved for row by row"
+                )
+            rows = [_row(g, i, point, keep_graph) for i in range(x.shape[-1])]
+        hessian = torch.stack(rows, dim=-2)
+        if not through:
             point.requires_grad_(False)
-        if not keep_graph:
-            g, hessian = g.detach(), hessian.detach()
-        shift = at_time(self.damping, t, x) * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        return -torch.linalg.solve(hessian + shift, g)
+        return (g, hessian) if keep_graph else (g.detach(), hessian.detach())
 
 
 def _row(g: Tensor, i: int, point: Tensor, keep_graph: bool) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ode_stopping.flows.base import Flow, State
+from ode_stopping.flows.base import Flow, State, first_entry
 
 Integrand = Callable[[Tensor, Any], Tensor]
 
@@ -22,11 +22,12 @@ class WithIntegrals(Flow):
 
     Args:
         flow: the flow; a `Flow` or any callable (t, state) -> velocity.
-        integrands: callables (t, state of the flow) -> 0-d tensor.
+        integrands: callables (t, state of the flow) -> 0-d tensor or number. A state that is one
+            tensor comes as that tensor.
 
     Raises:
         TypeError: one of them is not callable.
-        ValueError: no integrands.
+        ValueError: no integrands; at a call, an integrand that is not one number.
     """
 
     def __init__(self, flow: Callable[..., Any], *integrands: Integrand) -> None:
@@ -60,12 +61,42 @@ class WithIntegrals(Flow):
         state = self.inner(x)
         velocity = self.flow(t, state)
         moved = velocity if isinstance(velocity, tuple) else (velocity,)
-        return (*moved, *(integrand(t, state).to(moved[0]) for integrand in self.integrands))
+        return (*moved, *(self._rate(i, t, state, moved[0]) for i in range(len(self.integrands))))
+
+    def _rate(self, index: int, t: Tensor, state: Any, like: Tensor) -> Tensor:
+        rate = self.integrands[index](t, state)
+        if not isinstance(rate, Tensor):
+            return torch.tensor(float(rate), dtype=like.dtype, device=like.device)
+        if rate.shape != ():
+            raise ValueError(
+                f"integrands must give one number each; number {index} gave shape "
+                f"{tuple(rate.shape)}"
+            )
+        return rate.to(like)
+
+    def position_velocity(self, t: Tensor, state: State) -> Tensor:
+        """x' as the flow has it, without the integrands."""
+        if isinstance(self.flow, Flow):
+            return self.flow.position_velocity(t, self.inner(state))
+        return first_entry(self.flow(t, self.inner(state)))
 
     def initial_state(self, x0: Tensor | State, **options: Any) -> State:
-        """The flow's initial state (a tuple is taken as one already), and zeros."""
+        """The flow's initial state (a tuple is taken as one already), and zeros.
+
+        Args:
+            x0: a position, or a state of the flow.
+            **options: go to the flow's own `initial_state`.
+
+        Raises:
+            TypeError: options that nobody takes.
+        """
         if isinstance(self.flow, Flow) and isinstance(x0, Tensor):
             x0 = self.flow.initial_state(x0, **options)
+        elif options:
+            raise TypeError(
+                f"initial_state got {', '.join(options)}, but the state is given already: options "
+                "go to the initial_state of a Flow"
+            )
         start = x0 if isinstance(x0, tuple) else (x0,)
         zeros = [torch.zeros((), dtype=start[0].dtype, device=start[0].device)] * len(
             self.integrands

@@ -44,8 +44,8 @@ class DirectAdjoint(GradientRoute):
 
     def graph(
         self, problem: StoppingProblem, x0: Tensor, t0: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """T and x_T with an ordinary autograd graph to x0, t0, target and every leaf."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """T, x_T and x at the fixed T, with an ordinary graph to x0, t0, target and every leaf."""
         with torch.enable_grad():
             end, calls = self._replay(problem, x0, t0)
             time, state = differentiable_crossing(
@@ -54,7 +54,7 @@ class DirectAdjoint(GradientRoute):
         for output in (time, state):
             if output.requires_grad:
                 output.register_hook(lambda _: self._count(problem, calls))
-        return time, state
+        return time, state, end
 
     @staticmethod
     def _count(problem: StoppingProblem, calls: int) -> None:

@@ -3,6 +3,7 @@
 from ode_stopping.problems.base import Objective, Problem, objective_gradient
 from ode_stopping.problems.datasets import breast_cancer, digits, synthetic_logistic
 from ode_stopping.problems.linear_models import LinearModel, LogisticRegression, SmoothSVM
+from ode_stopping.problems.module_objective import ModuleObjective
 from ode_stopping.problems.quadratic import Quadratic, QuarticQuadratic
 from ode_stopping.problems.rosenbrock import Rosenbrock
 from ode_stopping.problems.rotations import (
@@ -15,6 +16,7 @@ __all__ = [
     "HouseholderRotation",
     "LinearModel",
     "LogisticRegression",
+    "ModuleObjective",
     "Objective",
     "Problem",
     "Quadratic",
