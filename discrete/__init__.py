@@ -12,6 +12,7 @@ from .check import check_index_gradient
 from .result import StoppingIndexResult
 from .step_decrease import StepDecrease
 from .stopping import stopping_index
+from .torch_optimizer import TorchOptimizer
 from .updates import Euler, Heun, RungeKutta4, SemiImplicitEuler, UpdateRule
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "SemiImplicitEuler",
     "StepDecrease",
     "StoppingIndexResult",
+    "TorchOptimizer",
     "Truncated",
     "Unrolled",
     "UpdateRule",

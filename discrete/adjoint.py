@@ -46,8 +46,8 @@ class IndexRoute(ABC):
     """A way to differentiate x_{N-1}; what the index is, is none of its business."""
 
     @abstractmethod
-    def store(self) -> StateStore:
-        """Where the forward run puts its states."""
+    def store(self, parts: int = 1) -> StateStore:
+        """Where the forward run, or one of so many parts of it, puts its states."""
 
     @abstractmethod
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
@@ -80,9 +80,9 @@ class DiscreteAdjoint(IndexRoute):
         require_count(self.memory, name="memory")
         require_count(self.chunk, name="chunk")
 
-    def store(self) -> StateStore:
-        """Where the forward run puts its states."""
-        return CheckpointStore(self.memory)
+    def store(self, parts: int = 1) -> StateStore:
+        """Where the forward run puts its states; parts share the budget."""
+        return CheckpointStore(max(self.memory // parts, 1))
 
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
         """Pull a cotangent on x_{N-1} back to x_0, t0 and the leaves."""
@@ -129,15 +129,15 @@ class Unrolled(IndexRoute):
     pass.
     """
 
-    def store(self) -> StateStore:
+    def store(self, parts: int = 1) -> StateStore:
         """Where the forward run puts its states."""
         # Little beside the graph; parameters are looked for along the path.
-        return CheckpointStore(_UNROLLED_MEMORY)
+        return CheckpointStore(_UNROLLED_MEMORY // parts)
 
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
         """Pull a cotangent on x_{N-1} back to x_0, t0 and the leaves."""
         backward = _Backward(problem, cotangent)
-        backward.through(0, problem.index - 1, problem.x0, problem.previous)
+        backward.through(problem.first, problem.index - 1, problem.x0, problem.previous)
         return backward.result()
 
 
@@ -157,8 +157,17 @@ class Truncated(IndexRoute):
     def __post_init__(self) -> None:
         require_count(self.steps, name="steps")
 
-    def store(self) -> StateStore:
-        """Where the forward run puts its states."""
+    def store(self, parts: int = 1) -> StateStore:
+        """Where the forward run puts its states.
+
+        Raises:
+            ValueError: Several targets: the last steps before one are not the last before another.
+        """
+        if parts > 1:
+            raise ValueError(
+                "Truncated takes one target: the sum of each of several would end elsewhere. Call "
+                "stopping_index once a target, or use DiscreteAdjoint"
+            )
         # x_{N-K} .. x_N
         return RecentStore(self.steps + 1)
 

@@ -103,6 +103,7 @@ class UpdateMap(UserFunction):
         # Not a method of this object, which would make a cycle that holds graphs until it is
         # collected.
         self._indexed = _Indexed(update)
+        self.given = update
         super().__init__(self._indexed, layout, like)
         self.rule = update if isinstance(update, UpdateRule) else None
         self.clock = clock

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ode_stopping.evaluation import Stats
 from ode_stopping.plots import plot_criterion, plot_states
-from ode_stopping.result import detached_state, optional_module
+from ode_stopping.result import detached_state, each, joined, numbers, optional_module
 from ode_stopping.states import State, StateLayout
-from ode_stopping.status import Status
 
 from .solved import IndexProblem
 from .store import StateStore
@@ -73,6 +72,10 @@ class IndexTrajectory:
 class StoppingIndexResult:
     """The stopping index, its differentiable form, and how the run went.
 
+    With targets of shape (K,): `index`, `steps`, `time`, `reached` and `decrease` have shape (K,),
+    the state a first axis of K, and `status` is a list of K, in the order of the targets; the
+    trajectory and the counts are those of the whole run, and `problem` is None.
+
     Attributes:
         index: N in steps; -1 for a miss.
         steps: N (Definition 3) or N* (fractional) in steps, shape (), float64; differentiable.
@@ -91,11 +94,11 @@ class StoppingIndexResult:
             pickling.
     """
 
-    index: int
+    index: Any  # an int, or a tensor of them
     steps: Tensor
     time: Tensor | None
     state: State
-    status: Status
+    status: Any  # a Status, or a list of them
     reached: Tensor
     decrease: Tensor
     trajectory: IndexTrajectory
@@ -109,17 +112,17 @@ class StoppingIndexResult:
         """Numbers and strings only; the state as nested lists."""
         state = detached_state(self.state)
         return {
-            "index": self.index,
-            "steps": float(self.steps.detach()),
-            "time": None if self.time is None else float(self.time.detach()),
+            "index": self.index if isinstance(self.index, int) else self.index.tolist(),
+            "steps": self.steps.detach().tolist(),
+            "time": None if self.time is None else self.time.detach().tolist(),
             "state": [p.tolist() for p in state] if isinstance(state, tuple) else state.tolist(),
-            "status": self.status.name,
-            "reached": bool(self.reached),
-            "decrease": float(self.decrease),
+            "status": each(self.status, lambda status: status.name),
+            "reached": self.reached.tolist(),
+            "decrease": self.decrease.tolist(),
             "best": self.best,
             "best_index": self.best_index,
             "note": self.note,
-            "stats": asdict(self.stats),
+            "stats": self.stats.to_dict(),
         }
 
     def to_dataframe(self) -> Any:
@@ -148,18 +151,20 @@ class StoppingIndexResult:
 
     def __repr__(self) -> str:
         s = self.stats
+        status = joined(each(self.status, lambda status: status.name))
+        index = numbers(torch.as_tensor(self.index, dtype=torch.float64), 12)
         lines = [
             "StoppingIndexResult",
-            f"  status      {self.status.name}" + (f" ({self.note})" if self.note else ""),
-            f"  index       {self.index}",
-            f"  steps       {float(self.steps.detach()):.12g}",
-            f"  decrease    {float(self.decrease):.6g}   (J_N - J_(N-1))",
+            f"  status      {status}" + (f" ({self.note})" if self.note else ""),
+            f"  index       {index}",
+            f"  steps       {numbers(self.steps, 12)}",
+            f"  decrease    {numbers(self.decrease, 6)}   (J_N - J_(N-1))",
             f"  best        {self.best:.6g} at step {self.best_index}",
             f"  evaluations {s.nfe_forward} update, {s.criterion_calls} criterion, "
             f"{s.checks} checks",
         ]
         if self.time is not None:
-            lines.insert(4, f"  time        {float(self.time.detach()):.12g}")
+            lines.insert(4, f"  time        {numbers(self.time, 12)}")
         if s.vjps is not None:
             lines.append(f"  backward    {s.vjps} steps replayed and differentiated")
         return "\n".join(lines)

@@ -24,10 +24,11 @@ class IndexSearch:
     Attributes:
         status: How it ended.
         index: N, or the number of steps that were taken.
-        losses: J(x_k), k = 0..index, as Python floats (float64).
+        losses: J(x_k), k = first..index, as Python floats (float64).
         state: x_N, shape (n,).
-        previous: x_{N-1}; x_0 where N = 0.
+        previous: x_{N-1}; the start where there was no step.
         note: One more sentence.
+        first: Index of the start.
     """
 
     status: Status
@@ -36,12 +37,13 @@ class IndexSearch:
     state: Tensor
     previous: Tensor
     note: str = ""
+    first: int = 0
 
     @property
     def best(self) -> tuple[float, int]:
         """Smallest J and its index."""
-        finite = [(value, k) for k, value in enumerate(self.losses) if isfinite(value)]
-        return min(finite) if finite else (float("nan"), 0)
+        finite = [(value, k) for k, value in enumerate(self.losses, self.first) if isfinite(value)]
+        return min(finite) if finite else (float("nan"), self.first)
 
 
 def find_index(
@@ -53,6 +55,7 @@ def find_index(
     max_steps: int,
     store: StateStore | None,
     stats: Stats,
+    first: int = 0,
 ) -> IndexSearch:
     """N = min{ k : J(x_k) <= target } (Definition 2 of arXiv 2505.22509).
 
@@ -62,13 +65,18 @@ def find_index(
         x0: Start, shape (n,).
         target: eps.
         max_steps: Limit on k.
-        store: Receives x_0 .. x_N.
+        store: Receives x_first .. x_N.
         stats: Counts, filled in.
+        first: Index of the start, where this run goes on with another.
     """
+
+    def ended(status: Status, note: str = "") -> IndexSearch:
+        return IndexSearch(status, k, losses, x, previous, note, first)
+
     clock = update.clock
     x = previous = x0
     losses: list[float] = []
-    k = 0
+    k = first
     try:
         while True:
             value = criterion.value(clock.time(k), x)
@@ -76,22 +84,17 @@ def find_index(
             if store is not None:
                 store.add(k, x)
             if not isfinite(value):
-                return IndexSearch(
-                    Status.DIVERGED, k, losses, x, previous, f"J is {value} at step {k}"
-                )
+                return ended(Status.DIVERGED, f"J is {value} at step {k}")
             if value <= target or k >= max_steps:
                 # J may look at a part of the state only: NaN elsewhere is no hit.
                 if not bool(torch.isfinite(x).all()):
-                    note = f"NaN or inf in x_{k}"
-                    return IndexSearch(Status.DIVERGED, k, losses, x, previous, note)
+                    return ended(Status.DIVERGED, f"NaN or inf in x_{k}")
                 if value <= target:
-                    status = Status.REACHED if k else Status.AT_START
-                    return IndexSearch(status, k, losses, x, previous)
-                note = f"the limit of {max_steps} steps was used up"
-                return IndexSearch(Status.NOT_REACHED, k, losses, x, previous, note)
+                    return ended(Status.REACHED if k > first else Status.AT_START)
+                return ended(Status.NOT_REACHED, f"the limit of {max_steps} steps was used up")
             previous, x = x, update.step(k, x)
             k += 1
     finally:
         stats.nfe_forward = update.calls
         stats.criterion_calls = criterion.calls
-        stats.accepted = k
+        stats.accepted = k - first

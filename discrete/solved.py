@@ -33,6 +33,7 @@ class IndexProblem:
         loss: J(x_N).
         target: eps.
         stats: Counts, shared with the result.
+        first: Index of the start: 0, unless this is the part of a run between two targets.
     """
 
     update: UpdateMap
@@ -48,6 +49,7 @@ class IndexProblem:
     loss: float
     target: float
     stats: Stats
+    first: int = 0
 
     @property
     def decrease(self) -> float:

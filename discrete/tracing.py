@@ -38,7 +38,7 @@ def trace_leaves(
     hyper-network's history) from its own, and some kept states, for a parameter that is used on
     another branch only.
     """
-    clock, last = update.clock, max(search.index - 1, 0)
+    clock, last = update.clock, max(search.index - 1, search.first)
 
     def of_update(k: int, state: Tensor) -> tuple[Tensor, set[Any]]:
         time, point = update.inputs(clock.time(k), state)

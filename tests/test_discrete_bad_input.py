@@ -36,7 +36,7 @@ BAD = [
     ("target", math.nan, ValueError),
     ("target", math.inf, ValueError),
     ("target", "0.1", TypeError),
-    ("target", torch.tensor([0.1]), ValueError),
+    ("target", torch.ones(2, 2), ValueError),
     ("target", None, TypeError),
     ("t0", math.nan, ValueError),
     ("t0", torch.tensor([0.0]), ValueError),

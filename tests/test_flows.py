@@ -18,7 +18,9 @@ from ode_stopping.flows import (
     Flow,
     GradientFlow,
     NetworkPreconditioner,
+    NewtonFlow,
     PolynomialSchedule,
+    Positive,
     PreconditionedFlow,
     RescaledGradientFlow,
 )
@@ -67,6 +69,10 @@ FLOWS: dict[str, Callable[[], Flow]] = {
     "preconditioner-function": lambda: PreconditionedFlow(
         plain, preconditioner=lambda x, g, t: 1 + t * torch.tanh(x * g)
     ),
+    "newton": lambda: NewtonFlow(problem()),
+    "newton-autograd": lambda: NewtonFlow(plain),
+    "newton-damped": lambda: NewtonFlow(plain, damping=Positive(0.3)),
+    "newton-schedule": lambda: NewtonFlow(problem(), damping=ExponentialSchedule(0.8, 0.3)),
 }
 every_flow = pytest.mark.parametrize("make", FLOWS.values(), ids=FLOWS.keys())
 

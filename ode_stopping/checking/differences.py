@@ -39,7 +39,12 @@ def require_directions(directions: object) -> None:
 
 
 def require_reached(result: _Ended) -> None:
-    """Raise a ValueError that names the status, unless the target was reached."""
+    """Raise a ValueError that names the status, unless the one target was reached."""
+    if isinstance(result.status, list):
+        raise ValueError(
+            f"target must be one number, for one gradient; got {len(result.status)}: check each "
+            "by itself"
+        )
     if result.status is not Status.REACHED:
         raise ValueError(
             f"there is no gradient to check: {result.status.name}. {result.status.value}"

@@ -78,7 +78,7 @@ class RMSPropFlow(GradientFlow):
         The algorithm starts at age 0, where the flow moves at the speed g/eps and is not smooth; a
         flow wants an age > 0 (`math.inf`: v0 = g^2).
         """
-        return x0, self.gradient(x0).square() * _reached(age, number(self.tau, "tau"), x0)
+        return x0, self.gradient(x0).square() * _reached(age, self.tau, "tau", x0)
 
 
 class AdamFlow(GradientFlow):
@@ -157,8 +157,8 @@ class AdamFlow(GradientFlow):
         flow is smooth from there if no element of g is zero.
         """
         g = self.gradient(x0)
-        c1 = _reached(age, number(self.tau1, "tau1"), x0)
-        c2 = _reached(age, number(self.tau2, "tau2"), x0)
+        c1 = _reached(age, self.tau1, "tau1", x0)
+        c2 = _reached(age, self.tau2, "tau2", x0)
         return x0, c1 * g, c2 * g * g, c1, c2
 
     def energy(
@@ -187,13 +187,14 @@ class AdamFlow(GradientFlow):
         return self.excess(x, minimum) + 0.5 * at_time(self.tau1, time, x) * kinetic
 
 
-def _reached(age: float, tau: Tensor | float, like: Tensor) -> Tensor:
+def _reached(age: float, tau: Hyperparameter, name: str, like: Tensor) -> Tensor:
     """1 - exp(-age/tau), shape (): the part of a constant gradient's moment reached after `age`."""
     if not age >= 0:
         raise ValueError(f"age must be >= 0; got {age}")
     if age == 0 or age == inf:
         return torch.full((), 0.0 if age == 0 else 1.0, dtype=like.dtype, device=like.device)
-    return -torch.expm1(-age / torch.as_tensor(tau, dtype=like.dtype, device=like.device))
+    constant = torch.as_tensor(number(tau, name), dtype=like.dtype, device=like.device)
+    return -torch.expm1(-age / constant)
 
 
 def root_without_derivative_at_zero(v: Tensor) -> Tensor:

@@ -109,7 +109,9 @@ def stability_margins(
     return Margins(names, _over_times(at, t, x))
 
 
-def hessian_norm(objective: Objective, *, iterations: int = 20, seed: int = 0) -> Curvature:
+def hessian_norm(
+    objective: Objective, *, iterations: int = 20, seed: int = 0
+) -> Callable[[Tensor], Tensor]:
     """x -> |hess f(x)| in the 2-norm by power iteration, for `stability_margins`.
 
     |hess f(x) v| with the unit vector v of the iteration: a lower estimate that tends to the norm,
@@ -154,11 +156,8 @@ def _root(value: Tensor) -> Tensor:
 def _over_times(at: Callable[..., Tensor], t: Tensor | float, *others: Any) -> Tensor:
     """`at` at one time, or at each of many, stacked in the last axis."""
     like = others[0] if others else torch.zeros((), dtype=torch.float64)
-    times = (
-        torch.as_tensor(t)
-        if isinstance(t, Tensor) and t.is_floating_point()
-        else (torch.as_tensor(t, dtype=like.dtype, device=like.device))
-    )
+    given = t if isinstance(t, Tensor) else torch.tensor(t, dtype=like.dtype, device=like.device)
+    times = given if given.is_floating_point() else given.to(like.dtype)
     if times.ndim == 0:
         return at(times, *others)
     if times.ndim > 1 or times.shape[0] == 0:

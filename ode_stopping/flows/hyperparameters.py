@@ -263,7 +263,7 @@ def _refuse_blind(value: Hyperparameter, t: Tensor, now: Tensor) -> None:
     On both sides of t: next to a jump of a piecewise constant schedule one of them is like t.
     """
     with torch.no_grad():
-        shift = torch.finfo(t.dtype).eps ** 0.5 * t.abs().clamp_min(torch.finfo(t.dtype).eps)
+        shift = torch.finfo(t.dtype).eps ** 0.5 * t.abs().clamp_min(1.0)
         sides = [(at_time(value, t + sign * shift, now) - now).abs() for sign in (-1, 1)]
         if all(bool(change > 0) for change in sides):
             raise ValueError(

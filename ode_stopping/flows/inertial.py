@@ -42,11 +42,12 @@ class InertialFlow(GradientFlow):
     def forward(self, t: Tensor, x: State) -> State:
         """(v, -a(t) v - grad f(x))."""
         position, v = pair(x, type(self).__name__)
-        return v, -self.damping_at(t, v) * v - self.gradient(position)
+        # A copy: the state's own tensor would keep its requires_grad under no_grad.
+        return v.clone(), -self.damping_at(t, v) * v - self.gradient(position)
 
     def position_velocity(self, t: Tensor, state: State) -> Tensor:
         """x' = v, without an evaluation of the gradient."""
-        return pair(state, type(self).__name__)[1]
+        return pair(state, type(self).__name__)[1].clone()
 
     def initial_state(self, x0: Tensor, *, velocity: Tensor | None = None) -> State:
         """(x0, v0); at rest unless a velocity x'(t0) is given, shape of x0."""

@@ -48,7 +48,17 @@ class WithIntegrals(Flow):
         )
 
     def inner(self, state: State) -> Any:
-        """The state of the flow, without the integrals."""
+        """The state of the flow, without the integrals.
+
+        Raises:
+            TypeError: no tuple, or too short a one.
+        """
+        if not isinstance(state, tuple) or len(state) <= len(self.integrands):
+            what = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
+            raise TypeError(
+                f"the state of WithIntegrals is a tuple, with {len(self.integrands)} integrals "
+                f"last; got {what}: start from flow.initial_state(x0)"
+            )
         kept = state[: -len(self.integrands)]
         return kept[0] if len(kept) == 1 else kept
 

@@ -11,7 +11,8 @@ trajectory, a sequence of them, or a mapping from names to them. Colours are tho
 cycle; axes that are made here have one that colour-blind readers can tell apart.
 """
 
-from .criterion import plot_criterion, plot_fan
+from .criterion import plot_criterion
+from .fan import plot_fan
 from .motion import plot_energy, plot_phase, plot_states
 from .paths import plot_paths
 from .sensitivity import plot_sensitivity, sweep

@@ -21,8 +21,7 @@ _FINE, _COARSE = 300, 80
 # A batch of points: an objective over a large data set holds points times data in memory.
 _CHUNK = 512
 # Levels begin this far below the highest value: further down there is nothing to be seen.
-_DEPTH = 1e-6
-_DEPTH_UNKNOWN = 1e-4
+_DEPTH = 1e-4
 
 
 def on_grid(
@@ -72,8 +71,7 @@ def draw_objective(
     if not top > 0:
         return
     if isinstance(levels, int):
-        depth = (_DEPTH_UNKNOWN if minimum is None else _DEPTH) * top
-        heights = np.geomspace(max(np.nanmin(height), depth), top, levels + 1)
+        heights = np.geomspace(max(np.nanmin(height), _DEPTH * top), top, levels + 1)
     else:
         heights = np.sort(np.asarray(levels, dtype=np.float64) - base)
     heights = np.unique(heights[heights > 0])
@@ -90,6 +88,8 @@ def draw_objective(
 def draw_target(axes: Axes, grid: tuple[Any, Any, Any], targets: Any) -> None:
     """The level sets J = target, as thick lines; one that is out of sight is left out."""
     x, y, values = grid
+    if not np.isfinite(values).any():
+        return
     seen = np.unique(targets[_visible(values, targets)])
     if not len(seen):
         return

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ode_stopping.states import State
 
+from .curves import keep_in_sight
 from .paths import draw_course, mark_starts
-from .runs import finite, keep_in_sight, views
+from .runs import finite, views
 from .style import GREY, array, canvas, is_log, legend, look
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ def plot_paths(
     runs: Any,
     *,
     axes: Axes | None = None,
-    levels: int | Sequence[float] = 14,
+    levels: int | Sequence[float] = 16,
     labels: Sequence[str] | None = None,
     colors: Sequence[Any] | None = None,
     position: Callable[[Any], Tensor] | None = None,
@@ -55,7 +55,7 @@ def plot_paths(
         extent: (left, right, bottom, top); None: what the runs need that met the target.
         criterion: J, (t, state) -> one value. Its level sets J = target are drawn thick, where they
             are in sight; for states of several pieces at rest (the others are zero), and for a J
-            that changes with time at the time where the first run ends.
+            that changes with time at the time where the first flow ends.
         target: One target or several.
 
     Returns:
@@ -70,8 +70,6 @@ def plot_paths(
     if (criterion is None) != (target is None):
         raise ValueError("criterion and target go together: the level set is criterion = target")
     shown = views(runs, labels)
-    if not shown and extent is None:
-        raise ValueError("runs is empty: level sets alone need an extent")
     paths = [_in_plane(view.positions(position)[1]) for view in shown]
     given = axes is not None
     axes = canvas(axes, "plot_paths")
@@ -133,8 +131,6 @@ def draw_course(
 
 def mark_starts(axes: Axes, paths: Sequence[Any], *, named: bool) -> None:
     """A white dot at each start, with an entry in the legend if there is to be one."""
-    if not paths:
-        return
     starts = np.unique(np.array([path[0] for path in paths]), axis=0)
     axes.plot(
         *starts.T,
@@ -187,21 +183,16 @@ def _extent(
 
 def _like(shown: list[View], position: Callable[[Any], Tensor] | None) -> Tensor:
     """A tensor of the dtype and device that the objective is used to."""
-    if not shown:
-        return torch.zeros((), dtype=torch.float64)
     return position_of(shown[0].states(1)[1][0], position)
 
 
 def _at_rest(criterion: Callable[..., Any], shown: list[View]) -> Callable[[Tensor], Tensor]:
     """J as a function of the position alone."""
-    if not shown:
-        return lambda x: criterion(torch.zeros((), dtype=x.dtype, device=x.device), x)
-    at, states = shown[0].states(1)
-    end = float(at[-1]) if not shown[0].iterates else 0.0
-    last = states[-1]
+    ends = [view.trajectory.end for view in shown if not view.iterates]
+    last = shown[0].states(1)[1][-1]
 
     def measured(x: Tensor) -> Tensor:
-        clock = torch.tensor(end, dtype=x.dtype, device=x.device)
+        clock = torch.tensor(ends[0] if ends else 0.0, dtype=x.dtype, device=x.device)
         if not isinstance(last, tuple):
             found: Tensor = criterion(clock, x)
             return found

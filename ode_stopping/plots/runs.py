@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +15,11 @@ from ode_stopping.states import State
 
 from .style import array
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = ["POINTS", "View", "between", "finite", "keep_in_sight", "position_of", "views"]
+__all__ = ["POINTS", "View", "between", "finite", "position_of", "views"]
 
 # Of a continuous path, where it has fewer accepted steps.
 POINTS = 400
+_DRAWABLE = 1e100
 
 
 @dataclass(frozen=True)
@@ -179,17 +177,6 @@ class View:
         return times, finite(np.array(found))
 
 
-def keep_in_sight(axes: Axes, shown: Sequence[View], curves: Sequence[Any]) -> None:
-    """Cut the y axis off above what did not diverge: the rest would be a flat line at its foot."""
-    calm = [y for view, y in zip(shown, curves, strict=True) if not view.diverged]
-    if len(calm) in (0, len(shown)) or not np.isfinite(np.concatenate(calm)).any():
-        return
-    starts = [y[:1] for y in curves]
-    highest = float(np.nanmax(np.concatenate([*calm, *starts])))
-    if highest > 0 and max(float(np.nanmax(y)) for y in curves if len(y)) > 100 * highest:
-        axes.set_ylim(top=10 * highest if axes.get_yscale() == "log" else 1.5 * highest)
-
-
 def views(
     runs: Any,
     labels: Sequence[str] | None = None,
@@ -205,7 +192,7 @@ def views(
 
     Raises:
         TypeError: Something is no run.
-        ValueError: As many labels or steps as runs are needed.
+        ValueError: No runs, or not as many labels or steps as runs.
     """
     names: list[str | None]
     if isinstance(runs, Mapping):
@@ -214,6 +201,8 @@ def views(
         listed, names = [runs], [None]
     else:
         listed = list(runs)
+        if not listed:
+            raise ValueError("runs is empty: there is nothing to draw")
         names = [f"run {i + 1}" for i in range(len(listed))]
     if labels is not None:
         names = [labels] if isinstance(labels, str) else list(labels)
@@ -242,8 +231,12 @@ def between(grid: Any, points: int) -> Any:
 
 
 def finite(values: Any) -> Any:
-    """Values with NaN in the place of infinities: a gap in the line, not an infinite axis."""
-    return np.where(np.isfinite(values), values, np.nan)
+    """Values with NaN, a gap in the line, in the place of what cannot be drawn.
+
+    That is infinities, and numbers so large that the margins of matplotlib's axes overflow.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.where(np.abs(values) < _DRAWABLE, values, np.nan)
 
 
 def position_of(state: State, position: Callable[[Any], Tensor] | None) -> Tensor:

@@ -89,14 +89,14 @@ def plot_spectrum(
     for line in (axes.axhline, axes.axvline):
         line(0.0, color=GREY, linewidth=0.6, zorder=1)
     if step is not None:
-        circle = (np.exp(1j * np.linspace(0.0, 2 * np.pi, 200)) - 1) / step
+        circle = (np.exp(1j * np.linspace(0.0, 2 * np.pi, 200)) + 1) / step
         axes.plot(
             circle.real,
             circle.imag,
             color=GREY,
             linestyle=DASHES,
             linewidth=1.0,
-            label=f"Euler is stable inside, h = {step:g}",
+            label=f"Euler, h = {step:g},\nstable inside",
         )
     axes.plot(
         eigenvalues.real,
@@ -115,7 +115,7 @@ def plot_spectrum(
         axes.set_aspect("equal", adjustable="datalim")  # else the circle is none
     elif not eigenvalues.imag.any():
         axes.set_yticks([0.0])
-    legend(axes)
+    legend(axes, outside=step is not None)
     return axes
 
 
