@@ -165,18 +165,21 @@ def test_converges_to_the_continuous_side() -> None:
     eps = torch.tensor([1e-1, 1e-2, 1e-3], dtype=F64)
     truth = stopping_time(flow, case.x0, criterion, eps)
     rows = [torch.autograd.grad(t, case.p, retain_graph=True)[0] for t in truth.time.unbind()]
-    errors = []
+    times = []
     for h in (4e-3, 2e-3, 1e-3):
-        run = stopping_index(
-            Euler(flow, step=h), case.x0, criterion, eps, interpolation="partial_step"
-        )
+        run = stopping_index(Euler(flow, step=h), case.x0, criterion, eps, interpolation="log")
         found = [torch.autograd.grad(n, case.p, retain_graph=True)[0] for n in run.steps.unbind()]
-        errors.append(
-            [float((h * a - b).norm() / b.norm()) for a, b in zip(found, rows, strict=True)]
-        )
-    for coarse, middle, fine in zip(*errors, strict=True):
-        assert coarse / middle == pytest.approx(2.0, rel=0.1)
-        assert middle / fine == pytest.approx(2.0, rel=0.1)
+        for one, other in zip(found, rows, strict=True):
+            # The phase of T inside a step makes a sawtooth of it, so it is bounded, not halved.
+            assert float((h * one - other).norm() / other.norm()) <= 0.4 * h
+        assert run.time is not None
+        times.append((run.time.detach() - truth.time.detach()).abs())
+    torch.testing.assert_close(
+        times[0] / times[1], torch.full((3,), 2.0, dtype=F64), rtol=0.02, atol=0
+    )
+    torch.testing.assert_close(
+        times[1] / times[2], torch.full((3,), 2.0, dtype=F64), rtol=0.02, atol=0
+    )
 
 
 def test_forms_of_the_result() -> None:

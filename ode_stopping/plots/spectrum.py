@@ -89,7 +89,7 @@ def plot_spectrum(
     for line in (axes.axhline, axes.axvline):
         line(0.0, color=GREY, linewidth=0.6, zorder=1)
     if step is not None:
-        circle = (np.exp(1j * np.linspace(0.0, 2 * np.pi, 200)) + 1) / step
+        circle = (np.exp(1j * np.linspace(0.0, 2 * np.pi, 200)) - 1) / step
         axes.plot(
             circle.real,
             circle.imag,
