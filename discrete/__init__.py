@@ -7,7 +7,9 @@ The twin of `ode_stopping`: h dN/dtheta tends to dT/dtheta as h -> 0 (Theorem 2 
 2505.22509).
 """
 
+from . import algorithms
 from .adjoint import DiscreteAdjoint, IndexRoute, Truncated, Unrolled
+from .algorithms import Algorithm
 from .check import check_index_gradient
 from .result import StoppingIndexResult
 from .step_decrease import StepDecrease
@@ -16,6 +18,7 @@ from .torch_optimizer import TorchOptimizer
 from .updates import Euler, Heun, RungeKutta4, SemiImplicitEuler, UpdateRule
 
 __all__ = [
+    "Algorithm",
     "DiscreteAdjoint",
     "Euler",
     "Heun",
@@ -28,6 +31,7 @@ __all__ = [
     "Truncated",
     "Unrolled",
     "UpdateRule",
+    "algorithms",
     "check_index_gradient",
     "stopping_index",
 ]
