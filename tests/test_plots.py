@@ -131,24 +131,38 @@ def test_iterations_alone_are_drawn_over_steps() -> None:
 
 
 def test_every_target_of_several_is_marked() -> None:
-    targets = [2.0, 0.5, TARGET, 1e-9]
-    times = [decay_time(target=target) for target in targets[:-1]]
+    targets = torch.tensor([2.0, TARGET, 0.5, 1e-9], dtype=F64)
+    times = [decay_time(target=target) for target in (2.0, TARGET, 0.5)]
+    flow = decay(target=targets, max_time=3.0)
+    axes = plots.plot_criterion(flow, target=targets)
+    (mark,) = with_marker(axes, "o")
+    np.testing.assert_allclose(data(mark), np.stack([times, targets[:-1]], axis=-1), rtol=1e-5)
+    assert labels(axes)[-1] == "T of 3 targets"
+    paths = plots.plot_paths(LOSS, flow)
+    places = [[x * math.exp(-t) for x in START] for t in times]
+    np.testing.assert_allclose(data(with_marker(paths, "*")[0]), places, rtol=1e-5)
+    assert len(with_marker(paths, "x")) == 1
+    iteration = euler(target=targets, max_steps=20)
+    (mark,) = with_marker(iteration.plot(), "o")
+    steps = [euler(target=float(target)).index for target in targets[:-1]]
+    expected = np.stack([steps, [3.25 * 0.81**k for k in steps]], axis=-1)
+    np.testing.assert_allclose(data(mark), expected)
+    rings = with_marker(plots.plot_paths(LOSS, iteration), "o")
+    places = [[x * 0.9**k for x in START] for k in steps]
+    np.testing.assert_allclose(data(rings[0]), places)
+
+
+def test_a_target_between_accepted_steps_is_marked_on_the_line() -> None:
     one = decay()
+    times = [decay_time(target=target) for target in (2.0, 0.5)]
     several = replace(
         one,
-        time=torch.tensor([*times, math.inf], dtype=F64, requires_grad=True),
-        state=torch.stack([start() * math.exp(-t) for t in times] + [one.state.detach()]),
-        reached=torch.tensor([True, True, True, False]),
-        status=[one.status] * 4,
-        problem=None,
+        time=torch.tensor(times, dtype=F64, requires_grad=True),
+        reached=torch.tensor([True, True]),
+        status=[one.status] * 2,
     )
-    axes = plots.plot_criterion(several, target=torch.tensor(targets))
-    (mark,) = with_marker(axes, "o")
-    np.testing.assert_allclose(data(mark)[:, 0], times)
-    np.testing.assert_allclose(data(mark)[:, 1], targets[:-1], rtol=1e-3)
-    assert labels(axes)[-1] == "T of 3 targets"
-    stars = with_marker(plots.plot_paths(LOSS, several), "*")
-    np.testing.assert_allclose(data(stars[0]), [[s * math.exp(-t) for s in START] for t in times])
+    (mark,) = with_marker(plots.plot_criterion(several), "o")
+    np.testing.assert_allclose(data(mark), np.stack([times, [2.0, 0.5]], axis=-1), rtol=1e-4)
 
 
 def test_a_given_criterion_is_drawn_as_it_is() -> None:
@@ -178,17 +192,16 @@ def test_misses_and_divergence_do_not_spoil_the_picture() -> None:
     plots.plot_paths(LOSS, runs["wild"], criterion=square, target=TARGET)
 
 
-def test_an_iteration_that_does_not_say_its_step() -> None:
-    missed = euler(max_steps=3)
-    object.__setattr__(missed.trajectory, "clock", None)
+def test_iterations_that_missed_or_have_no_step_over_flow_time() -> None:
+    missed = euler(max_steps=3, t0=0.5)
     bare = stopping_index(lambda k, x: 0.9 * x, start(), square, TARGET)
-    for run in (missed, bare):
-        with pytest.raises(ValueError, match=r"'run 2' does not say its step.*step=h"):
-            plots.plot_criterion([decay(), run])
-        axes = plots.plot_criterion([decay(t0=0.5), run], step=[None, 0.1])
-        dots = next(line for line in axes.get_lines() if line.get_linestyle() == ":")
+    with pytest.raises(ValueError, match=r"'run 3' does not say its step.*step=h"):
+        plots.plot_criterion([decay(), missed, bare])
+    axes = plots.plot_criterion([decay(t0=0.5), missed, bare], step=0.1)
+    dots = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
+    for line, run in zip(dots, (missed, bare), strict=True):
         expected = 0.5 + 0.1 * np.arange(len(run.trajectory))
-        np.testing.assert_allclose(data(dots)[:, 0], expected)
+        np.testing.assert_allclose(data(line)[:, 0], expected)
 
 
 def test_paths_over_level_sets() -> None:
@@ -241,6 +254,7 @@ def test_checkpoints_end_at_the_last_iterate() -> None:
     run = euler(step=0.01, gradient=DiscreteAdjoint(memory=200))
     assert run.trajectory.indices[-1] < run.index
     dots = data(plots.plot_paths(None, run).get_lines()[0])
+    assert len(dots) == len(run.trajectory.indices) + 1
     np.testing.assert_allclose(dots[0], START)
     np.testing.assert_allclose(dots[-1], run.state.numpy())
 

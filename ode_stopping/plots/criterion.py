@@ -47,8 +47,8 @@ def plot_criterion(
         log: Whether J is on a log axis; "auto": where all of it is positive.
         criterion: J, (t, state) -> one number, evaluated at 400 times of a flow that kept its
             states.
-        step: h of iterations that do not say it (misses, bare callables): one for all, or one a
-            run.
+        step: h of iterations whose update is a bare callable, and so has none (they start with
+            the flow they are drawn with, or at 0): one for all, or one a run.
 
     Returns:
         The axes.
@@ -57,7 +57,7 @@ def plot_criterion(
         ImportError: matplotlib is missing.
         RuntimeError: criterion was given, and a flow kept no states.
         TypeError: A run is none.
-        ValueError: A flow against steps; an iteration against time that does not say its step.
+        ValueError: A flow against steps; a bare callable against time, without a step.
     """
     shown = views(runs, labels, step)
     in_time = _in_time(shown, against)

@@ -36,7 +36,7 @@ def plot_fan(
 
     Args:
         flow: The result of the flow, or its trajectory: the black line.
-        runs: Iterations: a mapping h -> run, or runs that say their step (see `plot_criterion`).
+        runs: Iterations: a mapping h -> run, or runs of `UpdateRule`s, which say their step.
         axes: Where to draw; None makes a figure.
         labels: Names for the legend; None: "h = ...".
         coordinate: Draw this entry of the position instead of J.
@@ -51,7 +51,7 @@ def plot_fan(
         ImportError: matplotlib is missing.
         RuntimeError: A run kept no states, where they are needed.
         TypeError: A run is none.
-        ValueError: An iteration does not say its step; a target with a coordinate.
+        ValueError: The update is a bare callable, and there is no step; a target with a coordinate.
     """
     if coordinate is not None and target is not None:
         raise ValueError("target is a value of J, and coordinate draws no J: leave one out")

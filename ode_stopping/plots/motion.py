@@ -45,7 +45,7 @@ def plot_energy(
         labels: Names for the legend; None: the keys of a mapping.
         colors: One a run; None: the cycle of the axes.
         log: Whether the energy is on a log axis; "auto": where all of it is positive.
-        step: h of iterations that do not say it; see `plot_criterion`.
+        step: h of bare callables; see `plot_criterion`.
 
     Returns:
         The axes.
@@ -54,7 +54,7 @@ def plot_energy(
         ImportError: matplotlib is missing.
         RuntimeError: A run kept no states.
         TypeError: A run is none; there is no energy.
-        ValueError: An iteration does not say its step.
+        ValueError: The update of an iteration is a bare callable, and there is no step.
     """
     measured = energy if energy is not None else getattr(flow, "energy", None)
     if not callable(measured):

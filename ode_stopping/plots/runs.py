@@ -32,8 +32,8 @@ class View:
     Attributes:
         run: A result or a trajectory.
         name: What the legend calls it; None for a run that is drawn alone.
-        step: h as the user gave it, for an iteration that does not say it.
-        start: t0 for one that does not say that either.
+        step: h as the user gave it, for an iteration of a bare callable, which has none.
+        start: t0 for such an iteration: that of the flow it is drawn with, or 0.
     """
 
     run: Any
@@ -55,22 +55,17 @@ class View:
         """(t0, h) of an iteration.
 
         Raises:
-            ValueError: It does not say its step, and the user did not either.
+            ValueError: Its update is a bare callable, and the user gave no step.
         """
-        known = getattr(self.trajectory, "clock", None)
+        known = self.trajectory.clock
         if known is not None:
             return float(known[0]), float(known[1])
-        problem, time = getattr(self.run, "problem", None), getattr(self.run, "time", None)
-        if problem is not None and time is not None:  # without a time the update has no step
-            return problem.clock.start_value, problem.clock.step_value
         if self.step is not None:
-            if time is None or not bool(torch.isfinite(time).all()):
-                return self.start, self.step
-            return float(array(time - self.step * self.run.steps).flat[0]), self.step
+            return self.start, self.step
         named = "the iteration" if self.name is None else f"the iteration {self.name!r}"
         raise ValueError(
-            f"{named} does not say its step in flow time (it missed its target, was pickled, or "
-            'its update is a bare callable): pass step=h, or draw against="steps"'
+            f"{named} does not say its step in flow time, since its update is a bare callable: "
+            'pass step=h, or draw it alone against="steps"'
         )
 
     def axis(self, k: Any, *, in_time: bool) -> Any:
@@ -188,7 +183,7 @@ def views(
         runs: The runs.
         labels: Names, in the order of the runs; None: the keys of a mapping, else "run 1", ...,
             and none for a single run.
-        step: h of the iterations that do not say it: one for all, or one a run.
+        step: h of the iterations of bare callables: one for all, or one a run.
 
     Raises:
         TypeError: Something is no run.

@@ -166,7 +166,7 @@ def _quantity(result: Any) -> Tensor:
 
 def _reached(time: Tensor, result: Any) -> float:
     """T or N; infinity for a miss, whatever a miss was told to count as."""
-    return float(time.detach()) if True else float("inf")
+    return float(time.detach()) if bool(result.reached) else float("inf")
 
 
 def _slope(result: Any, theta: Tensor) -> tuple[float, float]:
