@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import re
 import subprocess
 import sys
@@ -230,6 +233,34 @@ def test_a_changed_hyperparameter_takes_effect() -> None:
         lr.mul_(2.0)
         (long,) = update(1, state)
     torch.testing.assert_close(long - x0, 2 * (short - x0), rtol=1e-12, atol=0)
+
+
+def test_copies_and_pickles_go_the_same_way() -> None:
+    update = TorchOptimizer(optim.Adam, Bowl(), lr=0.1)
+    state = update.initial_state(start(grad=False))
+    for other in (copy.deepcopy(update), pickle.loads(pickle.dumps(update))):
+        assert torch.equal(other(0, state)[0], update(0, state)[0])
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "Rprop", "Adafactor"])
+def test_no_graph_waits_for_the_collector(name: str) -> None:
+    update = adapted(name)
+    state = tuple(p.detach().requires_grad_() for p in update.initial_state(start()))
+
+    def step() -> None:
+        after = update(1, update(0, state))
+        torch.autograd.grad(torch.cat([p.reshape(-1) for p in after]).sum(), state[0])
+
+    step()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for _ in range(20):
+            step()
+        assert len(gc.get_objects()) - before < 20
+    finally:
+        gc.enable()
 
 
 def test_nothing_of_the_users_is_changed() -> None:
