@@ -18,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN) -m pytest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help verify verify-paper test test-slow test-gpu test-packaging lint format typecheck \
-	notebooks bench clean distclean
+	notebooks test-notebooks write-notebooks bench clean distclean
 
 help: ## List the commands
 	@echo "ode-stopping: make COMMAND"
@@ -54,12 +54,14 @@ format: $(DEV_INSTALLED) ## Mend what ruff can mend, and format
 typecheck: $(DEV_INSTALLED) ## Check the types of the three packages (mypy)
 	$(BIN) -m mypy
 
-notebooks: $(NOTEBOOKS_INSTALLED) ## Run every notebook from top to bottom
-	@set -e; for notebook in notebooks/*.ipynb; do \
-		if [ ! -e "$$notebook" ]; then echo "there are no notebooks yet"; break; fi; \
-		echo "running $$notebook"; \
-		$(BIN) -m jupyter execute "$$notebook"; \
-	done
+notebooks: $(NOTEBOOKS_INSTALLED) ## Open the notebooks in JupyterLab
+	$(BIN) -m jupyter lab --notebook-dir=notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)
+
+test-notebooks: $(NOTEBOOKS_INSTALLED) ## Run every notebook from clean; the first error ends it
+	OMP_NUM_THREADS=1 $(BIN) notebooks/run.py
+
+write-notebooks: $(NOTEBOOKS_INSTALLED) ## The same, and put the outputs into the files
+	OMP_NUM_THREADS=1 $(BIN) notebooks/run.py --write
 
 bench: $(CHECKS_INSTALLED) ## Run the benchmarks
 	@set -e; for script in benchmarks/[!_]*.py; do \

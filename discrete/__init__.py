@@ -15,6 +15,7 @@ from .result import StoppingIndexResult
 from .step_decrease import StepDecrease
 from .stopping import stopping_index
 from .torch_optimizer import TorchOptimizer
+from .tuning import StoppingIndexTask, minimise_stopping_index
 from .updates import Euler, Heun, RungeKutta4, SemiImplicitEuler, UpdateRule
 
 __all__ = [
@@ -27,11 +28,13 @@ __all__ = [
     "SemiImplicitEuler",
     "StepDecrease",
     "StoppingIndexResult",
+    "StoppingIndexTask",
     "TorchOptimizer",
     "Truncated",
     "Unrolled",
     "UpdateRule",
     "algorithms",
     "check_index_gradient",
+    "minimise_stopping_index",
     "stopping_index",
 ]

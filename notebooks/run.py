@@ -28,6 +28,18 @@ def cleared(notebook: Any) -> Any:
     return notebook
 
 
+def joined(outputs: list[Any]) -> list[Any]:
+    """The outputs, with what a stream printed in pieces put together: the cuts are chance."""
+    kept: list[Any] = []
+    for output in outputs:
+        same = kept and output.output_type == kept[-1].output_type == "stream"
+        if same and output.name == kept[-1].name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
+
+
 def run(path: Path, *, write: bool) -> float:
     """Run one notebook, and return the seconds that it took.
 
@@ -41,6 +53,8 @@ def run(path: Path, *, write: bool) -> float:
     seconds = time.perf_counter() - begin
     for cell in notebook.cells:
         cell.metadata = {}  # times of execution
+        if cell.cell_type == "code":
+            cell.outputs = joined(cell.outputs)
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
     if write:

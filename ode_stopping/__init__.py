@@ -77,8 +77,24 @@ from .status import (
     StoppingWarning,
     UntrackedTensorError,
 )
+from .stopm import (
+    LearnedISHD,
+    StoPMConstants,
+    learned_ishd,
+    stopm_penalty,
+    stopm_task,
+    train_stopm,
+)
 from .stopping import stopping_time
 from .trajectory import NearMiss, Trajectory
+from .tuning import (
+    StoppingTask,
+    TuningError,
+    TuningHistory,
+    TuningRecord,
+    TuningTask,
+    minimise_stopping_time,
+)
 
 try:
     __version__ = version("ode-stopping")
@@ -115,6 +131,7 @@ __all__ = [
     "HighResolutionFlow",
     "InertialHessianFlow",
     "InterpolatingAdjoint",
+    "LearnedISHD",
     "LogisticRegression",
     "LossValue",
     "Margins",
@@ -141,12 +158,18 @@ __all__ = [
     "SmoothSVM",
     "StalledError",
     "Status",
+    "StoPMConstants",
     "StoppingError",
     "StoppingResult",
+    "StoppingTask",
     "StoppingWarning",
     "StronglyConvexNesterovFlow",
     "Torchdiffeq",
     "Trajectory",
+    "TuningError",
+    "TuningHistory",
+    "TuningRecord",
+    "TuningTask",
     "UntrackedTensorError",
     "VanishingDamping",
     "WithIntegrals",
@@ -154,7 +177,12 @@ __all__ = [
     "check_stopping_gradient",
     "convergence_margins",
     "hessian_norm",
+    "learned_ishd",
     "mean_over_reached",
+    "minimise_stopping_time",
     "stability_margins",
+    "stopm_penalty",
+    "stopm_task",
     "stopping_time",
+    "train_stopm",
 ]

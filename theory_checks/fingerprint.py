@@ -25,6 +25,7 @@ import torch
 LIBRARIES = ("ode_stopping", "discrete", "theory_checks")
 # What presents numbers cannot change them: editing the report must not cost a night of computing.
 _PRESENTATION = (
+    "plots",
     "__main__.py",
     "cli.py",
     "context.py",

@@ -80,6 +80,7 @@ def plot_paths(
     if not given:
         axes.grid(visible=False)
         axes.set(xlabel=r"$x_1$", ylabel=r"$x_2$")
+        axes.locator_params(nbins=6)
     window = (*axes.get_xlim(), *axes.get_ylim())
     like = _like(shown, position)
     if objective is not None:

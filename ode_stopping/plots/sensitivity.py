@@ -62,6 +62,7 @@ def plot_sensitivity(
     label: str | None = None,
     color: Any = None,
     tangent_length: float | None = None,
+    connected: bool = True,
 ) -> Axes:
     """T(theta) or N(theta) over a scalar hyperparameter, with tangents of the given slopes.
 
@@ -76,6 +77,7 @@ def plot_sensitivity(
         color: Of the curve; None: the cycle of the axes.
         tangent_length: Width of the tangents, in the unit of theta; None: what fits between
             neighbours.
+        connected: Join the points by a line; not where the quantity jumps.
 
     Returns:
         The axes.
@@ -94,7 +96,14 @@ def plot_sensitivity(
     met = np.isfinite(times)
     shown = np.where(met, times, np.nan)
     (line,) = axes.plot(
-        theta, shown, marker=".", markersize=5, linewidth=1.4, color=color, label=label
+        theta,
+        shown,
+        linestyle="-" if connected else "none",
+        marker=".",
+        markersize=5,
+        linewidth=1.4,
+        color=color,
+        label=label,
     )
     if slopes is not None and met.any():
         _draw_tangents(axes, theta, shown, slopes, tangent_length)

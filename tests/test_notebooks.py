@@ -1,0 +1,50 @@
+"""The notebooks as committed: complete, in order, without errors, and without paths of a machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[Any]:
+    return [c for c in json.loads(path.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+
+
+def test_all_six_are_there() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+
+
+@every_notebook
+def test_outputs_are_those_of_one_run_from_clean(path: Path) -> None:
+    cells = code_cells(path)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = [output["output_type"] for cell in cells for output in cell["outputs"]]
+    assert "error" not in kinds
+    assert any("image/png" in o.get("data", {}) for cell in cells for o in cell["outputs"])
+
+
+@every_notebook
+def test_nothing_of_a_machine_is_in_it(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert path.stat().st_size < 1_000_000
+    for cell in code_cells(path):
+        printed = "".join("".join(output.get("text", [])) for output in cell["outputs"])
+        # A warning that nobody meant to show prints the file that it comes from.
+        assert not re.search(r"(site-packages|\.py:\d+:|/home/|/tmp/)", printed), printed
+    assert "execution" not in json.loads(text)["cells"][0]["metadata"]
+
+
+@every_notebook
+def test_links_lead_somewhere(path: Path) -> None:
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (FOLDER / target).exists(), target
