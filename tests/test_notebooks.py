@@ -1,4 +1,4 @@
-"""The notebooks as committed: complete, in order, without errors, and without paths of a machine."""
+"""The notebooks as committed: complete, in order, without errors or paths of a machine."""
 
 from __future__ import annotations
 

@@ -13,13 +13,11 @@ from augmented import WeightedSpeed
 from torch import Tensor
 
 from ode_stopping import (
-    GradientAccuracyWarning,
     GradientError,
     LossValue,
     Quadratic,
     QuarticQuadratic,
     Rosenbrock,
-    StoppingResult,
     Torchdiffeq,
     check_stopping_gradient,
     stopping_time,
@@ -93,7 +91,7 @@ def test_the_gradient_by_independent_roads(name: str) -> None:
     # The check moves one leaf at a time: a start that moves with it has a test of its own.
     fixed = start.detach() if isinstance(start, Tensor) else tuple(s.detach() for s in start)
     time = leaf(t0) if name == "nesterov" else t0
-    report = check_stopping_gradient(flow, fixed, LossValue(F), 0.9, t0=time, directions=1)
+    report = check_stopping_gradient(flow, fixed, LossValue(F), 1.5, t0=time, directions=1)
     assert report.passed, str(report)
     assert len(report.subjects) >= 1
 
@@ -101,7 +99,7 @@ def test_the_gradient_by_independent_roads(name: str) -> None:
 def solved(make: Callable[[float], tuple[Flow, Any]], value: float, t0: float) -> float:
     flow, start = make(value)
     result = stopping_time(
-        flow, start, LossValue(F), 0.9, t0=t0, solver=Torchdiffeq(rtol=1e-10), gradient=None
+        flow, start, LossValue(F), 1.5, t0=t0, solver=Torchdiffeq(rtol=1e-10), gradient=None
     )
     return float(result.time)
 
@@ -121,7 +119,8 @@ def test_hyperparameters_that_shape_the_start_as_well(name: str) -> None:
     make, value, t0 = THROUGH_THE_START[name]
     parameter = leaf(value)
     flow, start = make(parameter)
-    result = stopping_time(flow, start, LossValue(F), 0.9, t0=t0)
+    tight = Torchdiffeq(rtol=1e-9)
+    result = stopping_time(flow, start, LossValue(F), 1.5, t0=t0, solver=tight)
     (slope,) = torch.autograd.grad(result.time, parameter)
     errors = []
     for h in (0.04 * value, 0.02 * value):
@@ -132,7 +131,7 @@ def test_hyperparameters_that_shape_the_start_as_well(name: str) -> None:
     # Without the start's own part it would be another number.
     fixed = tuple(piece.detach() for piece in start)
     (partial,) = torch.autograd.grad(
-        stopping_time(flow, fixed, LossValue(F), 0.9, t0=t0).time, parameter
+        stopping_time(flow, fixed, LossValue(F), 1.5, t0=t0).time, parameter
     )
     assert abs(float(partial - slope)) > 100 * abs(errors[1])
 
@@ -142,17 +141,16 @@ def test_hyperparameters_that_shape_the_start_as_well(name: str) -> None:
 TWO_MODES = Quadratic([1.0, 60.0])
 
 
-def two_modes(damping: float) -> tuple[StoppingResult, list[str]]:
-    """Closed form 7."""
+def two_modes(damping: float) -> tuple[float, float, list[str]]:
+    """Closed form 7: T, dT/ddamping, and what was warned about."""
     a = leaf(damping)
     flow = HeavyBallFlow(TWO_MODES, damping=a)
     start = flow.initial_state(torch.tensor([1.0, 0.3], dtype=torch.float64))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = stopping_time(
-            flow, start, LossValue(TWO_MODES), 0.08, solver=Torchdiffeq(rtol=1e-8)
-        )
-    return result, [str(w.message) for w in caught if w.category is GradientAccuracyWarning]
+        result = stopping_time(flow, start, LossValue(TWO_MODES), 0.08)
+        (slope,) = torch.autograd.grad(result.time, a)
+    return float(result.time.detach()), float(slope), [str(w.message) for w in caught]
 
 
 def exact_loss(times: Tensor, damping: float) -> Tensor:
@@ -169,8 +167,7 @@ def exact_loss(times: Tensor, damping: float) -> Tensor:
 @pytest.mark.filterwarnings("ignore:the gradient of this stopping time")
 @pytest.mark.parametrize(("damping", "known"), [(0.87, 1.428), (0.88, 1.793)])
 def test_the_first_crossing_of_an_oscillating_loss(damping: float, known: float) -> None:
-    result, caught = two_modes(damping)
-    time = float(result.time.detach())
+    time, slope, caught = two_modes(damping)
     assert time == pytest.approx(known, abs=5e-4)
     before = torch.arange(0.0, time - 1e-5, 1e-4, dtype=torch.float64)
     values = exact_loss(before, damping)
@@ -178,12 +175,12 @@ def test_the_first_crossing_of_an_oscillating_loss(damping: float, known: float)
     assert bool((values[1:] > values[:-1]).any())  # it rises in between
     end = torch.tensor(time, dtype=torch.float64)
     assert float(exact_loss(end, damping)) == pytest.approx(0.08, abs=1e-6)
-    assert len(caught) == (damping == 0.88)  # the dip before, nearly a crossing, is told of
-    (slope,) = torch.autograd.grad(result.time, result.problem.leaves.tensors)
+    # The dip before, nearly a crossing, is told of.
+    assert any("the stopping time jumps there" in text for text in caught) == (damping == 0.88)
     h = 1e-6
     rate = (exact_loss(end + h, damping) - exact_loss(end - h, damping)) / (2 * h)
     change = (exact_loss(end, damping + h) - exact_loss(end, damping - h)) / (2 * h)
-    assert float(slope) == pytest.approx(-float(change / rate), rel=1e-4)
+    assert slope == pytest.approx(-float(change / rate), rel=1e-4)
 
 
 def test_momentum_on_a_function_that_is_not_convex() -> None:
@@ -210,15 +207,15 @@ def test_adam_of_age_zero_has_a_time_but_no_gradient() -> None:
     tau1 = leaf(0.1)
     flow, start = adam(tau1, 0.0)
     # The backward solve would take all of the default 100,000 steps before it gives up.
-    solver = Torchdiffeq(max_steps=1000)
-    result = stopping_time(flow, start, LossValue(F), 0.9, solver=solver)
+    solver = Torchdiffeq(max_steps=300)
+    result = stopping_time(flow, start, LossValue(F), 1.5, solver=solver)
     plain = float(result.time.detach())
     with pytest.raises(GradientError):
         result.time.backward()
     assert tau1.grad is None
     # A small age moves T by as much, and has the derivatives of age 0.
     flow, start = adam(tau1, 1e-4)
-    result = stopping_time(flow, start, LossValue(F), 0.9)
+    result = stopping_time(flow, start, LossValue(F), 1.5)
     assert float(result.time.detach()) == pytest.approx(plain, abs=2e-4)
     (slope,) = torch.autograd.grad(result.time, tau1)
     up, down = (solved(lambda tau: adam(tau, 0.0), 0.1 + s * 1e-3, 0.0) for s in (1, -1))
