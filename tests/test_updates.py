@@ -10,10 +10,11 @@ import torch
 from iterations import nonlinear_flow, nonlinear_leaves, number
 from torch import Tensor, nn
 
-from discrete import Euler, Heun, RungeKutta4, UpdateRule
+from discrete import Euler, Heun, RungeKutta4, SemiImplicitEuler, UpdateRule, stopping_index
 from discrete.updates import combine
+from ode_stopping.flows import HeavyBallFlow
 
-RULES = (Euler, Heun, RungeKutta4)
+RULES = (Euler, Heun, RungeKutta4, SemiImplicitEuler)
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 
 
@@ -48,7 +49,7 @@ def test_order_of_convergence(rule: type[UpdateRule]) -> None:
     assert abs(slope - rule.order) < 0.12
 
 
-@every_rule
+@pytest.mark.parametrize("rule", RULES[:3], ids=lambda rule: rule.__name__)
 def test_tuple_states_move_as_their_concatenation(rule: type[UpdateRule]) -> None:
     leaves = nonlinear_leaves()
     flow = nonlinear_flow(leaves)
@@ -104,6 +105,136 @@ def test_increment_is_what_a_step_adds(rule: type[UpdateRule]) -> None:
         made.advance(t, state, 0.07), state, made.increment(t, state, 0.07), strict=True
     ):
         torch.testing.assert_close(old + added, new, rtol=0, atol=1e-16)
+
+
+# --- the position last ----------------------------------------------------------------------------
+
+
+def test_semi_implicit_euler_by_hand() -> None:
+    """v first and explicitly, then x with the new v, at the old time."""
+    leaves = nonlinear_leaves()
+    theta, x, v = (leaves[name].detach() for name in ("theta", "x", "v"))
+    h, t = 0.1, number(0.3, grad=False)
+    v_next = v + h * (-v + 0.2 * torch.cos(t) * x[:, None])
+    x_next = x + h * (-theta * (x + torch.sin(t) * x**3) + 0.1 * v_next[:, 0])
+    rule = SemiImplicitEuler(nonlinear_flow(leaves), step=h)
+    after = tuple(piece.detach() for piece in rule(0, (x, v), t))
+    torch.testing.assert_close(after, (x_next, v_next), rtol=0, atol=1e-16)
+    # Planted: the position first, or all at once, is another method.
+    explicit = Euler(nonlinear_flow(leaves), step=h)(0, (x, v), t)
+    assert float((explicit[0].detach() - x_next).abs().min()) > 1e-4
+
+
+def test_the_other_states_do_not_see_each_other_move() -> None:
+    def flow(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x, a, b = state
+        return a * b, x + b, x * a
+
+    state = tuple(number([v], grad=False) for v in (2.0, 3.0, 5.0))
+    x, a, b = SemiImplicitEuler(flow, step=0.5)(0, state, number(0.0, grad=False))
+    assert (float(a), float(b)) == (3 + 0.5 * 7, 5 + 0.5 * 6)
+    assert float(x) == 2 + 0.5 * 6.5 * 8
+
+
+def test_one_tensor_moves_as_with_euler() -> None:
+    x, t = number([1.7], grad=False), number(0.3, grad=False)
+    assert torch.equal(
+        SemiImplicitEuler(logistic, step=0.1)(0, x, t), Euler(logistic, step=0.1)(0, x, t)
+    )
+
+    def wrapped(t: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
+        return (logistic(t, state[0]),)
+
+    (alone,) = SemiImplicitEuler(wrapped, step=0.1)(0, (x,), t)
+    assert torch.equal(alone, Euler(logistic, step=0.1)(0, x, t))
+
+
+def oscillator(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return state[1], -state[0]
+
+
+def test_semi_implicit_euler_on_an_oscillator() -> None:
+    """Order 1 against cos t, and an energy that does not grow, as it does with Euler's method."""
+    errors = []
+    counts = [40, 80, 160, 320]
+    start = number([1.0], grad=False), number([0.0], grad=False)
+    for n in counts:
+        state, rule = start, SemiImplicitEuler(oscillator, step=2.0 / n)
+        for k in range(n):
+            state = rule(k, state, number(0.0, grad=False))
+        errors.append(abs(float(state[0]) - math.cos(2.0)))
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope - 1) < 0.05
+    energies = {}
+    for kind in (Euler, SemiImplicitEuler):
+        state, rule = start, kind(oscillator, step=0.1)
+        for k in range(1000):
+            state = rule(k, state, number(0.0, grad=False))
+        energies[kind] = float(state[0] ** 2 + state[1] ** 2)
+    assert energies[SemiImplicitEuler] == pytest.approx(1.0, abs=0.1)
+    assert energies[Euler] > 1e4
+
+
+def test_semi_implicit_euler_is_differentiable_in_tuples() -> None:
+    leaves = nonlinear_leaves()
+    given = [leaves[name] for name in ("theta", "x", "v")] + [number(0.3), number(0.2)]
+
+    def stepped(theta: Tensor, x: Tensor, v: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        flow = nonlinear_flow({**leaves, "theta": theta})
+        return SemiImplicitEuler(flow, step=h)(0, (x, v), t)  # type: ignore[return-value]
+
+    assert torch.autograd.gradcheck(stepped, given)
+    assert torch.autograd.gradgradcheck(stepped, given)
+
+
+def test_a_flow_that_knows_x_dot_is_evaluated_once_a_step() -> None:
+    calls = []
+
+    def objective(x: Tensor) -> Tensor:
+        calls.append(x)
+        return 0.5 * (x * x).sum(-1)
+
+    flow = HeavyBallFlow(objective, damping=0.5)
+    state = number([1.0, 2.0], grad=False), number([0.3, -0.1], grad=False)
+    t = number(0.0, grad=False)
+    after = SemiImplicitEuler(flow, step=0.1)(0, state, t)
+    assert len(calls) == 1
+    same = SemiImplicitEuler(lambda t, s: flow(t, s), step=0.1)(0, state, t)  # has no such method
+    assert len(calls) == 3
+    torch.testing.assert_close(after, same, rtol=0, atol=0)
+
+
+def test_increments_of_tuples_are_free_of_rounding_in_float32() -> None:
+    """x = 1000 with increments of 1e-5: below one unit of rounding of the sum."""
+    x, v = torch.tensor([1000.0, -2000.0]), torch.tensor([0.01, 0.03])
+    rule = SemiImplicitEuler(lambda t, s: (s[1], -0.5 * s[1]), step=1e-3)
+    t = torch.tensor(0.0)
+    added = rule.increment(t, (x, v), 1e-3)
+    assert {piece.dtype for piece in added} == {torch.float32}
+    v_next = v.double() * (1 - 0.5e-3)
+    torch.testing.assert_close(added[0].double(), 1e-3 * v_next, rtol=3e-7, atol=0)
+    torch.testing.assert_close(added[1].double(), -0.5e-3 * v.double(), rtol=3e-7, atol=0)
+    moved = rule.advance(t, (x, v), 1e-3)
+    assert torch.equal(moved[0], x)  # the difference of two states would have lost it all
+
+
+def test_semi_implicit_euler_in_a_stopping_index() -> None:
+    """h N tends to T of the oscillator, cos T = 1/(2 x0), and h dN/dx0 to dT/dx0."""
+    for h in (0.02, 0.01):
+        x0 = number([1.0])
+        result = stopping_index(
+            SemiImplicitEuler(oscillator, step=h),
+            (x0, number([0.0])),
+            lambda t, s: s[0].sum(),
+            0.5,
+            interpolation="partial_step",
+        )
+        (slope,) = torch.autograd.grad(result.steps, x0)
+        assert abs(h * float(result.steps.detach()) - math.pi / 3) < h
+        assert abs(h * float(slope) - 0.5 / math.sqrt(0.75)) < h
+
+
+# --- the base class -------------------------------------------------------------------------------
 
 
 def test_increment_of_a_rule_that_defines_a_step_only() -> None:
