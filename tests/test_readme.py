@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+from pages import blocks, missing_targets
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(
-        rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL
-    )
-
-
 def test_example_prints_what_is_printed_below_it(tmp_path: Path) -> None:
-    code, continued = blocks("python")[:2]
+    code, continued = blocks(README, "python")[:2]
     script = tmp_path / "example.py"
     script.write_text(code + continued, encoding="utf-8")
     run = subprocess.run(
@@ -28,7 +23,7 @@ def test_example_prints_what_is_printed_below_it(tmp_path: Path) -> None:
         env={"PYTHONPATH": str(README.parent), "PATH": ""},
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout == blocks("text")[0]
+    assert run.stdout == blocks(README, "text")[0]
 
 
 def test_every_check_is_in_the_table() -> None:
@@ -41,7 +36,4 @@ def test_every_check_is_in_the_table() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    text = README.read_text(encoding="utf-8")
-    targets = re.findall(r"\]\(([^)#]+)\)", text)
-    missing = [t for t in targets if not t.startswith("http") and not (README.parent / t).exists()]
-    assert not missing
+    assert missing_targets(README) == []
