@@ -259,9 +259,9 @@ def train_stopm(
     constants: StoPMConstants,
     *,
     iterations: int = 40,
-    rate: float = 0.05,
+    rate: float = 0.08,
     rho: float = 3.0,
-    clip: float = 20.0,
+    clip: float = 6.0,
     solver: Torchdiffeq | None = None,
     callback: Callable[[TuningRecord], bool | None] | None = None,
     **options: Any,
@@ -271,6 +271,10 @@ def train_stopm(
     Adam with a rate that falls like a cosine. The slopes of P are a hundred times those of T, and
     its kinks lie where the minimum is: clipping keeps a step across a kink from undoing the rest.
     The best of all iterations is kept, with P + Q next to zero; the last need not be.
+
+    P and Q look at times up to T only. Constants that are to serve problems with a longer T are
+    better trained on one of those, or with a larger rho: what a violation that the objective
+    tolerates does later, nobody sees.
 
     Args:
         tasks: as `stopm_task` makes them, over flows that share the constants.
@@ -287,7 +291,7 @@ def train_stopm(
     Raises:
         TypeError, ValueError, TuningError: As `minimise_stopping_time`.
     """
-    adam = torch.optim.Adam(constants.parameters(), lr=rate)
+    adam = torch.optim.Adam(constants.parameters(), lr=rate, betas=(0.9, 0.99))
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, iterations, eta_min=0.01 * rate)
 
     def after(record: TuningRecord) -> bool | None:

@@ -242,3 +242,22 @@ def test_a_saddle_is_no_rest() -> None:
     end = 1 - math.sqrt(0.004)
     exact = math.log(math.sqrt(end / (1 - end)) / 1e-12)
     assert result.time.item() == pytest.approx(exact, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
+@pytest.mark.parametrize("beyond", [1e-12, 1e-9, 1e-6])
+@pytest.mark.parametrize("bend", [torch.log, lambda a: a**2 - 1], ids=["concave", "convex"])
+def test_next_to_a_kink_no_derivative_is_missing(
+    bend: Callable[[Tensor], Tensor], beyond: float
+) -> None:
+    """With a concave side the one-sided difference falls short of the slope that autograd has."""
+    a = leaf(1.0 + beyond)
+
+    def flow(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return -state[0], torch.relu(bend(a))
+
+    start = (ONE, torch.ones((), dtype=torch.float64))
+    result = stopping_time(flow, start, lambda t, state: state[0].square().sum(), 0.1)
+    (slope,) = torch.autograd.grad(result.state[1], a)
+    side = 1.0 if bend is torch.log else 2.0
+    assert slope.item() == pytest.approx(side * result.time.item(), rel=1e-4)

@@ -207,7 +207,7 @@ def test_adam_of_age_zero_has_a_time_but_no_gradient() -> None:
     tau1 = leaf(0.1)
     flow, start = adam(tau1, 0.0)
     # The backward solve would take all of the default 100,000 steps before it gives up.
-    solver = Torchdiffeq(max_steps=300)
+    solver = Torchdiffeq(max_steps=100)
     result = stopping_time(flow, start, LossValue(F), 1.5, solver=solver)
     plain = float(result.time.detach())
     with pytest.raises(GradientError):

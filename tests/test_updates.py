@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from discrete import Euler, Heun, RungeKutta4, SemiImplicitEuler, UpdateRule, stopping_index
 from discrete.updates import combine
-from ode_stopping.flows import HeavyBallFlow
+from ode_stopping.flows import HeavyBallFlow, InertialHessianFlow
 
 RULES = (Euler, Heun, RungeKutta4, SemiImplicitEuler)
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -202,6 +202,17 @@ def test_a_flow_that_knows_x_dot_is_evaluated_once_a_step() -> None:
     same = SemiImplicitEuler(lambda t, s: flow(t, s), step=0.1)(0, state, t)  # has no such method
     assert len(calls) == 3
     torch.testing.assert_close(after, same, rtol=0, atol=0)
+
+
+def test_x_dot_is_taken_at_the_old_time_and_position() -> None:
+    """x' = v - beta(t) grad f(x), with beta = t and f = |x|^2/2."""
+    flow = InertialHessianFlow(
+        lambda x: 0.5 * (x * x).sum(-1), damping=0.5, beta=lambda t: t, gamma=2.0
+    )
+    x, v, t, h = number([1.0, 2.0], grad=False), number([0.3, -0.1], grad=False), 0.4, 0.1
+    after = SemiImplicitEuler(flow, step=h)(0, (x, v), number(t, grad=False))
+    v_next = v + h * (-0.5 * (v - t * x) + (1 - 2.0) * x)
+    torch.testing.assert_close(after, (x + h * (v_next - t * x), v_next), rtol=1e-15, atol=1e-15)
 
 
 def test_increments_of_tuples_are_free_of_rounding_in_float32() -> None:

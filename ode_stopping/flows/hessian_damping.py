@@ -154,8 +154,11 @@ class InertialHessianFlow(HessianDampedFlow):
     ) -> Tensor:
         """t^2 w (f(x) - f*) + |(alpha - 1)(x - x*) + t v|^2/2.
 
-        With alpha = t a(t) and w = gamma - beta' - beta/t. For convex f and a damping alpha/t it
-        does not rise where w > 0 and t w' <= (alpha - 3) w (see `convergence_margins`), so that
+        With alpha = t a(t) and w = gamma - beta' - beta/t. For convex f and a damping alpha/t
+
+            E' <= -t ((alpha - 3) w - t w') (f(x) - f*) - t^2 w beta |g|^2   (alpha >= 1, w >= 0),
+
+        so E does not rise where t w' <= (alpha - 3) w, too (see `convergence_margins`), and
         f(x) - f* <= E(t0)/(t^2 w) (arXiv 2406.02006, with kappa = 1, lambda = alpha - 1).
 
         Args:

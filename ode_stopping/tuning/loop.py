@@ -155,6 +155,8 @@ class _Loop:
         history.stopped = ""
         for self.iteration in range(options.iterations):
             begin = time.perf_counter()
+            if self.iteration % self.in_a_pass == 0:
+                self.barren = 0
             numbers = next(batches)
             full = None
             if not self.whole and options.restore_best and self.iteration % self.in_a_pass == 0:
@@ -162,7 +164,7 @@ class _Loop:
             evaluation = self._evaluate(numbers, gradient=True)
             record = self._record(evaluation, numbers, full)
             self._step(evaluation, numbers)
-            history.records.append(replace(record, seconds=time.perf_counter() - begin))
+            history.records[-1] = replace(record, seconds=time.perf_counter() - begin)
             show(history.records[-1])
             if options.callback is not None and options.callback(history.records[-1]) is True:
                 history.stopped = "callback"
@@ -178,7 +180,7 @@ class _Loop:
         numbers = range(len(self.tasks))
         evaluation = self._evaluate(numbers, gradient=False)
         record = self._record(evaluation, numbers, evaluation.objective)
-        self.history.records.append(replace(record, seconds=time.perf_counter() - begin))
+        self.history.records[-1] = replace(record, seconds=time.perf_counter() - begin)
         if self.options.restore_best:
             copy_into(self.parameters, self.history.best_parameters)
 
@@ -199,7 +201,7 @@ class _Loop:
     def _record(
         self, evaluation: Evaluation, numbers: Sequence[int], full: float | None
     ) -> TuningRecord:
-        """The record of an evaluation, and a copy of the parameters if they are the best."""
+        """Put an evaluation on record, and keep a copy of the parameters if they are the best."""
         if self.whole:
             full = evaluation.objective
         known = [r.full_objective for r in self.history.records if r.full_objective is not None]
@@ -207,7 +209,7 @@ class _Loop:
             self.history.best_parameters = tuple(p.detach().clone() for p in self.parameters)
         count = sum(p.numel() for p in self.parameters)
         row = torch.cat([p.detach().reshape(-1).double().cpu() for p in self.parameters])
-        return TuningRecord(
+        record = TuningRecord(
             iteration=self.iteration,
             objective=evaluation.objective,
             full_objective=full,
@@ -220,6 +222,8 @@ class _Loop:
             errors=evaluation.errors,
             parameters=tuple(row.tolist()) if count <= _FEW else None,
         )
+        self.history.records.append(record)
+        return record
 
     def _step(self, evaluation: Evaluation, numbers: Sequence[int]) -> None:
         """One step of the optimiser from an evaluation; none where it gives no direction."""
@@ -257,7 +261,6 @@ class _Loop:
             if self.barren >= self.in_a_pass:
                 raise TuningError(self._nothing(evaluation), history=self.history)
             return False
-        self.barren = 0
         assert evaluation.gradients is not None
         norm, clip = evaluation.norm, self.options.clip
         scale = clip / norm if clip is not None and norm > clip else 1.0
