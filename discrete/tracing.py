@@ -83,22 +83,12 @@ def check_functions(problem: IndexProblem, *, clock_matters: bool) -> None:
         MissingGradientError: A derivative is missing or partly missing.
     """
     update, criterion, last = problem.update, problem.criterion, problem.index - 1
-    # Fixed numbers: the comparison moves the parameters, h among them.
-    time = torch.tensor(problem.clock.time(last), dtype=torch.float64, device=problem.x0.device)
     end = problem.clock.time(problem.index)
-
-    def added(y: Tensor) -> Tensor:
-        if update.adds:
-            return update.increment(last, y, time)
-        # x_{N-1} is added again, so that the value says how much rounding there is in it.
-        return update.step_traced(last, y, time) - y + problem.previous
-
-    def added_plain(y: Tensor) -> Tensor:
-        return added(y.detach().requires_grad_(True)).detach()
-
-    check_derivatives(
-        added_plain, added, problem.previous, problem.leaves, name="update", layout=update.layout
-    )
+    # The first step as well: an optimiser's first step may be another than the others (a buffer
+    # that starts as a copy of the gradient, without its graph).
+    for k, x in {problem.first: problem.x0, last: problem.previous}.items():
+        _note_history(problem, k, x)
+        _check_update(problem, k, x)
     check_derivatives(
         lambda y: criterion.plain(end, y),
         lambda y: criterion.traced(criterion.time_tensor(end), y),
@@ -125,3 +115,31 @@ def check_functions(problem: IndexProblem, *, clock_matters: bool) -> None:
             name="update",
             layout=update.layout,
         )
+
+
+def _note_history(problem: IndexProblem, k: int, x: Tensor) -> None:
+    """Nodes that two evaluations of step k share are older: a hyper-network used there alone."""
+    nodes = []
+    for _ in range(2):
+        time, point = problem.update.inputs(problem.clock.time(k), x)
+        value = problem.update.step_traced(k, point, time)
+        nodes.append(problem.leaves.add_from([value], inputs=(time, point)))
+    problem.leaves.note_history(*nodes)
+
+
+def _check_update(problem: IndexProblem, k: int, x: Tensor) -> None:
+    """Compare the derivatives of step k at x with differences."""
+    update = problem.update
+    # Fixed numbers: the comparison moves the parameters, h among them.
+    time = torch.tensor(problem.clock.time(k), dtype=torch.float64, device=x.device)
+
+    def added(y: Tensor) -> Tensor:
+        if update.adds:
+            return update.increment(k, y, time)
+        # x_k is added again, so that the value says how much rounding there is in it.
+        return update.step_traced(k, y, time) - y + x
+
+    def added_plain(y: Tensor) -> Tensor:
+        return added(y.detach().requires_grad_(True)).detach()
+
+    check_derivatives(added_plain, added, x, problem.leaves, name="update", layout=update.layout)

@@ -315,3 +315,19 @@ def test_modules_get_their_gradients() -> None:
     )
     for parameter, expected in zip(network.parameters(), truth, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-11, atol=1e-14)
+
+
+def test_a_derivative_lost_in_the_first_step_only() -> None:
+    """torch's SGD with differentiable=True copies its first momentum without its graph."""
+    x0 = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    curvature = torch.tensor([1.0, 4.0], dtype=torch.float64)
+
+    def update(k: int, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, buffer = state
+        g = curvature * x
+        following = 0.9 * buffer + g if k else g.detach().clone()
+        return x - 0.05 * following, following
+
+    start = (x0, torch.zeros(2, dtype=torch.float64))
+    with pytest.raises(MissingGradientError, match="update"):
+        stopping_index(update, start, lambda t, s: (curvature * s[0] ** 2).sum(), 1e-2)
