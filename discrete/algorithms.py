@@ -43,6 +43,9 @@ Scalar: TypeAlias = float | Tensor
 class Algorithm:
     """An optimiser, as the discretisation of a flow.
 
+    RMSprop and Adam start from zero moments, where their flows have a T without a gradient. For a
+    gradient of T start the flow from ``flow.initial_state(x0, age=...)``.
+
         run = stopping_index(a.update, a.initial_state(x0), criterion, eps, t0=a.t0)
         flow = stopping_time(a.flow, a.initial_state(x0), criterion, eps, t0=a.t0)
 

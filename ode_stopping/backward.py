@@ -82,6 +82,9 @@ def differentiate(
         route: How to pull lam(T) back through the flow map.
         given: The cotangents.
     """
+    require = getattr(problem.flow.function, "require_differentiable", None)
+    if require is not None:
+        require(problem.layout.unpack(problem.x0))
     crossing = problem.crossing
     lam, scale = given.fixed, torch.zeros_like(given.fixed[0])
     if given.moves_crossing:

@@ -19,6 +19,13 @@ from ode_stopping.flows.hyperparameters import (
     number,
 )
 from ode_stopping.problems.base import Objective
+from ode_stopping.status import GradientError
+
+_AGE_ZERO = (
+    "the flow starts at age 0, where its velocity has an infinite derivative to the moments: T is "
+    "right and has no gradient by any route. Start from flow.initial_state(x0, age=1e-3), say; T "
+    "changes by about as much"
+)
 
 
 class RMSPropFlow(GradientFlow):
@@ -67,6 +74,13 @@ class RMSPropFlow(GradientFlow):
         """x' = -g/(sqrt(v) + eps)."""
         position, v = pieces(state, 2, type(self).__name__)
         return self._quotient(t, self.gradient(position), v)
+
+    def require_differentiable(self, state: State) -> None:
+        """Raise a GradientError at v = 0, where the root has an infinite derivative."""
+        x, v = pieces(state, 2, type(self).__name__)
+        constant = isinstance(self.inside, Tensor) and bool(self.inside > 0)
+        if not constant and bool(((v == 0) & (self.gradient(x) != 0)).any()):
+            raise GradientError(_AGE_ZERO)
 
     def _quotient(self, t: Tensor, g: Tensor, v: Tensor) -> Tensor:
         root = root_without_derivative_at_zero(v + at_time(self.inside, t, v))
@@ -141,6 +155,12 @@ class AdamFlow(GradientFlow):
         if bool((c1 > 0) & (c2 > 0)):
             return self._quotient(t, m / c1, v / c2)
         return super().position_velocity(t, state)
+
+    def require_differentiable(self, state: State) -> None:
+        """Raise a GradientError at c = 0, where m/c1 has an infinite derivative to m."""
+        *_, c1, c2 = pieces(state, 5, type(self).__name__)
+        if not bool((c1 > 0) & (c2 > 0)):
+            raise GradientError(_AGE_ZERO)
 
     def _quotient(self, t: Tensor, m: Tensor, v: Tensor) -> Tensor:
         root = root_without_derivative_at_zero(v + at_time(self.inside, t, v))

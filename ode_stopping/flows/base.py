@@ -35,6 +35,10 @@ class Flow(nn.Module, ABC):
         """The position x inside a state: the first entry of a tuple, else the state itself."""
         return first_entry(state)
 
+    def require_differentiable(self, state: State) -> None:
+        """Raise a GradientError where the path from this start has no derivative to it."""
+        return None
+
     def position_velocity(self, t: Tensor, state: State) -> Tensor:
         """x' alone: the first piece of the velocity; a flow that has it more cheaply overrides it.
 

@@ -65,7 +65,10 @@ class GradientFlow(Flow):
         minimum: float | None = None,
         minimizer: Tensor | None = None,
     ) -> Tensor:
-        """An energy that never rises along the flow; here f(x) - f*, E' = -<A, grad f> <= 0.
+        """An energy that does not rise along the flow; here f(x) - f*, with E' = -<A, grad f>.
+
+        Non-increasing where <A, grad f> >= 0: always for the gradient flow, where alpha(t) >= 0 or
+        p >= 0 for a schedule or a diagonal preconditioner, and for `RMSPropFlow`.
 
         Args:
             t: flow time.
@@ -85,7 +88,7 @@ class RescaledGradientFlow(GradientFlow):
     Args:
         objective: as for `GradientFlow`.
         schedule: callable t -> alpha, one number (or a tensor with as many dimensions as x, for a
-            rate a sample, say). A plain number goes into a `ConstantSchedule`.
+            rate a sample, say). For a plain number write `ConstantSchedule(number)`.
 
     Raises:
         TypeError: objective or schedule is not callable; alpha is not a tensor or number.

@@ -134,8 +134,8 @@ class StronglyConvexNesterovFlow(InertialFlow):
     ) -> Tensor:
         """f(x) - f* + |v + sqrt(mu) (x - x*)|^2/2; E' <= -sqrt(mu) E for mu-strongly convex f.
 
-        (Wilson, Recht, Jordan, "A Lyapunov analysis of accelerated methods in optimization",
-        JMLR 2021.)
+        For a constant mu (Wilson, Recht, Jordan, "A Lyapunov analysis of accelerated methods in
+        optimization", JMLR 2021).
 
         Args:
             t: flow time.
@@ -185,8 +185,8 @@ class NesterovFlow(InertialFlow):
     ) -> Tensor:
         """t^2 (f(x) - f*) + |(alpha - 1)(x - x*) + t v|^2/2.
 
-        Non-increasing for convex f where alpha >= 3 (Su, Boyd, Candes 2016, Theorems 3 and 5, up to
-        a constant factor), so f(x) - f* <= E(t0)/t^2.
+        Non-increasing for convex f and a constant alpha >= 3 (Su, Boyd, Candes 2016, Theorems 3 and
+        5, up to a constant factor), so f(x) - f* <= E(t0)/t^2.
 
         Args:
             t: flow time.

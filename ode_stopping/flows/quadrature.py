@@ -113,6 +113,11 @@ class WithIntegrals(Flow):
         )
         return (*start, *(zero.clone() for zero in zeros))
 
+    def require_differentiable(self, state: State) -> None:
+        """Ask the flow."""
+        if isinstance(self.flow, Flow):
+            self.flow.require_differentiable(self.inner(state))
+
     def position(self, state: State) -> Tensor:
         """The position of the flow."""
         inner = self.inner(state)
