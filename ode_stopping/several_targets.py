@@ -69,13 +69,16 @@ class _Run:
     def to(self, target: Tensor, *, last: bool) -> Outcome:
         """Go on to this target, lower than those before."""
         inputs = (self.start, self.time, target)
-        setup = self._fresh(float(target.detach()))
         if self.ended is not None:
-            time, state = attach_miss(self.ended, inputs, setup.leaves, setup.censored)
-            return Outcome(self.ended, time, state, None, None, setup)
+            return self._without_run(self.ended, inputs)
+        setup = self._fresh(float(target.detach()))
         search = setup.search(self.gradient)
         if search.status is Status.AT_START and self.reached is not None:
-            return self._met_already(setup, inputs)
+            # J is below this target where the one before was met: it jumped over both.
+            note = f"J is down to {setup.target:g} where the target before it is met"
+            met = replace(self.reached, status=Status.DEGENERATE, note=note)
+            return self._without_run(met, inputs)
+        self.setup = setup
         outcome = attached(setup, search, self.gradient, inputs, check=not self.checked or last)
         self.checked = self.checked or outcome.problem is not None
         if search.status in _PASSED:
@@ -92,7 +95,7 @@ class _Run:
         times, jumps = smooth_pieces(start, last.times[-1], last.times[1:-1], x0)
         flow, criterion = last.flow.function, last.criterion.function
         tried = last.stats.accepted + last.stats.rejected
-        fresh = replace(
+        return replace(
             last,
             flow=FlowMap(
                 flow, last.flow.layout, x0, times=times, jumps_at_start=jumps or jumps_at_start
@@ -107,8 +110,6 @@ class _Run:
             steps_before=last.steps_before + tried,
             first_step=None if self.reached is None else self.reached.next_step,
         )
-        self.setup = fresh
-        return fresh
 
     def _move(self, setup: Setup, search: Search, fixed: Tensor | None, inputs: Inputs) -> None:
         """Stand at the crossing from now on."""
@@ -121,13 +122,8 @@ class _Run:
         self.start = search.state if fixed is None else fixed
         self.time = torch.tensor(search.time, dtype=torch.float64, device=search.state.device)
 
-    def _met_already(self, setup: Setup, inputs: Inputs) -> Outcome:
-        """J is below this target where the one before was met: it jumped over both."""
-        assert self.reached is not None
-        search = replace(
-            self.reached,
-            status=Status.DEGENERATE,
-            note=f"J is down to {setup.target:g} where the target before it is met",
-        )
+    def _without_run(self, search: Search, inputs: Inputs) -> Outcome:
+        """No time of its own: the outcome of the latest run, whose leaves have been traced."""
+        setup = replace(self.setup, target=float(inputs[2].detach()), stats=Stats())
         time, state = attach_miss(search, inputs, setup.leaves, setup.censored)
         return Outcome(search, time, state, None, None, setup)

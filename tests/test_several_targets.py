@@ -266,6 +266,21 @@ def test_met_at_start_and_missed() -> None:
     assert "REACHED (2)" in repr(result)
 
 
+def test_every_miss_refuses_a_gradient() -> None:
+    """The second as well as the first, where a closure is all that they depend on."""
+    theta = leaf(1.0)
+    result = stopping_time(
+        lambda t, x: -theta * x,
+        torch.ones(1, dtype=F64),
+        lambda t, x: x.sum(),
+        torch.tensor([1e-30, 1e-31], dtype=F64),
+        max_time=9.0,
+    )
+    for k in range(2):
+        with pytest.raises(NotReachedError):
+            torch.autograd.grad(result.time[k], theta, retain_graph=True)
+
+
 def test_censored_misses_have_no_gradient() -> None:
     theta = leaf(1.0)
     result = stopping_time(
