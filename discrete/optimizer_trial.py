@@ -127,7 +127,8 @@ def require_same_steps(
 def check_first_step(update: nn.Module, state: tuple[Tensor, ...], *, name: str) -> None:
     """Compare the derivative of step 0, where an optimiser starts, with differences.
 
-    `stopping_index` looks at the last step, in which a start that loses its graph is not seen.
+    `stopping_index` looks at its own first and last step; here a kink at the start is told from a
+    lost derivative by points nearby, and the optimiser is named.
 
     Raises:
         MissingGradientError: It is wrong or missing.

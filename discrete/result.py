@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ode_stopping.evaluation import Stats
+from ode_stopping.optional import optional_module
 from ode_stopping.plots import plot_criterion, plot_states
-from ode_stopping.result import detached_state, each, joined, numbers, optional_module
+from ode_stopping.result import detached_state, each, joined, numbers
 from ode_stopping.states import State, StateLayout
 
 from .solved import IndexProblem

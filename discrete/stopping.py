@@ -16,7 +16,6 @@ from ode_stopping.states import State, StateLayout
 from ode_stopping.validation import (
     checked_scalar,
     checked_state,
-    checked_target,
     checked_targets,
     described,
     refuse_transforms,
@@ -102,7 +101,7 @@ def stopping_index(
     layout = StateLayout.of(state)
     packed = layout.pack(state)
     start = checked_scalar(t0, name="t0", like=packed)
-    targets = _checked_targets(target, packed, criterion)
+    targets = checked_targets(target, like=packed, criterion=criterion)
     values = [float(one.detach()) for one in targets]
     if isinstance(criterion, StepDecrease):
         for value in values:
@@ -128,13 +127,6 @@ def stopping_index(
         return finished_many(outcomes, layout, throw=throw)
     (outcome,) = attached(setup, setup.search(), gradient, (packed, start), targets)
     return finished(outcome, layout, throw=throw)
-
-
-def _checked_targets(target: float | Tensor, like: Tensor, criterion: object) -> list[Tensor]:
-    """One target or K of them as 0-d tensors with their graphs."""
-    if isinstance(target, Tensor) and target.ndim == 1:
-        return checked_targets(target, like=like, criterion=criterion)
-    return [checked_target(target, like=like, criterion=criterion)]
 
 
 def _checked_objects(update: object, criterion: object, gradient: object) -> None:

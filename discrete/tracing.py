@@ -86,9 +86,10 @@ def check_functions(problem: IndexProblem, *, clock_matters: bool) -> None:
     end = problem.clock.time(problem.index)
     # The first step as well: an optimiser's first step may be another than the others (a buffer
     # that starts as a copy of the gradient, without its graph).
-    for k, x in {problem.first: problem.x0, last: problem.previous}.items():
-        _note_history(problem, k, x)
-        _check_update(problem, k, x)
+    if problem.first < last:
+        _note_history(problem, problem.first, problem.x0)
+        _check_update(problem, problem.first, problem.x0)
+    _check_update(problem, last, problem.previous)
     check_derivatives(
         lambda y: criterion.plain(end, y),
         lambda y: criterion.traced(criterion.time_tensor(end), y),

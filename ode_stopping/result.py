@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -11,11 +10,13 @@ import torch
 from torch import Tensor
 
 from .evaluation import Stats
+from .optional import optional_module
+from .plots import plot_criterion
 from .solved import StoppingProblem
 from .states import State
 from .trajectory import NearMiss, Trajectory
 
-__all__ = ["StoppingResult", "detached_state", "optional_module", "scalar"]
+__all__ = ["StoppingResult", "detached_state", "scalar"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,8 +95,6 @@ class StoppingResult:
 
         `ode_stopping.plots.plot_criterion` takes several runs and has more options.
         """
-        from .plots import plot_criterion  # they import this file
-
         target = None if self.problem is None else self.problem.target
         return plot_criterion(self, axes=axes, target=target)
 
@@ -158,16 +157,6 @@ def numbers(tensor: Tensor, digits: int) -> str:
     """One number, or the first and last of several, for printing."""
     found = [f"{value:.{digits}g}" for value in tensor.detach().reshape(-1).tolist()]
     return ", ".join(found if len(found) <= 4 else [*found[:2], "...", found[-1]])
-
-
-def optional_module(module: str, what: str) -> Any:
-    """Import what an extra brings; where it is missing, say what needs it and which extra."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f'{what} needs {module.split(".")[0]}: pip install "ode-stopping[checks]"'
-        ) from error
 
 
 def scalar(value: float, like: Tensor) -> Tensor:

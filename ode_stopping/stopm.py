@@ -33,6 +33,8 @@ from .flows import (
     stability_margins,
 )
 from .flows.base import State, pieces
+from .flows.conditions import convergence_values, stability_values, violation
+from .flows.hessian_damping import Coefficients
 from .flows.hyperparameters import at_time, is_constant
 from .problems.base import Objective, objective_gradient
 from .problems.differentiation import value_and_gradient
@@ -162,24 +164,15 @@ class LearnedISHD(WithIntegrals):
         and in closed form: the networks, and not the data, are what an evaluation costs.
         """
         position, v, _, _ = pieces(x, 4, "LearnedISHD")
-        flow, h = self.flow, self.constants.step
+        flow = self.flow
         beta, gamma = _jet(flow.beta, t, v), _jet(flow.gamma, t, v)
         a, time = at_time(flow.damping, t, v), t.to(v)
-        drive = gamma.value - beta.rate
-        spare = drive - a * beta.value
-        bound = (_root(drive) + _root(spare)) / beta.value
+        now = Coefficients(a, beta.value, beta.rate, gamma.value)
         largest = torch.as_tensor(self.largest(position), dtype=v.dtype, device=v.device)
-        unstable = (
-            torch.relu(-spare)
-            + torch.relu(drive - beta.value / h)
-            + torch.relu(_root(largest) - bound)
-        )
-        weight = drive - beta.value / time
+        unstable = violation(stability_values(now, self.constants.step, largest))
         slope = gamma.rate - beta.second - (beta.rate - beta.value / time) / time
-        divergent = torch.relu(-weight) + torch.relu(time * slope - (time * a - 3) * weight)
-        g = flow.gradient(position)
-        velocity = v - beta.value * g
-        return velocity, -a * velocity - drive * g, unstable, divergent
+        divergent = violation(convergence_values(time, a, now.weight(time), slope))
+        return *flow.velocity(position, v, now), unstable, divergent
 
     def initial_state(self, x0: Tensor | State, **options: Any) -> State:
         """The state at rest at t0: v0 = beta(t0) grad F(x0). It depends on beta.
@@ -366,12 +359,6 @@ def _network_jet(network: NetworkSchedule, t: Tensor) -> _Jet:
     opening = torch.sigmoid(z)
     value = functional.softplus(z, threshold=40.0)
     return _Jet(value, opening * z1, opening * ((1 - opening) * z1 * z1 + z2))
-
-
-def _root(value: Tensor) -> Tensor:
-    """The root, 0 for negative numbers, where its derivative is 0, too."""
-    positive = value > 0
-    return torch.where(positive, torch.where(positive, value, 1.0).sqrt(), torch.zeros_like(value))
 
 
 def _own_lipschitz(objective: object) -> float | None:

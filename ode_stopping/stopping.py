@@ -20,7 +20,6 @@ from .states import State, StateLayout
 from .validation import (
     checked_scalar,
     checked_state,
-    checked_target,
     checked_targets,
     described,
     leaving_inference_mode,
@@ -108,7 +107,7 @@ def stopping_time(
     layout = StateLayout.of(state)
     packed = layout.pack(state)
     start_time = checked_scalar(t0, name="t0", like=packed)
-    targets = _checked_targets(target, packed, criterion)
+    targets = checked_targets(target, like=packed, criterion=criterion)
     start = float(start_time.detach())
     horizon = _checked_horizon(max_time, start, packed)
     limit = _checked_censoring(censored, horizon)
@@ -135,13 +134,6 @@ def stopping_time(
         return finished_many(outcomes, layout, throw=throw)
     search = setup.search(gradient)
     return finished(attached(setup, search, gradient, inputs), layout, throw=throw)
-
-
-def _checked_targets(target: float | Tensor, like: Tensor, criterion: object) -> list[Tensor]:
-    """One target or K of them as 0-d tensors with their graphs."""
-    if isinstance(target, Tensor) and target.ndim == 1:
-        return checked_targets(target, like=like, criterion=criterion)
-    return [checked_target(target, like=like, criterion=criterion)]
 
 
 def _check_kinds(flow: object, criterion: object, solver: object, gradient: object) -> None:

@@ -212,12 +212,14 @@ def checked_scalar(value: object, *, name: str, like: Tensor) -> Tensor:
     return tensor
 
 
-def checked_targets(target: Tensor, *, like: Tensor, criterion: object) -> list[Tensor]:
-    """A vector of targets, shape (K,), as K 0-d tensors with their graphs.
+def checked_targets(target: object, *, like: Tensor, criterion: object) -> list[Tensor]:
+    """One target, or a vector of them, shape (K,), as 0-d tensors with their graphs.
 
     Raises:
         TypeError, ValueError: As `checked_target` for one of them; none; a value twice.
     """
+    if not (isinstance(target, Tensor) and target.ndim == 1):
+        return [checked_target(target, like=like, criterion=criterion)]
     if target.shape[0] == 0:
         raise ValueError("target must hold at least one number; got shape (0,)")
     every = [checked_target(one, like=like, criterion=criterion) for one in target.unbind()]

@@ -18,6 +18,7 @@ from ode_stopping.flows.hyperparameters import (
     hold,
     number,
 )
+from ode_stopping.flows.roots import root_without_derivative_at_zero
 from ode_stopping.problems.base import Objective
 from ode_stopping.status import GradientError
 
@@ -215,14 +216,3 @@ def _reached(age: float, tau: Hyperparameter, name: str, like: Tensor) -> Tensor
         return torch.full((), 0.0 if age == 0 else 1.0, dtype=like.dtype, device=like.device)
     constant = torch.as_tensor(number(tau, name), dtype=like.dtype, device=like.device)
     return -torch.expm1(-age / constant)
-
-
-def root_without_derivative_at_zero(v: Tensor) -> Tensor:
-    """sqrt(v), with the derivative 0 where v = 0 instead of infinity.
-
-    An element whose gradient was zero all the time has v = 0 and m = 0; the infinite derivative
-    would turn its 0 into NaN. An epsilon inside the root would be another algorithm.
-    """
-    positive = v > 0
-    # 0 * v: rounding below zero counts as zero, NaN stays NaN.
-    return torch.where(positive, torch.where(positive, v, torch.ones_like(v)).sqrt(), 0.0 * v)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ode_stopping.flows.hessian_damping import InertialHessianFlow
+from ode_stopping.flows.hessian_damping import Coefficients, InertialHessianFlow
+from ode_stopping.flows.roots import root_without_derivative_at_zero
 from ode_stopping.problems.base import Objective, objective_gradient
 from ode_stopping.problems.differentiation import value_and_gradient
 
@@ -35,12 +36,17 @@ class Margins:
 
     def violation(self) -> Tensor:
         """Sum of the positive parts of the violations, shape () or (times,)."""
-        return torch.relu(-self.values).sum(0)
+        return violation(self.values)
 
     @property
     def hold(self) -> bool:
         """Whether every margin is >= 0 at every time."""
         return bool((self.values >= 0).all())
+
+
+def violation(values: Tensor) -> Tensor:
+    """Sum over the margins of what is missing to 0."""
+    return torch.relu(-values).sum(0)
 
 
 def convergence_margins(flow: InertialHessianFlow, t: Tensor | float) -> Margins:
@@ -60,8 +66,7 @@ def convergence_margins(flow: InertialHessianFlow, t: Tensor | float) -> Margins
     def at(time: Tensor) -> Tensor:
         weight, rate = value_and_gradient(lambda s: flow.weight(s, time), time)
         slope = torch.zeros_like(weight) if rate is None else rate
-        alpha = time * flow.coefficients(time, time).damping
-        return torch.stack([weight, (alpha - 3) * weight - time * slope])
+        return convergence_values(time, flow.coefficients(time, time).damping, weight, slope)
 
     return Margins(("w", "(alpha - 3) w - t w'"), _over_times(at, t))
 
@@ -99,14 +104,24 @@ def stability_margins(
                 f"{float(now.beta.detach()):g} at t = {float(time.detach()):g}"
             )
         largest = torch.as_tensor(curvature(point), dtype=point.dtype, device=point.device)
-        drive = now.gamma - now.beta_rate
-        spare = drive - now.damping * now.beta
-        roots = _root(drive) + _root(spare)
-        bound = roots / now.beta - _root(largest)
-        return torch.stack([spare, now.beta / step - drive, bound])
+        return stability_values(now, step, largest)
 
     names = ("gamma - beta' - a beta", "beta/h - (gamma - beta')", "step bound - sqrt(Lambda)")
     return Margins(names, _over_times(at, t, x))
+
+
+def convergence_values(t: Tensor, damping: Tensor, weight: Tensor, rate: Tensor) -> Tensor:
+    """The margins of `convergence_margins` from a(t), w and w', shape (2,)."""
+    return torch.stack([weight, (t * damping - 3) * weight - t * rate])
+
+
+def stability_values(now: Coefficients, step: float, largest: Tensor) -> Tensor:
+    """The margins of `stability_margins` from the coefficients and Lambda, shape (3,)."""
+    root = root_without_derivative_at_zero
+    drive = now.gamma - now.beta_rate
+    spare = drive - now.damping * now.beta
+    bound = (root(drive) + root(spare)) / now.beta - root(largest)
+    return torch.stack([spare, now.beta / step - drive, bound])
 
 
 def hessian_norm(
@@ -146,11 +161,6 @@ def _hessian_product(objective: Objective, x: Tensor, vector: Tensor) -> Tensor:
 
     product = value_and_gradient(slope, x)[1]
     return torch.zeros_like(x) if product is None else product
-
-
-def _root(value: Tensor) -> Tensor:
-    positive = value > 0
-    return torch.where(positive, torch.where(positive, value, 1.0).sqrt(), torch.zeros_like(value))
 
 
 def _over_times(at: Callable[..., Tensor], t: Tensor | float, *others: Any) -> Tensor:

@@ -43,6 +43,10 @@ class Coefficients:
     beta_rate: Tensor
     gamma: Tensor
 
+    def weight(self, t: Tensor) -> Tensor:
+        """w = gamma - beta' - beta/t."""
+        return self.gamma - self.beta_rate - self.beta / t
+
 
 class HessianDampedFlow(GradientFlow):
     """x' = v - beta g, v' = -a (v - beta g) + (beta' - gamma) g, with g = grad f(x).
@@ -57,7 +61,11 @@ class HessianDampedFlow(GradientFlow):
     def forward(self, t: Tensor, x: State) -> State:
         """The velocity of (x, v)."""
         position, v = pair(x, type(self).__name__)
-        g, now = self.gradient(position), self.coefficients(t, v)
+        return self.velocity(position, v, self.coefficients(t, v))
+
+    def velocity(self, position: Tensor, v: Tensor, now: Coefficients) -> tuple[Tensor, Tensor]:
+        """(x', v') with the coefficients given."""
+        g = self.gradient(position)
         velocity = v - now.beta * g
         return velocity, -now.damping * velocity + (now.beta_rate - now.gamma) * g
 
@@ -141,8 +149,7 @@ class InertialHessianFlow(HessianDampedFlow):
         """
         if not bool(t > 0):
             raise ValueError(f"w has a term beta/t: t must be > 0; got {float(t.detach()):g}")
-        now = self.coefficients(t, like)
-        return now.gamma - now.beta_rate - now.beta / t.to(like)
+        return self.coefficients(t, like).weight(t.to(like))
 
     def energy(
         self,

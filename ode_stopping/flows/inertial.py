@@ -32,9 +32,6 @@ class InertialFlow(GradientFlow):
         objective: as for `GradientFlow`.
     """
 
-    def __init__(self, objective: Objective) -> None:
-        super().__init__(objective)
-
     @abstractmethod
     def damping_at(self, t: Tensor, like: Tensor) -> Tensor:
         """a(t), 0-d, in the dtype of `like`."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ode_stopping.result import optional_module
+from ode_stopping.optional import optional_module
 
 from .parameters import checked_parameters
 
