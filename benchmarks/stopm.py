@@ -15,7 +15,6 @@ folder.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import statistics
 import sys
@@ -44,7 +43,7 @@ from ode_stopping import (
     stopm_task,
     train_stopm,
 )
-from ode_stopping.problems import breast_cancer, synthetic_logistic
+from ode_stopping.problems import available_libsvm, breast_cancer, libsvm, synthetic_logistic
 
 RESULTS = Path(__file__).parent / "results" / "stopm.md"
 STEP, ALPHA, T0, TARGET = 0.04, 6.0, 1.0, 3e-4
@@ -79,13 +78,8 @@ def data_sets(*, quick: bool) -> dict[str, LogisticRegression]:
         "normal, d = 120": LogisticRegression(*synthetic_logistic(samples=300, dim=120, seed=120)),
         "breast cancer": LogisticRegression(*breast_cancer()),
     }
-    folder = os.environ.get("ODE_STOPPING_DATA")
-    if folder and not quick:
-        from sklearn.datasets import load_svmlight_file
-
-        for name in ("a1a", "a2a", "a3a", "w3a"):
-            X, y = load_svmlight_file(str(Path(folder) / name))
-            sets[name] = LogisticRegression(torch.tensor(X.toarray()), torch.tensor(y))
+    if not quick:
+        sets |= {name: LogisticRegression(*libsvm(name)) for name in available_libsvm()}
     return sets
 
 

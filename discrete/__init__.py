@@ -4,13 +4,14 @@
 
 `stopping_index` runs the iteration, finds N and makes it differentiable by the discrete adjoint.
 The twin of `ode_stopping`: h dN/dtheta tends to dT/dtheta as h -> 0 (Theorem 2 of arXiv
-2505.22509).
+2505.22509). `AdamOLA` and `SGDOLA` are optimisers that descend N while they run.
 """
 
 from . import algorithms
 from .adjoint import DiscreteAdjoint, IndexRoute, Truncated, Unrolled
 from .algorithms import Algorithm
 from .check import check_index_gradient
+from .online import SGDOLA, AdamHD, AdamOLA, OnlineAdaptation
 from .result import StoppingIndexResult
 from .step_decrease import StepDecrease
 from .stopping import stopping_index
@@ -19,11 +20,15 @@ from .tuning import StoppingIndexTask, minimise_stopping_index
 from .updates import Euler, Heun, RungeKutta4, SemiImplicitEuler, UpdateRule
 
 __all__ = [
+    "SGDOLA",
+    "AdamHD",
+    "AdamOLA",
     "Algorithm",
     "DiscreteAdjoint",
     "Euler",
     "Heun",
     "IndexRoute",
+    "OnlineAdaptation",
     "RungeKutta4",
     "SemiImplicitEuler",
     "StepDecrease",

@@ -2,6 +2,7 @@
 
 from ode_stopping.problems.base import Objective, Problem, objective_gradient
 from ode_stopping.problems.datasets import breast_cancer, digits, synthetic_logistic
+from ode_stopping.problems.libsvm import available_libsvm, libsvm
 from ode_stopping.problems.linear_models import LinearModel, LogisticRegression, SmoothSVM
 from ode_stopping.problems.module_objective import ModuleObjective
 from ode_stopping.problems.quadratic import Quadratic, QuarticQuadratic
@@ -23,9 +24,11 @@ __all__ = [
     "QuarticQuadratic",
     "Rosenbrock",
     "SmoothSVM",
+    "available_libsvm",
     "breast_cancer",
     "digits",
     "geometric_spectrum",
+    "libsvm",
     "objective_gradient",
     "random_rotation",
     "synthetic_logistic",

@@ -25,7 +25,7 @@ def breast_cancer(
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    bunch = _sklearn_datasets().load_breast_cancer()
+    bunch = sklearn_datasets().load_breast_cancer()
     features = torch.as_tensor(bunch.data, dtype=torch.float64)
     if standardize:
         features = (features - features.mean(0)) / features.std(0, correction=0)
@@ -52,7 +52,7 @@ def digits(
     """
     if len(classes) != 2 or classes[0] == classes[1] or not set(classes) <= set(range(10)):
         raise ValueError(f"classes must be two different digits from 0 to 9, got {classes}")
-    bunch = _sklearn_datasets().load_digits()
+    bunch = sklearn_datasets().load_digits()
     target = torch.as_tensor(bunch.target)
     chosen = (target == classes[0]) | (target == classes[1])
     features = torch.as_tensor(bunch.data, dtype=torch.float64)[chosen]
@@ -108,11 +108,16 @@ def synthetic_logistic(
     return features.to(dtype), labels.to(dtype)
 
 
-def _sklearn_datasets() -> Any:
+def sklearn_datasets() -> Any:
+    """The module sklearn.datasets, imported where it is used.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
     try:
         from sklearn import datasets
     except ImportError as error:
         raise ImportError(
-            'this data set comes with scikit-learn: pip install "ode-stopping[checks]"'
+            'this data set needs scikit-learn: pip install "ode-stopping[checks]"'
         ) from error
     return datasets

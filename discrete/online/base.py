@@ -1,0 +1,414 @@
+"""Optimisers that tune their hyperparameters while they run."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import isfinite, log
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ode_stopping.status import DivergedError
+
+from .bundles import Bundle, bundled, flat, inner
+from .closures import Closure, Evaluation, Randomness, evaluate, same_loss
+from .coordinates import ANCHOR, LEARNING_RATE, Coordinate
+from .history import AdaptationHistory
+from .options import AdaptationOptions
+from .rules import Decision, Observation
+from .window import Window
+
+__all__ = ["Moved", "OnlineAdaptation"]
+
+_UNDONE = log(0.1)
+# A closure that is said to be deterministic is asked twice in its second step, and now and then.
+_CHECKED, _CHECK_EVERY = 2, 100
+
+
+class Moved:
+    """What a step did to a bundle: x <- x - lr * direction.
+
+    Args:
+        directions: One a parameter.
+        held_out: The same without the present gradient's part in them; None where not asked for.
+    """
+
+    def __init__(self, directions: list[Tensor], held_out: list[Tensor] | None = None) -> None:
+        self.directions = directions
+        self.held_out = held_out
+
+
+class OnlineAdaptation(Optimizer):
+    """A `torch.optim.Optimizer` that descends its own stopping index while it runs.
+
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_of(model)
+            loss.backward()
+            return loss
+
+        for _ in range(steps):
+            loss = optimizer.step(closure)
+
+    Every `step` evaluates the closure at x_k, moves, and evaluates it again at x_{k+1}, with the
+    same random numbers. The derivative of f(x_{k+1}) to the hyperparameters through the last
+    `horizon` steps, over the change of f, is the derivative of the stopping index N (Definition 3,
+    truncated; equation 13 for one step), and the hyperparameters take a step along it: one signal
+    for the whole optimiser, whatever the number of tensors and groups.
+
+    With a fresh batch in every step the present gradient agrees with itself whatever the rate, and
+    would drive it up without end. So where the loss at x_k is not the one that the last step ended
+    with, the gradient's own part in d_k is left out of the signal (`held_out`).
+
+    A subclass says what a step is: `coordinates`, `buffers`, `move`, `step_map`; see `AdamOLA`.
+
+    Args:
+        params: Tensors or parameter groups. A group may have its own "adapt_rate" (0: its
+            hyperparameters stay, and it takes no part in the signal).
+        defaults: The group options of the subclass.
+        options: Everything about the adaptation; see `AdaptationOptions`.
+
+    Attributes:
+        options: As given.
+        rule: What turns signals into steps, with its counters.
+        history: `AdaptationHistory`, a record a step.
+
+    Raises:
+        ValueError: A hyperparameter that is to be adapted has no admissible value.
+    """
+
+    coordinates: ClassVar[tuple[Coordinate, ...]]
+    buffers: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        defaults: dict[str, Any],
+        options: AdaptationOptions,
+    ) -> None:
+        self.options = options
+        self.rule = options.rule()
+        self.history = AdaptationHistory()
+        self._steps = 0
+        self._ended: tuple[float, float] | None = None  # loss of the last step's end, its rounding
+        self._repeats: bool | None = True if options.deterministic else None
+        self._pending: Evaluation | None = None
+        self._adapted = options.chosen(self.coordinates, type(self).__name__)
+        self._window = self._new_window()
+        super().__init__(params, defaults)
+
+    @abstractmethod
+    def move(self, bundle: Bundle, *, held_out: bool) -> Moved:
+        """Move the bundle's parameters by one step, in place, and advance states["step"]."""
+
+    @staticmethod
+    @abstractmethod
+    def step_map(
+        x: Tensor,
+        gradient: Tensor,
+        buffers: tuple[Tensor, ...],
+        values: Mapping[str, Any],
+        steps: float | Tensor,
+        group: Mapping[str, Any],
+        *,
+        held_out: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same step on flat tensors, in differentiable operations: (x, buffers) after it.
+
+        With `held_out` x moves without the present gradient's part in the direction.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def remembers(group: Mapping[str, Any]) -> bool:
+        """Whether a direction has parts that are not the present gradient's."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch; its hyperparameters are bounded relative to their values."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["adapt_rate"] < 0:
+            raise ValueError(f"adapt_rate must not be negative; got {group['adapt_rate']}")
+        if group["adapt_rate"]:
+            for coordinate in self._adapted:
+                coordinate.require_admissible(group)
+        group[ANCHOR] = {c.name: c.read(group) for c in self._adapted}
+        for p in group["params"]:
+            if p.is_complex():
+                raise ValueError(f"{type(self).__name__} takes real parameters; got a complex one")
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Any:
+        """One step, and what follows from it for the hyperparameters.
+
+        Args:
+            closure: Computes the loss and its gradients (zero_grad, forward, backward) and returns
+                the loss. It is called at x_k and at x_{k+1}; with `deterministic` at x_{k+1} only.
+
+        Returns:
+            What the closure returned at x_k.
+
+        Raises:
+            TypeError: No closure, or one that returns no number.
+            DivergedError: The loss at x_k is not finite (guarded form).
+            RuntimeError: `deterministic`, and the closure is not.
+            ValueError: A hyperparameter of the memory (a beta) is adapted on fresh batches.
+        """
+        if closure is None:
+            raise TypeError(
+                f"{type(self).__name__}.step needs a closure: it looks at the loss before and "
+                "after its step"
+            )
+        if self._window is not None and self._window.stale:
+            self._window.rebuild(lambda: self._evaluate(closure), self._parameters())
+        random = None if self.options.deterministic else Randomness(self._parameters())
+        before = self._before(closure)
+        if self.options.guarded and not isfinite(before.loss):
+            raise DivergedError(
+                f"the loss is {before.loss:g} before step {self._steps + 1}: nothing can be "
+                "learned there. Start from a smaller learning rate, or look at the data",
+                step=self._steps,
+            )
+        self._steps += 1
+        due = self._steps % self.options.every == 0
+        held_out = due and self._leaves_out_present_gradient()
+        bundles = self._bundles(before)
+        if self._window is not None:
+            self._window.append(bundles, self._parameters(), held_out=held_out)
+        moved = [self.move(bundle, held_out=held_out) for bundle in bundles]
+        after = None
+        if due or self.options.deterministic:
+            again: AbstractContextManager[None] = random.again() if random else nullcontext()
+            with again:
+                after = self._evaluate(closure)
+        decision = Decision("not looked at", {}, {})
+        if due and after is not None:
+            decision = self._adapt(bundles, moved, before, after, held_out=held_out)
+        self._ended = None if after is None else (after.loss, after.rounding)
+        self._pending = (
+            after if self.options.deterministic and decision.action != "undone" else None
+        )
+        self._record(before, after, decision)
+        return before.value
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, and under "adaptation" all that the adaptation goes on from."""
+        return {**super().state_dict(), "adaptation": self._adaptation()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch. The options come from the state, as the groups' hyperparameters do.
+
+        With a horizon above 1 the first step afterwards calls the closure at the kept points to
+        have their second derivatives back; where the closure has another batch by then, the window
+        begins anew, with a warning.
+
+        Raises:
+            ValueError: The state is that of another class, or does not fit.
+        """
+        if "adaptation" not in state_dict:
+            raise ValueError(
+                f'the state has no entry "adaptation": it is not one of {type(self).__name__}'
+            )
+        super().load_state_dict(state_dict)
+        self._restore(state_dict["adaptation"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles."""
+        return {**super().__getstate__(), "adaptation": self._adaptation()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The other way."""
+        state = dict(state)
+        adaptation = state.pop("adaptation", None)
+        super().__setstate__(state)
+        if adaptation is not None:
+            self._restore(adaptation)
+
+    def _adaptation(self) -> dict[str, Any]:
+        return {
+            "options": self.options.to_dict(),
+            "rule": self.rule.state(),
+            "steps": self._steps,
+            "ended": self._ended,
+            "repeats": self._repeats,
+            "history": self.history.to_dict(),
+            "window": None if self._window is None else self._window.state(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.options = AdaptationOptions.from_dict(state["options"])
+        self._adapted = self.options.chosen(self.coordinates, type(self).__name__)
+        self.rule = self.options.rule()
+        self.rule.load(state["rule"])
+        self._steps = state["steps"]
+        self._ended = None if state["ended"] is None else tuple(state["ended"])
+        self._repeats = state["repeats"]
+        self._pending = None
+        self.history = AdaptationHistory.from_dict(state["history"])
+        self._window = self._new_window()
+        if self._window is not None and state["window"] is not None:
+            self._window.load(state["window"], self._parameters())
+
+    def _new_window(self) -> Window | None:
+        """None where the signal is a plain product: the learning rate alone, over one step."""
+        if self.options.horizon == 1 and self._adapted == (LEARNING_RATE,):
+            return None
+        return Window(
+            self.options.horizon, self.step_map, self.buffers, self.coordinates, self._adapted
+        )
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _evaluate(self, closure: Closure) -> Evaluation:
+        return evaluate(
+            closure, self._parameters(), name=type(self).__name__, graph=self.options.horizon > 1
+        )
+
+    def _before(self, closure: Closure) -> Evaluation:
+        """Loss and gradients at x_k: those that the last step ended with, or new ones."""
+        pending, self._pending = self._pending, None
+        if pending is not None and pending.still_valid(self._parameters()):
+            following = self._steps + 1
+            if following != _CHECKED and following % _CHECK_EVERY:
+                return pending
+        before = self._evaluate(closure)
+        if self._ended is None:
+            return before
+        # Parameters that were changed between the steps count as another batch, which is safe.
+        same = same_loss(before, self._ended)
+        if self.options.deterministic and pending is not None and not same:
+            raise RuntimeError(
+                f"{type(self).__name__}(deterministic=True), and the closure gives the loss "
+                f"{before.loss!r} where it gave {self._ended[0]!r} before: it is not deterministic "
+                "(another batch, dropout, parameters changed through .data). Leave the option out"
+            )
+        if not self.options.deterministic:
+            self._repeats = same
+        return before
+
+    def _leaves_out_present_gradient(self) -> bool:
+        """Whether this is known to be a fresh batch: the first step is not, and counts as none."""
+        if self._repeats is not False or not self.options.held_out or not self.options.guarded:
+            return False
+        for group in self.param_groups:
+            if group["adapt_rate"] and not self.remembers(group):
+                raise ValueError(
+                    f"{type(self).__name__} without momentum cannot be adapted on fresh batches: "
+                    "its whole direction is the present gradient, which agrees with itself. Give "
+                    "it momentum, or pass held_out=False for the plain signal"
+                )
+        memory = [c.name for c in self._adapted if c.memory]
+        if memory:
+            raise ValueError(
+                f"{', '.join(memory)} cannot be adapted on fresh batches: the signal weighs the "
+                "present gradient against older ones, and the present one agrees with itself. "
+                "Adapt the learning rate alone, or pass held_out=False for the plain signal"
+            )
+        return True
+
+    def _bundles(self, seen: Evaluation) -> list[Bundle]:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not self.state[p]:
+                    self.state[p]["step"] = 0
+                    for name in self.buffers:
+                        self.state[p][name] = torch.zeros_like(
+                            p, memory_format=torch.preserve_format
+                        )
+        return bundled(self.param_groups, self.state, seen.gradients, seen.graph)
+
+    def _adapt(
+        self,
+        bundles: Sequence[Bundle],
+        moved: Sequence[Moved],
+        before: Evaluation,
+        after: Evaluation,
+        *,
+        held_out: bool,
+    ) -> Decision:
+        """Let the hyperparameters follow from a step."""
+        if self.options.guarded and not isfinite(after.loss):
+            return self._undo(bundles, moved, after)
+        following = dict(zip(map(id, self._parameters()), after.gradients, strict=True))
+        gradients = [
+            [_or_zero(following[id(p)], p) for p in bundle.parameters] for bundle in bundles
+        ]
+        seen = Observation(before.loss, after.loss, max(before.rounding, after.rounding))
+        derivatives = self._derivatives(bundles, moved, gradients, held_out=held_out)
+        decision = self.rule.decide(derivatives, seen)
+        self._apply(decision)
+        return decision
+
+    def _derivatives(
+        self,
+        bundles: Sequence[Bundle],
+        moved: Sequence[Moved],
+        gradients: Sequence[list[Tensor]],
+        *,
+        held_out: bool,
+    ) -> dict[str, float]:
+        """df(x_{k+1})/du, or d/d theta in the printed form, by name."""
+        active = [bool(bundle.group["adapt_rate"]) for bundle in bundles]
+        in_log = self.options.guarded
+        if self._window is not None:
+            return self._window.derivatives(
+                [flat(g) for g in gradients], in_log=in_log, active=active
+            )
+        parts = []
+        for bundle, step, gradient, counts in zip(bundles, moved, gradients, active, strict=True):
+            if counts:
+                directions = step.held_out if held_out else step.directions
+                product = inner(gradient, directions or [])
+                parts.append(product * -(bundle.group["lr"] if in_log else 1.0))
+        # One transfer from the device, whatever the number of bundles on it.
+        return {"lr": sum(float(part) for part in parts)}
+
+    def _apply(self, decision: Decision) -> None:
+        for group in self.param_groups:
+            for coordinate in self._adapted:
+                move = group["adapt_rate"] * decision.moves.get(coordinate.name, 0.0)
+                if not move:
+                    continue
+                if self.options.guarded:
+                    coordinate.write(group, coordinate.moved(group, move))
+                else:
+                    coordinate.write(group, coordinate.read(group) + move)
+
+    def _undo(
+        self, bundles: Sequence[Bundle], moved: Sequence[Moved], after: Evaluation
+    ) -> Decision:
+        """Back to x_k, with a tenth of the rate."""
+        rates = [g for g in self.param_groups if g["adapt_rate"] and LEARNING_RATE in self._adapted]
+        if not rates:
+            raise DivergedError(
+                f"the loss is {after.loss:g} after step {self._steps}, and no learning rate is "
+                "adapted that could be made smaller",
+                step=self._steps,
+            )
+        for bundle, step in zip(bundles, moved, strict=True):
+            torch._foreach_add_(bundle.parameters, step.directions, alpha=bundle.group["lr"])
+        for group in rates:
+            LEARNING_RATE.write(group, LEARNING_RATE.moved(group, _UNDONE))
+        if self._window is not None:
+            self._window.clear()
+        return Decision("undone", {}, {})
+
+    def _record(self, before: Evaluation, after: Evaluation | None, decision: Decision) -> None:
+        if self.options.record_every and self._steps % self.options.record_every == 0:
+            self.history.add(
+                self._steps,
+                before.loss,
+                None if after is None else after.loss,
+                decision.action,
+                decision.signals,
+                {c.name: [c.read(group) for group in self.param_groups] for c in self._adapted},
+            )
+
+
+def _or_zero(gradient: Tensor | None, p: Tensor) -> Tensor:
+    return torch.zeros_like(p) if gradient is None else gradient

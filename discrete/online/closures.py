@@ -1,0 +1,197 @@
+"""Calling the user's closure: loss and gradients, with a graph where one is needed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+
+from ode_stopping.status import MissingGradientError
+
+__all__ = ["Closure", "Evaluation", "Randomness", "evaluate", "same_loss"]
+
+Closure = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and gradients at one point.
+
+    Attributes:
+        value: What the closure returned.
+        loss: The same as a number.
+        rounding: Of the loss, by its dtype.
+        gradients: One a parameter, None where the loss does not depend on it; no graph.
+        graph: The same with a graph to the parameters, where that was asked for.
+        versions: How often parameters and gradients had been changed in place by then.
+    """
+
+    value: Any
+    loss: float
+    rounding: float
+    gradients: list[Tensor | None]
+    graph: list[Tensor | None] | None
+    versions: tuple[int, ...]
+
+    def still_valid(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether nobody has changed parameters or gradients since."""
+        return self.versions == _versions(parameters, self.gradients)
+
+
+def evaluate(
+    closure: Closure, parameters: Sequence[Tensor], *, name: str, graph: bool = False
+) -> Evaluation:
+    """Call the closure, which computes the loss, calls backward() and returns the loss.
+
+    Args:
+        closure: The user's.
+        parameters: All that the optimiser has.
+        name: Of the optimiser, for messages.
+        graph: Whether the gradients are to be differentiable: the closure's own backward() is then
+            run with create_graph=True, and parameters that autograd saves are copied, since the
+            optimiser is going to change them.
+
+    Raises:
+        TypeError: The closure returned something else than one number.
+        MissingGradientError: No parameter has a gradient, or, with `graph`, it has none.
+        ValueError: A gradient is sparse or complex.
+    """
+    keep = _KeepGraph() if graph else None
+    with torch.enable_grad(), _keeping(keep, parameters):
+        value = closure()
+    loss, rounding = _number(value, name)
+    gradients = [p.grad for p in parameters]
+    if all(gradient is None for gradient in gradients):
+        raise MissingGradientError(
+            f"no parameter of this {name} has a gradient after the closure: it has to call "
+            "zero_grad(), compute the loss, call loss.backward() and return the loss"
+        )
+    for gradient in gradients:
+        if gradient is not None and (gradient.is_sparse or gradient.is_complex()):
+            kind = "sparse" if gradient.is_sparse else "complex"
+            raise ValueError(f"{name} takes dense real gradients; got a {kind} one")
+    kept = None
+    if keep is not None:
+        if not keep.seen:
+            raise MissingGradientError(
+                f"{name} with horizon > 1 differentiates the gradient once more, so the closure "
+                "has to call loss.backward() (not torch.autograd.backward, nor a scaler's)"
+            )
+        kept = gradients
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = None if gradient is None else gradient.detach()
+        gradients = [p.grad for p in parameters]
+    return Evaluation(value, loss, rounding, gradients, kept, _versions(parameters, gradients))
+
+
+def same_loss(seen: Evaluation, other: tuple[float, float]) -> bool:
+    """Whether two losses are one, but for the rounding of sums in another order.
+
+    Args:
+        seen: An evaluation.
+        other: Loss and rounding of another one.
+    """
+    loss, rounding = other
+    if not (isfinite(seen.loss) and isfinite(loss)):
+        return False
+    return abs(seen.loss - loss) <= 100.0 * max(seen.rounding, rounding)
+
+
+class Randomness:
+    """The state of torch's generators, to show a second evaluation the same masks as the first.
+
+    Args:
+        parameters: Their devices count, and the CPU.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._devices = {p.device for p in parameters if p.device.type == "cuda"}
+        self._before = self._now()
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Go back to that state, and afterwards to the present one."""
+        now = self._now()
+        self._set(self._before)
+        try:
+            yield
+        finally:
+            self._set(now)
+
+    def _now(self) -> dict[Any, Tensor]:
+        states: dict[Any, Tensor] = {"cpu": torch.get_rng_state()}
+        states.update((d, torch.cuda.get_rng_state(d)) for d in self._devices)
+        return states
+
+    def _set(self, states: dict[Any, Tensor]) -> None:
+        for device, state in states.items():
+            if device == "cpu":
+                torch.set_rng_state(state)
+            else:
+                torch.cuda.set_rng_state(state, device)
+
+
+class _KeepGraph(TorchFunctionMode):
+    """Runs every loss.backward() with create_graph=True."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is not torch.Tensor.backward:
+            return func(*args, **kwargs)
+        self.seen = True
+        kwargs["create_graph"] = True
+        with warnings.catch_warnings():
+            # The cycle parameter -> gradient -> graph is broken in `evaluate`.
+            warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")
+            return func(*args[:1], **_named(args[1:], kwargs))
+
+
+def _named(positional: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of backward() by name, so that create_graph cannot be given twice."""
+    names = ("gradient", "retain_graph", "create_graph", "inputs")
+    return {**dict(zip(names, positional, strict=False)), **kwargs}
+
+
+@contextmanager
+def _keeping(mode: _KeepGraph | None, parameters: Sequence[Tensor]) -> Iterator[None]:
+    if mode is None:
+        yield
+        return
+    storages = {p.untyped_storage().data_ptr() for p in parameters}
+
+    def pack(tensor: Tensor) -> Tensor:
+        mine = tensor.layout == torch.strided and (tensor.untyped_storage().data_ptr() in storages)
+        return tensor.clone() if mine else tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor), mode:
+        yield
+
+
+def _number(value: Any, name: str) -> tuple[float, float]:
+    """The loss as a float, and its rounding."""
+    if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
+        loss = float(value.detach())
+        return loss, 4.0 * torch.finfo(value.dtype).eps * abs(loss)
+    if isinstance(value, float):
+        return value, 4.0 * torch.finfo(torch.float64).eps * abs(value)
+    what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    raise TypeError(f"{name}: the closure must return the loss, one number; got {what}")
+
+
+def _versions(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[int, ...]:
+    tensors = (*parameters, *(g for g in gradients if g is not None))
+    return tuple(t._version for t in tensors)

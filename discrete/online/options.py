@@ -1,0 +1,116 @@
+"""All settings of an online adaptation, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any, Literal
+
+from .coordinates import Coordinate
+from .rules import GuardedRule, PaperRule
+
+__all__ = ["AdaptationOptions", "names"]
+
+Variant = Literal["guarded", "paper"]
+
+
+@dataclass(frozen=True)
+class AdaptationOptions:
+    """Settings that hold for all parameter groups.
+
+    Attributes:
+        adapt: The hyperparameters that are adapted, by name.
+        variant: "guarded", or "paper" for Algorithm 2 as printed.
+        descent_threshold: The decrease that an update takes, in units of f. "paper": eps_desc,
+            which is multiplied by the number of updates so far and compared with f_ref - f.
+        horizon: K, through how many steps the sensitivity goes back.
+        every: Only every so many steps are looked at; the others cost what they cost without
+            adaptation.
+        deterministic: The closure gives the same loss and gradients at the same point (no
+            minibatches, no dropout): the evaluation after a step serves the next one. It is asked
+            twice now and then, and an error raised if it is not so.
+        held_out: On fresh batches, leave the present gradient's own part out of the signal.
+        max_signal, caution, settle: See `GuardedRule`.
+        record_every: Of the history, in steps; 0 keeps none.
+    """
+
+    adapt: tuple[str, ...] = ("lr",)
+    variant: Variant = "guarded"
+    descent_threshold: float = 0.0
+    horizon: int = 1
+    every: int = 1
+    deterministic: bool = False
+    held_out: bool = True
+    max_signal: float = 0.5
+    caution: float = 1.0 / 3.0
+    settle: float = 25.0
+    record_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("guarded", "paper"):
+            raise ValueError(f'variant must be "guarded" or "paper"; got {self.variant!r}')
+        for name, least in (("horizon", 1), ("every", 1), ("record_every", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer, at least {least}; got {value!r}")
+        for name in ("deterministic", "held_out"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False; got {getattr(self, name)!r}")
+        if not (self.descent_threshold >= 0 and isfinite(self.descent_threshold)):
+            raise ValueError(
+                f"descent_threshold must be finite and not negative; got {self.descent_threshold}"
+            )
+        if not self.max_signal > 0:
+            raise ValueError(f"max_signal must be positive; got {self.max_signal}")
+        if not 0 <= self.caution <= 1:
+            raise ValueError(f"caution must be between 0 and 1; got {self.caution}")
+        if not self.settle > 0:
+            raise ValueError(f"settle must be positive; got {self.settle}")
+        if self.variant == "paper" and tuple(self.adapt) != ("lr",):
+            raise ValueError(
+                f"Algorithm 2 as printed adapts the learning rate alone; got adapt={self.adapt}"
+            )
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the guards are on."""
+        return self.variant == "guarded"
+
+    def rule(self) -> PaperRule | GuardedRule:
+        """A new rule with these settings."""
+        if self.guarded:
+            return GuardedRule(self.descent_threshold, self.max_signal, self.caution, self.settle)
+        return PaperRule(self.descent_threshold)
+
+    def chosen(self, coordinates: Sequence[Coordinate], name: str) -> tuple[Coordinate, ...]:
+        """The coordinates that are adapted, in the order of an optimiser's own.
+
+        Raises:
+            ValueError: It is empty, or names something that the optimiser does not have.
+        """
+        known = [coordinate.name for coordinate in coordinates]
+        unknown = [wanted for wanted in self.adapt if wanted not in known]
+        if unknown or not self.adapt:
+            raise ValueError(f"adapt: {name} can adapt {known}; got {list(self.adapt)}")
+        return tuple(c for c in coordinates if c.name in self.adapt)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a state_dict."""
+        return {**asdict(self), "adapt": list(self.adapt)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AdaptationOptions:
+        """What `to_dict` gave."""
+        return cls(**{**values, "adapt": tuple(values["adapt"])})
+
+
+def names(adapt: Sequence[str]) -> tuple[str, ...]:
+    """A tuple of names.
+
+    Raises:
+        TypeError: One string, whose letters would be the names.
+    """
+    if isinstance(adapt, str):
+        raise TypeError(f"adapt must be a tuple of names, as in ({adapt!r},); got a string")
+    return tuple(adapt)

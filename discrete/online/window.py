@@ -1,0 +1,335 @@
+"""The sensitivity of f(x_{k+1}) through the last K steps, by the discrete adjoint.
+
+    lam <- grad f(x_{k+1})
+    for j = k, ..., k-K+1:  S <- S + (dG_j/d theta)^T lam;  lam <- (dG_j/dz)^T lam
+
+This is Algorithm 1 stopped after K steps (`Truncated(steps=K)`), with the optimiser's buffers in
+the state z = (x, buffers) and g_j = grad f_j(x_j) inside G_j: K - 1 products with the Hessian, by
+differentiating the gradients once more.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ode_stopping.status import StoppingWarning
+
+from .bundles import Bundle, flat, unflattened
+from .closures import Evaluation
+from .coordinates import Coordinate
+
+__all__ = ["Snapshot", "StepMap", "Window"]
+
+# (snapshot's x, gradient, buffers, values, steps, group, held_out) -> (x, buffers) after the step,
+# all flat, in differentiable operations; with held_out without the gradient's own part in x.
+StepMap = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+
+
+@dataclass
+class Snapshot:
+    """A bundle before a step: all that the step depends on.
+
+    Attributes:
+        x: Position, flat.
+        gradient: Of f_j at x, flat.
+        buffers: The optimiser's, flat.
+        values: The hyperparameters then, by name.
+        group: The other options of the group.
+        steps: j + 1 of every element: a number, or a flat tensor where they differ.
+        held_out: Whether the gradient's own part is left out of S.
+    """
+
+    x: Tensor
+    gradient: Tensor
+    buffers: tuple[Tensor, ...]
+    values: dict[str, float]
+    group: dict[str, Any]
+    steps: float | Tensor
+    held_out: bool
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        buffers: Sequence[str],
+        coordinates: Sequence[Coordinate],
+        *,
+        held_out: bool,
+    ) -> Snapshot:
+        """What a bundle is now."""
+        steps = [float(state["step"]) + 1.0 for state in bundle.states]
+        same = all(step == steps[0] for step in steps)
+        return cls(
+            x=flat(bundle.parameters),
+            gradient=flat(bundle.gradients),
+            buffers=tuple(flat(bundle.buffer(name)) for name in buffers),
+            values={c.name: c.read(bundle.group) for c in coordinates},
+            group={key: value for key, value in bundle.group.items() if key != "params"},
+            steps=steps[0] if same else _spread(steps, bundle.parameters),
+            held_out=held_out,
+        )
+
+
+class _Step:
+    """All bundles before a step, and the gradients with their graphs."""
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        parts: list[list[int]],
+        snapshots: list[Snapshot],
+        graph: list[list[Tensor]] | None,
+    ) -> None:
+        self.parts = parts
+        self.parameters = [[parameters[i] for i in part] for part in parts]
+        self.snapshots = snapshots
+        self.graph = graph
+
+    def go_back(self) -> None:
+        """Put the parameters where they were."""
+        for part, snapshot in zip(self.parameters, self.snapshots, strict=True):
+            for p, value in zip(part, unflattened(snapshot.x, part), strict=True):
+                p.copy_(value)
+
+    def accept(self, seen: Evaluation) -> bool:
+        """Take the graph of an evaluation at this point, if its gradients are those of then."""
+        found = []
+        for part, snapshot in zip(self.parts, self.snapshots, strict=True):
+            graph = [(seen.graph or seen.gradients)[i] for i in part]
+            if any(gradient is None for gradient in graph):
+                return False
+            found.append([gradient for gradient in graph if gradient is not None])
+            if not torch.allclose(flat(found[-1]), snapshot.gradient):
+                return False
+        self.graph = found
+        return True
+
+    def curvature(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """The Hessian of f_j at x_j times flat vectors, one a bundle."""
+        outputs, weights = [], []
+        for graph, parameters, vector in zip(
+            self.graph or [], self.parameters, vectors, strict=True
+        ):
+            pieces = unflattened(vector, parameters)
+            for gradient, piece in zip(graph, pieces, strict=True):
+                if gradient.requires_grad:  # else the loss is linear in it
+                    outputs.append(gradient)
+                    weights.append(piece)
+        inputs = [p for parameters in self.parameters for p in parameters]
+        products: Sequence[Tensor | None] = [None] * len(inputs)
+        if outputs:
+            products = torch.autograd.grad(
+                outputs, inputs, weights, retain_graph=True, allow_unused=True
+            )
+        known = iter(
+            torch.zeros_like(p) if product is None else product
+            for p, product in zip(inputs, products, strict=True)
+        )
+        return [flat([next(known) for _ in parameters]) for parameters in self.parameters]
+
+
+class Window:
+    """The last K steps, the newest last.
+
+    Args:
+        horizon: K.
+        step_map: The optimiser's step.
+        buffers: The names of its buffers.
+        known: All hyperparameters that the step depends on.
+        adapted: Those to differentiate to.
+    """
+
+    def __init__(
+        self,
+        horizon: int,
+        step_map: StepMap,
+        buffers: Sequence[str],
+        known: Sequence[Coordinate],
+        adapted: Sequence[Coordinate],
+    ) -> None:
+        self._steps: deque[_Step] = deque(maxlen=horizon)
+        self._map = step_map
+        self._buffers = tuple(buffers)
+        self._known = tuple(known)
+        self._adapted = tuple(adapted)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def append(
+        self, bundles: Sequence[Bundle], parameters: Sequence[Tensor], *, held_out: bool
+    ) -> None:
+        """Add the step that is about to be made.
+
+        A parameter without a gradient takes no part in a step; where other parameters take part
+        than before, lam does not line up, and the window begins anew.
+        """
+        places = {id(p): place for place, p in enumerate(parameters)}
+        step = _Step(
+            parameters,
+            [[places[id(p)] for p in bundle.parameters] for bundle in bundles],
+            [
+                Snapshot.of(bundle, self._buffers, self._known, held_out=held_out)
+                for bundle in bundles
+            ],
+            [bundle.graph or [] for bundle in bundles],
+        )
+        if self._steps and self._steps[-1].parts != step.parts:
+            self._steps.clear()
+        self._steps.append(step)
+        self._steps[0].graph = []  # lam ends there: no product is taken of it
+
+    def clear(self) -> None:
+        """Forget all steps."""
+        self._steps.clear()
+
+    @property
+    def stale(self) -> bool:
+        """Whether steps were loaded whose graphs are still missing."""
+        return any(step.graph is None for step in self._steps)
+
+    def state(self) -> list[Any]:
+        """The snapshots, for a state_dict; graphs cannot be kept."""
+        return [
+            {"parts": step.parts, "snapshots": [asdict(one) for one in step.snapshots]}
+            for step in self._steps
+        ]
+
+    def load(self, state: Sequence[Any], parameters: Sequence[Tensor]) -> None:
+        """Take what `state` gave; `stale` then until `rebuild`.
+
+        Args:
+            state: The snapshots.
+            parameters: All of the optimiser's, in order.
+        """
+        self._steps.clear()
+        for entry in state:
+            snapshots = [Snapshot(**one) for one in entry["snapshots"]]
+            self._steps.append(_Step(parameters, entry["parts"], snapshots, None))
+        if self._steps:
+            self._steps[0].graph = []
+
+    def rebuild(self, evaluation: Callable[[], Evaluation], parameters: Sequence[Tensor]) -> None:
+        """Evaluate at the kept points again, for their graphs.
+
+        Where the gradient is not the kept one (another batch), the window begins anew, with a
+        warning.
+        """
+        present = [p.detach().clone() for p in parameters]
+        try:
+            for step in self._steps:
+                if step.graph is not None:
+                    continue
+                step.go_back()
+                seen = evaluation()
+                if not step.accept(seen):
+                    warnings.warn(
+                        "the closure has another loss now than when the state was saved: the "
+                        "last steps that the sensitivity goes back through are forgotten, and it "
+                        "has its full horizon again after as many new ones",
+                        StoppingWarning,
+                        stacklevel=4,
+                    )
+                    self.clear()
+                    return
+        finally:
+            for p, value in zip(parameters, present, strict=True):
+                p.copy_(value)
+
+    def derivatives(
+        self, gradients: Sequence[Tensor], *, in_log: bool, active: Sequence[bool]
+    ) -> dict[str, float]:
+        """df(x_{k+1})/d theta over the window, by name; d/du with `in_log`.
+
+        Args:
+            gradients: grad f(x_{k+1}), flat, one a bundle.
+            in_log: Whether to u instead of theta.
+            active: Whether the hyperparameters of a bundle are adapted.
+        """
+        total = dict.fromkeys((c.name for c in self._adapted), 0.0)
+        on_x = list(gradients)
+        on_buffers: list[tuple[Tensor, ...] | None] = [None] * len(on_x)
+        for place in range(len(self._steps) - 1, -1, -1):
+            step = self._steps[place]
+            on_gradients = []
+            for i, snapshot in enumerate(step.snapshots):
+                pulled = self._pull_back(snapshot, on_x[i], on_buffers[i])
+                if active[i]:
+                    for coordinate, slope in zip(self._adapted, pulled.slopes, strict=True):
+                        value = snapshot.values[coordinate.name]
+                        factor = coordinate.slope(value) if in_log else 1.0
+                        total[coordinate.name] += factor * slope
+                on_x[i], on_buffers[i] = pulled.x, pulled.buffers
+                on_gradients.append(pulled.gradient)
+            if place > 0:
+                products = step.curvature(on_gradients)
+                on_x = [a + b for a, b in zip(on_x, products, strict=True)]
+        return total
+
+    def _pull_back(
+        self, snapshot: Snapshot, on_x: Tensor, on_buffers: tuple[Tensor, ...] | None
+    ) -> _Pulled:
+        """(dG/d.)^T lam at one step of one bundle."""
+        with torch.enable_grad():
+            x, gradient, *buffers = (
+                piece.detach().requires_grad_()
+                for piece in (snapshot.x, snapshot.gradient, *snapshot.buffers)
+            )
+            numbers = {
+                name: torch.tensor(value, dtype=torch.float64, requires_grad=True)
+                for name, value in snapshot.values.items()
+            }
+            adapted = [numbers[coordinate.name] for coordinate in self._adapted]
+
+            def stepped(held_out: bool) -> list[Tensor]:
+                after, kept = self._map(
+                    x,
+                    gradient,
+                    tuple(buffers),
+                    numbers,
+                    snapshot.steps,
+                    snapshot.group,
+                    held_out=held_out,
+                )
+                return [after, *kept]
+
+            outputs = stepped(False)
+            weights = [on_x, *(on_buffers or (torch.zeros_like(b) for b in buffers))]
+            inputs = [x, gradient, *buffers, *adapted]
+            pulled = _products(outputs, inputs, weights)
+            state, slopes = pulled[: 2 + len(buffers)], pulled[2 + len(buffers) :]
+            if snapshot.held_out:
+                slopes = _products(stepped(True), adapted, weights)
+        return _Pulled(state[0], state[1], tuple(state[2:]), [float(slope) for slope in slopes])
+
+
+class _Pulled(NamedTuple):
+    x: Tensor
+    gradient: Tensor
+    buffers: tuple[Tensor, ...]
+    slopes: list[float]
+
+
+def _products(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]
+) -> list[Tensor]:
+    """Vector-Jacobian products; zeros where there is no dependence."""
+    products = torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True)
+    return [
+        torch.zeros_like(p) if product is None else product
+        for p, product in zip(inputs, products, strict=True)
+    ]
+
+
+def _spread(steps: Sequence[float], parameters: Sequence[Tensor]) -> Tensor:
+    """A number a parameter, as often as that has elements."""
+    return torch.cat(
+        [p.new_full((p.numel(),), step) for step, p in zip(steps, parameters, strict=True)]
+    )

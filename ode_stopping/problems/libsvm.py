@@ -1,0 +1,177 @@
+"""The LIBSVM sets a1a, a2a, a3a and w3a, from files of one's own or fetched on request.
+
+They are not part of the project. A folder holds them, each under its plain name, and is named by
+the argument `folder` or by the environment variable ODE_STOPPING_DATA.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import io
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..validation import require_flag
+from .datasets import sklearn_datasets
+
+ADDRESS = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/"
+VARIABLE = "ODE_STOPPING_DATA"
+TIMEOUT = 30.0  # seconds without an answer; the largest file has 0.35 MB
+# Checksums of the plain text; the order is that of `available_libsvm`.
+SHA256 = {
+    "a1a": "eb54c45f1bdb51286f803dd092eb8202b44637a858fc6c4e533a2d64a0d94b4e",
+    "a2a": "535782f1be62e60938d8accb1573043542b3ac11265522927574dcbb28360a2f",
+    "a3a": "2d513572f103d25e84bebe4b9f2f52ee9445764b5a393caff7db9c482cfc1ee4",
+    "w3a": "f050c32d3bd2f18eccbe3847cfe8a3ba9dae4de67d73236013c4a7b9afb48cc7",
+}
+
+
+def libsvm(
+    name: str,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    verify: bool = True,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor]:
+    """One of the LIBSVM sets a1a, a2a, a3a, w3a as (X, y), labels -1 and +1.
+
+    X is dense, of shape (n, features), and y has shape (n,):
+
+        a1a 1605 x 119,   a2a 2265 x 119,   a3a 3185 x 122,   w3a 4912 x 300.
+
+    There are as many columns as the largest index in the file; the a sets are said to have 123
+    features, and the last ones occur in no row of these files. 408 rows of w3a have no feature at
+    all and are rows of zeros.
+
+    Source: the page https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary.html. The a sets
+    derive from UCI's Adult data; the w sets are from Platt, "Fast training of support vector
+    machines using sequential minimal optimization" (1998).
+
+    Args:
+        name: "a1a", "a2a", "a3a" or "w3a", also the name of the file.
+        folder: where the file is; default the folder that the environment variable
+            ODE_STOPPING_DATA names. The empty string counts as not given, in both.
+        download: fetch a file that is not there into the folder, which is made if it is missing.
+            A file that is there is never fetched again nor replaced.
+        verify: compare the file's sha256 with the known one. Copies of mirrors may differ in line
+            ends, blanks and the like, and be as good: for those, and for files of your own, False.
+            This holds for a download as well.
+        dtype: of both tensors.
+
+    Raises:
+        ValueError: another name; a checksum that differs; a file that is not svmlight text with
+            indices from 1 and labels -1 and +1; download=True without a folder.
+        FileNotFoundError: the file is not there, and download=False.
+        ConnectionError: the download failed. Whatever fails, no file is left behind.
+        ImportError: scikit-learn, which reads the files, is not installed.
+        TypeError: `download` or `verify` is neither True nor False.
+    """
+    if name not in tuple(SHA256):
+        raise ValueError(f"name must be one of {', '.join(SHA256)}; got {name!r}")
+    require_flag(download, name="download")
+    require_flag(verify, name="verify")
+    place = _place(folder)
+    if place is None and download:
+        raise ValueError(
+            f"download=True needs a folder to put {name} into: pass folder=, or name one in the "
+            f"environment variable {VARIABLE}"
+        )
+    path = None if place is None else place / name
+    if path is not None and path.is_file():
+        return _read(path.read_bytes(), name=name, origin=str(path), verify=verify, dtype=dtype)
+    if path is None or not download:
+        looked = "no folder is named" if place is None else f"there is no {name} in {place}"
+        raise FileNotFoundError(
+            f"{looked}: pass the folder of the file as folder=, or name it in the environment "
+            f"variable {VARIABLE}. download=True fetches the file; its address is {ADDRESS}{name}"
+        )
+    sklearn_datasets()  # what cannot be read afterwards need not be fetched
+    content = _fetch(name, path)
+    data = _read(content, name=name, origin=ADDRESS + name, verify=verify, dtype=dtype)
+    _store(content, path)  # only now: what was not as it should be is not kept
+    return data
+
+
+def available_libsvm(folder: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
+    """Which of a1a, a2a, a3a and w3a there are, in that order; whether they are intact is not read.
+
+    Args:
+        folder: as for `libsvm`. Without one, and where it does not exist, there are none.
+    """
+    place = _place(folder)
+    return () if place is None else tuple(name for name in SHA256 if (place / name).is_file())
+
+
+def _place(folder: str | os.PathLike[str] | None) -> Path | None:
+    """The folder that was named, or None."""
+    named = folder or os.environ.get(VARIABLE)
+    return Path(named).expanduser() if named else None
+
+
+def _read(
+    content: bytes, *, name: str, origin: str, verify: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """(X, y) of a file's bytes, those that were compared with the checksum."""
+    got = hashlib.sha256(content).hexdigest()
+    if verify and got != SHA256[name]:
+        raise ValueError(
+            f"{origin} is not the known file {name}: its sha256 is {got}, that of {name} is "
+            f"{SHA256[name]}. Delete a damaged copy and get another one (download=True, or "
+            f"{ADDRESS}{name}); for a copy that you trust, verify=False reads it all the same"
+        )
+    try:
+        # Not "auto", which guesses where indices start.
+        features, labels = sklearn_datasets().load_svmlight_file(
+            io.BytesIO(content), zero_based=False
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{origin} is not svmlight text with indices from 1: {error}. Get another copy from "
+            f"{ADDRESS}{name}"
+        ) from error
+    found = sorted(set(labels.tolist()))
+    if not found or not set(found) <= {-1.0, 1.0}:
+        shown = ", ".join(f"{label:g}" for label in found[:5]) or "no rows"
+        raise ValueError(
+            f"{origin} must have rows labelled -1 and +1; got {shown}. Get another copy from "
+            f"{ADDRESS}{name}"
+        )
+    return (
+        torch.as_tensor(features.toarray(), dtype=torch.float64).to(dtype),
+        torch.as_tensor(labels, dtype=torch.float64).to(dtype),
+    )
+
+
+def _fetch(name: str, path: Path) -> bytes:
+    """What the address answers; `path` is named in the error only."""
+    address = ADDRESS + name
+    try:
+        with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
+            content: bytes = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
+        raise ConnectionError(
+            f"{address} could not be fetched ({error}). Try again later, or get the file by other "
+            f"means and put it there by hand: {path}"
+        ) from error
+    return content
+
+
+def _store(content: bytes, path: Path) -> None:
+    """Write a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A folder within the folder: os.replace is atomic inside of one file system only, and a file
+    # written here has the usual permissions, unlike one that tempfile makes.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as unfinished:
+        temporary = Path(unfinished) / path.name
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
