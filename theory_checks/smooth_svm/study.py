@@ -1,0 +1,168 @@
+"""All runs of the race put together: what each method is tuned to, and how it fares over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from theory_checks.registry import Context, Table
+from theory_checks.smooth_svm.methods import METHODS
+from theory_checks.smooth_svm.problems import GIVEN_SEED
+from theory_checks.smooth_svm.race import HORIZON, Cell, Race, run_cell
+from theory_checks.smooth_svm.statistics import (
+    Profile,
+    Tuned,
+    bootstrap_ratio,
+    censored_summary,
+    median_with_interval,
+    performance_profile,
+    tune,
+)
+
+__all__ = ["Study", "collect", "grid_table", "profile", "ratio_to", "tuned_table"]
+
+Grid = Mapping[str, Sequence[Race]]  # setting's label -> a run a seed
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of some methods on some data from some starts.
+
+    Attributes:
+        data: Names of the data sets.
+        methods: Names of the methods.
+        seeds: Of the starts.
+        runs: By (data, method): for each setting of the grid a run a seed.
+    """
+
+    data: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: Mapping[tuple[str, str], Grid]
+
+    def tuned(self, data: str, method: str) -> Tuned[str]:
+        """The setting of the grid that does best in the median over the seeds."""
+        grid = self.runs[data, method]
+        return tune({label: [run.outcome for run in runs] for label, runs in grid.items()})
+
+    def at_best(self, data: str, method: str) -> Sequence[Race]:
+        """The runs with that setting, one a seed."""
+        return self.runs[data, method][self.tuned(data, method).setting]
+
+    def diverged(self, data: str, method: str) -> tuple[int, int]:
+        """How many runs diverged, over the whole grid, and how many there are."""
+        every = [run for runs in self.runs[data, method].values() for run in runs]
+        return sum(run.diverged for run in every), len(every)
+
+
+def collect(
+    context: Context, data: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
+) -> Study:
+    """Run all settings of all methods; finished cells are kept, and shared between checks."""
+    cells = [
+        Cell(name, method, seed, traces=seed == GIVEN_SEED)
+        for name in data
+        for method in methods
+        for seed in seeds
+    ]
+    found = iter(context.shared().map(run_cell, cells))
+    runs: dict[tuple[str, str], Grid] = {}
+    for name in data:
+        for method in methods:
+            by_seed = [next(found) for _ in seeds]
+            runs[name, method] = {
+                setting_runs[0].setting.label: setting_runs
+                for setting_runs in zip(*by_seed, strict=True)
+            }
+    return Study(tuple(data), tuple(methods), tuple(seeds), runs)
+
+
+def ratio_to(study: Study, data: str, method: str, rival: str) -> float:
+    """Median iterations of a tuned method over those of a tuned rival; at most 1: no slower.
+
+    Where neither converges in the median, the ratio of the medians of f - f* at the end; 0 where
+    only the method does, inf where only the rival does.
+    """
+    mine, other = study.tuned(data, method), study.tuned(data, rival)
+    if math.isfinite(mine.iterations) or math.isfinite(other.iterations):
+        if math.isinf(other.iterations):
+            return 0.0
+        return mine.iterations / other.iterations
+    return mine.gap / other.gap
+
+
+def tuned_table(study: Study, data: str, *, rival: str = "Adam") -> Table:
+    """Every method at its best setting."""
+    rows = []
+    for method in study.methods:
+        best, runs = study.tuned(data, method), study.at_best(data, method)
+        missed = sum(run.diverged and math.isinf(run.iterations) for run in runs)
+        counts = [run.iterations for run in runs]
+        beside = "-"
+        if method != rival and rival in study.methods and len(runs) > 1:
+            ratio = bootstrap_ratio(
+                counts, [run.iterations for run in study.at_best(data, rival)], seed=0
+            )
+            if not math.isnan(ratio.value):
+                beside = f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+        blown_up, total = study.diverged(data, method)
+        rows.append(
+            (
+                method,
+                best.setting or "-",
+                METHODS[method].tunes or "-",
+                censored_summary(counts, HORIZON, diverged=missed),
+                beside,
+                float(np.median([run.gap for run in runs])),
+                float(np.median([run.seconds for run in runs])),
+                f"{blown_up} of {total}",
+            )
+        )
+    columns = (
+        "method",
+        "best setting",
+        "of its",
+        "iterations, median (95 % interval)",
+        f"ratio to {rival}'s",
+        "f - f* at the end",
+        "seconds",
+        "diverged, whole grid",
+    )
+    return Table(f"{data}: tuned, over {len(study.seeds)} starts", columns, rows)
+
+
+def grid_table(study: Study, data: str, methods: Sequence[str]) -> Table:
+    """Methods with the same grid of initial rates, setting by setting."""
+    labels = list(study.runs[data, methods[0]])
+    rows = []
+    for label in labels:
+        row: list[str] = [label]
+        for method in methods:
+            runs = study.runs[data, method][label]
+            median = median_with_interval([run.iterations for run in runs])
+            blown_up = sum(run.diverged for run in runs)
+            text = f"{median.value:.4g}"
+            if math.isinf(median.value):
+                gap = float(np.median([run.gap for run in runs]))
+                text = f"f - f* = {gap:.1e}" + (f", {median.missed} of {len(runs)} miss")
+            row.append(text + (f", {blown_up} diverged" if blown_up else ""))
+        rows.append(row)
+    return Table(
+        f"{data}: by initial rate",
+        ("rate", *methods),
+        rows,
+        "Median iterations to the tolerance; where the median run misses it, f - f* at the end.",
+    )
+
+
+def profile(study: Study) -> Profile:
+    """Performance profiles over all pairs of data and start, each method tuned per data set."""
+    costs = [
+        [study.at_best(data, method)[i].iterations for method in study.methods]
+        for data in study.data
+        for i in range(len(study.seeds))
+    ]
+    return performance_profile(costs)
