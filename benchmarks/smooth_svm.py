@@ -4,24 +4,27 @@ Data: LIBSVM's a1a, a2a, a3a, w3a where the environment variable ODE_STOPPING_DA
 folder, and two sets that come with scikit-learn. The rules are those of the check `figure-6`
 (theory_checks/smooth_svm), whose paper profile shows the same study in a report.
 
-    python benchmarks/smooth_svm.py [--seeds N] [--jobs N] [--keep FOLDER] [--figures FOLDER]
+    python benchmarks/smooth_svm.py [--data FOLDER [--download]] [--seeds N] [--jobs N]
+        [--keep FOLDER] [--figures FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
+from ode_stopping.problems import libsvm
 from theory_checks.context import CellCache, Context
 from theory_checks.plotting import to_png
 from theory_checks.registry import Table
 from theory_checks.smooth_svm.figures import draw_profiles, draw_rates, draw_traces
 from theory_checks.smooth_svm.methods import METHODS, available_methods
-from theory_checks.smooth_svm.problems import GIVEN_SEED, available
+from theory_checks.smooth_svm.problems import GIVEN_SEED, LIBSVM, available
 from theory_checks.smooth_svm.race import HORIZON, TOLERANCE
 from theory_checks.smooth_svm.study import (
     Study,
@@ -90,8 +93,15 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder for finished cells, to go on from")
     parser.add_argument("--figures", type=Path, help="a folder for pictures")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--data", type=Path, help="the folder with LIBSVM's files")
+    parser.add_argument("--download", action="store_true", help="fetch what is not in it")
     options = parser.parse_args()
     begin = time.perf_counter()
+    if options.data is not None:
+        os.environ["ODE_STOPPING_DATA"] = str(options.data)
+    if options.download:
+        for name in LIBSVM:
+            libsvm(name, download=True)
     cells = None if options.keep is None else CellCache(options.keep / "smooth-svm")
     context = Context(profile="paper", jobs=options.jobs, cells=cells, hook=Progress())
     seeds = (GIVEN_SEED, *range(1, options.seeds))

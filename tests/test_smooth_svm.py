@@ -86,6 +86,17 @@ def test_real_data_have_the_known_constants(name: str) -> None:
         assert abs(measured - expected) <= bound
 
 
+@pytest.mark.parametrize(("data", "method", "label"), sorted(figure4.COUNTS))
+def test_real_data_take_the_known_iterations(data: str, method: str, label: str) -> None:
+    if data not in problems.available():
+        pytest.skip("ODE_STOPPING_DATA does not name a folder with it")
+    problem = problems.load(data)
+    (setting,) = [s for s in METHODS[method].grid(problem) if s.label == label]
+    run = race.race(problem, METHODS[method], setting, start(problem.dim, problems.GIVEN_SEED))
+    known, bound = figure4.COUNTS[data, method, label]
+    assert abs(run.iterations - known) <= bound
+
+
 @pytest.mark.parametrize("name", available_methods())
 def test_every_method_runs_and_iterations_count_the_check(name: str, small) -> None:
     method = METHODS[name]
