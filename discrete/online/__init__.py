@@ -5,7 +5,8 @@ of, and `AdamHD` (hypergradient descent) the rival beside them.
 """
 
 from .adam import AdamOLA
-from .base import Moved, OnlineAdaptation
+from .base import OnlineAdaptation
+from .bundles import Moved
 from .history import AdaptationHistory
 from .hypergradient import AdamHD
 from .options import AdaptationOptions

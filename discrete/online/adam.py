@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ode_stopping.flows.roots import root_without_derivative_at_zero
 
-from .base import Moved, OnlineAdaptation
-from .bundles import Bundle
+from .base import OnlineAdaptation
+from .bundles import Bundle, Moved
 from .coordinates import BETA1, BETA2, LEARNING_RATE, WEIGHT_DECAY
 from .options import AdaptationOptions, Variant, names
 
@@ -115,10 +115,10 @@ class AdamOLA(OnlineAdaptation):
         )
         super().__init__(params, defaults, chosen)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, its options checked."""
-        super().add_param_group(param_group)
-        check_adam_group(self.param_groups[-1])
+    @staticmethod
+    def check_group(group: Mapping[str, Any]) -> None:
+        """Raise where an option of Adam is not admissible."""
+        check_adam_group(group)
 
     def move(self, bundle: Bundle, *, held_out: bool) -> Moved:
         """One step of Adam."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from math import isfinite, log
+from math import inf, isfinite, log
 from typing import Any, ClassVar
 
 import torch
@@ -14,32 +14,20 @@ from torch.optim import Optimizer
 
 from ode_stopping.status import DivergedError
 
-from .bundles import Bundle, bundled, flat, inner
+from .bundles import Bundle, Moved, aligned, bundled, flat
 from .closures import Closure, Evaluation, Randomness, evaluate, same_loss
 from .coordinates import ANCHOR, LEARNING_RATE, Coordinate
 from .history import AdaptationHistory
 from .options import AdaptationOptions
+from .retreat import Retreat
 from .rules import Decision, Observation
 from .window import Window
 
-__all__ = ["Moved", "OnlineAdaptation"]
+__all__ = ["OnlineAdaptation"]
 
 _UNDONE = log(0.1)
 # A closure that is said to be deterministic is asked twice in its second step, and now and then.
 _CHECKED, _CHECK_EVERY = 2, 100
-
-
-class Moved:
-    """What a step did to a bundle: x <- x - lr * direction.
-
-    Args:
-        directions: One a parameter.
-        held_out: The same without the present gradient's part in them; None where not asked for.
-    """
-
-    def __init__(self, directions: list[Tensor], held_out: list[Tensor] | None = None) -> None:
-        self.directions = directions
-        self.held_out = held_out
 
 
 class OnlineAdaptation(Optimizer):
@@ -83,6 +71,7 @@ class OnlineAdaptation(Optimizer):
 
     coordinates: ClassVar[tuple[Coordinate, ...]]
     buffers: ClassVar[tuple[str, ...]]
+    gradient_like: ClassVar[bool] = False  # whether directions have the unit of a gradient
 
     def __init__(
         self,
@@ -97,6 +86,7 @@ class OnlineAdaptation(Optimizer):
         self._ended: tuple[float, float] | None = None  # loss of the last step's end, its rounding
         self._repeats: bool | None = True if options.deterministic else None
         self._pending: Evaluation | None = None
+        self._left: tuple[int, ...] | None = None  # versions of the parameters after a step
         self._adapted = options.chosen(self.coordinates, type(self).__name__)
         self._window = self._new_window()
         super().__init__(params, defaults)
@@ -127,19 +117,34 @@ class OnlineAdaptation(Optimizer):
     def remembers(group: Mapping[str, Any]) -> bool:
         """Whether a direction has parts that are not the present gradient's."""
 
+    @staticmethod
+    def check_group(group: Mapping[str, Any]) -> None:
+        """Raise a ValueError that names a group's option which is not admissible."""
+        if not group["lr"] > 0:
+            raise ValueError(f"lr must be positive; got {group['lr']}")
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; its hyperparameters are bounded relative to their values."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        if group["adapt_rate"] < 0:
-            raise ValueError(f"adapt_rate must not be negative; got {group['adapt_rate']}")
+        try:
+            self._check(group)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        group[ANCHOR] = {c.name: c.read(group) for c in self._adapted}
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        self.check_group(group)
+        if not 0 <= group["adapt_rate"] < inf:
+            raise ValueError(
+                f"adapt_rate must be finite and not negative; got {group['adapt_rate']}"
+            )
         if group["adapt_rate"]:
             for coordinate in self._adapted:
                 coordinate.require_admissible(group)
-        group[ANCHOR] = {c.name: c.read(group) for c in self._adapted}
-        for p in group["params"]:
-            if p.is_complex():
-                raise ValueError(f"{type(self).__name__} takes real parameters; got a complex one")
+        if any(p.is_complex() for p in group["params"]):
+            raise ValueError(f"{type(self).__name__} takes real parameters; got a complex one")
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Any:
@@ -154,7 +159,8 @@ class OnlineAdaptation(Optimizer):
 
         Raises:
             TypeError: No closure, or one that returns no number.
-            DivergedError: The loss at x_k is not finite (guarded form).
+            DivergedError: The loss at x_k is not finite, or that at x_{k+1}, and a smaller rate
+                is no help (guarded form).
             RuntimeError: `deterministic`, and the closure is not.
             ValueError: A hyperparameter of the memory (a beta) is adapted on fresh batches.
         """
@@ -163,8 +169,7 @@ class OnlineAdaptation(Optimizer):
                 f"{type(self).__name__}.step needs a closure: it looks at the loss before and "
                 "after its step"
             )
-        if self._window is not None and self._window.stale:
-            self._window.rebuild(lambda: self._evaluate(closure), self._parameters())
+        self._come_back(closure)
         random = None if self.options.deterministic else Randomness(self._parameters())
         before = self._before(closure)
         if self.options.guarded and not isfinite(before.loss):
@@ -179,6 +184,7 @@ class OnlineAdaptation(Optimizer):
         bundles = self._bundles(before)
         if self._window is not None:
             self._window.append(bundles, self._parameters(), held_out=held_out)
+        retreat = self._retreat(bundles) if due else None
         moved = [self.move(bundle, held_out=held_out) for bundle in bundles]
         after = None
         if due or self.options.deterministic:
@@ -187,11 +193,17 @@ class OnlineAdaptation(Optimizer):
                 after = self._evaluate(closure)
         decision = Decision("not looked at", {}, {})
         if due and after is not None:
-            decision = self._adapt(bundles, moved, before, after, held_out=held_out)
-        self._ended = None if after is None else (after.loss, after.rounding)
-        self._pending = (
-            after if self.options.deterministic and decision.action != "undone" else None
-        )
+            seen = Observation(
+                before.loss, after.loss, max(before.rounding, after.rounding), self._reach
+            )
+            if retreat is not None and retreat.blew_up(moved, seen):
+                decision = self._undo(retreat, moved, seen)
+            else:
+                decision = self._adapt(bundles, moved, after, seen, held_out=held_out)
+        ended = before if decision.action == "undone" else after
+        self._ended = None if ended is None else (ended.loss, ended.rounding)
+        self._pending = after if self.options.deterministic and ended is after else None
+        self._left = self._versions()
         self._record(before, after, decision)
         return before.value
 
@@ -209,9 +221,10 @@ class OnlineAdaptation(Optimizer):
         Raises:
             ValueError: The state is that of another class, or does not fit.
         """
-        if "adaptation" not in state_dict:
+        if state_dict.get("adaptation", {}).get("buffers") != list(self.buffers):
             raise ValueError(
-                f'the state has no entry "adaptation": it is not one of {type(self).__name__}'
+                f"the state is not one of {type(self).__name__}: it has no entry "
+                f'"adaptation" for the buffers {list(self.buffers)}'
             )
         super().load_state_dict(state_dict)
         self._restore(state_dict["adaptation"])
@@ -230,6 +243,7 @@ class OnlineAdaptation(Optimizer):
 
     def _adaptation(self) -> dict[str, Any]:
         return {
+            "buffers": list(self.buffers),
             "options": self.options.to_dict(),
             "rule": self.rule.state(),
             "steps": self._steps,
@@ -247,7 +261,7 @@ class OnlineAdaptation(Optimizer):
         self._steps = state["steps"]
         self._ended = None if state["ended"] is None else tuple(state["ended"])
         self._repeats = state["repeats"]
-        self._pending = None
+        self._pending = self._left = None
         self.history = AdaptationHistory.from_dict(state["history"])
         self._window = self._new_window()
         if self._window is not None and state["window"] is not None:
@@ -263,6 +277,36 @@ class OnlineAdaptation(Optimizer):
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(p._version for p in self._parameters())
+
+    @property
+    def _reach(self) -> int:
+        """Through how many steps the present derivatives go back."""
+        return 1 if self._window is None else max(len(self._window), 1)
+
+    def _come_back(self, closure: Closure) -> None:
+        """What was kept of the last steps does not hold where parameters were changed since."""
+        if self._left is not None and self._left != self._versions():
+            self._pending = None
+            if self._window is not None:
+                self._window.clear()
+        if self._window is not None and self._window.stale:
+            with Randomness(self._parameters()).again():
+                self._window.rebuild(lambda: self._evaluate(closure), self._parameters())
+
+    def _retreat(self, bundles: Sequence[Bundle]) -> Retreat | None:
+        """None in the printed form, and where no rate is adapted that could be made smaller."""
+        if not (self.options.guarded and self._rates()):
+            return None
+        return Retreat(bundles, self.options.max_rise, gradient_like=self.gradient_like)
+
+    def _rates(self) -> list[dict[str, Any]]:
+        """The groups whose learning rate is adapted."""
+        if LEARNING_RATE not in self._adapted:
+            return []
+        return [group for group in self.param_groups if group["adapt_rate"]]
 
     def _evaluate(self, closure: Closure) -> Evaluation:
         return evaluate(
@@ -312,33 +356,24 @@ class OnlineAdaptation(Optimizer):
         return True
 
     def _bundles(self, seen: Evaluation) -> list[Bundle]:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if not self.state[p]:
-                    self.state[p]["step"] = 0
-                    for name in self.buffers:
-                        self.state[p][name] = torch.zeros_like(
-                            p, memory_format=torch.preserve_format
-                        )
+        for p, gradient in zip(self._parameters(), seen.gradients, strict=True):
+            if gradient is not None and not self.state[p]:
+                self.state[p]["step"] = 0
+                for name in self.buffers:
+                    self.state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return bundled(self.param_groups, self.state, seen.gradients, seen.graph)
 
     def _adapt(
         self,
         bundles: Sequence[Bundle],
         moved: Sequence[Moved],
-        before: Evaluation,
         after: Evaluation,
+        seen: Observation,
         *,
         held_out: bool,
     ) -> Decision:
         """Let the hyperparameters follow from a step."""
-        if self.options.guarded and not isfinite(after.loss):
-            return self._undo(bundles, moved, after)
-        following = dict(zip(map(id, self._parameters()), after.gradients, strict=True))
-        gradients = [
-            [_or_zero(following[id(p)], p) for p in bundle.parameters] for bundle in bundles
-        ]
-        seen = Observation(before.loss, after.loss, max(before.rounding, after.rounding))
+        gradients = aligned(bundles, self._parameters(), after.gradients)
         derivatives = self._derivatives(bundles, moved, gradients, held_out=held_out)
         decision = self.rule.decide(derivatives, seen)
         self._apply(decision)
@@ -359,14 +394,12 @@ class OnlineAdaptation(Optimizer):
             return self._window.derivatives(
                 [flat(g) for g in gradients], in_log=in_log, active=active
             )
-        parts = []
+        slope = 0.0
         for bundle, step, gradient, counts in zip(bundles, moved, gradients, active, strict=True):
             if counts:
-                directions = step.held_out if held_out else step.directions
-                product = inner(gradient, directions or [])
-                parts.append(product * -(bundle.group["lr"] if in_log else 1.0))
-        # One transfer from the device, whatever the number of bundles on it.
-        return {"lr": sum(float(part) for part in parts)}
+                product = step.along(gradient, held_out=held_out)
+                slope -= product * (bundle.group["lr"] if in_log else 1.0)
+        return {"lr": slope}
 
     def _apply(self, decision: Decision) -> None:
         for group in self.param_groups:
@@ -379,23 +412,28 @@ class OnlineAdaptation(Optimizer):
                 else:
                     coordinate.write(group, coordinate.read(group) + move)
 
-    def _undo(
-        self, bundles: Sequence[Bundle], moved: Sequence[Moved], after: Evaluation
-    ) -> Decision:
+    def _undo(self, retreat: Retreat, moved: Sequence[Moved], seen: Observation) -> Decision:
         """Back to x_k, with a tenth of the rate."""
-        rates = [g for g in self.param_groups if g["adapt_rate"] and LEARNING_RATE in self._adapted]
-        if not rates:
-            raise DivergedError(
-                f"the loss is {after.loss:g} after step {self._steps}, and no learning rate is "
-                "adapted that could be made smaller",
-                step=self._steps,
-            )
-        for bundle, step in zip(bundles, moved, strict=True):
-            torch._foreach_add_(bundle.parameters, step.directions, alpha=bundle.group["lr"])
-        for group in rates:
-            LEARNING_RATE.write(group, LEARNING_RATE.moved(group, _UNDONE))
+        retreat.go_back()
         if self._window is not None:
             self._window.clear()
+        told = f"the loss is {seen.after:g} after step {self._steps}"
+        if not retreat.led_anywhere(moved):
+            raise DivergedError(
+                f"{told}, for the direction of the step is not finite: the gradient at a finite "
+                "loss is not, or an average of its squares is 0 and eps too",
+                step=self._steps,
+            )
+        smaller = False
+        for group in self._rates():
+            rate = LEARNING_RATE.read(group)
+            LEARNING_RATE.write(group, LEARNING_RATE.moved(group, _UNDONE))
+            smaller = smaller or LEARNING_RATE.read(group) < rate
+        if not smaller:
+            raise DivergedError(
+                f"{told}, at the smallest learning rate that is allowed: a millionth of the first",
+                step=self._steps,
+            )
         return Decision("undone", {}, {})
 
     def _record(self, before: Evaluation, after: Evaluation | None, decision: Decision) -> None:
@@ -408,7 +446,3 @@ class OnlineAdaptation(Optimizer):
                 decision.signals,
                 {c.name: [c.read(group) for group in self.param_groups] for c in self._adapted},
             )
-
-
-def _or_zero(gradient: Tensor | None, p: Tensor) -> Tensor:
-    return torch.zeros_like(p) if gradient is None else gradient

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Bundle", "bundled", "flat", "inner", "unflattened"]
+__all__ = ["Bundle", "Moved", "aligned", "bundled", "flat", "inner", "unflattened"]
 
 
 @dataclass
@@ -33,6 +33,23 @@ class Bundle:
     def buffer(self, name: str) -> list[Tensor]:
         """A buffer of every parameter."""
         return [state[name] for state in self.states]
+
+
+class Moved:
+    """What a step did to a bundle: x <- x - lr * direction.
+
+    Args:
+        directions: One a parameter.
+        held_out: The same without the present gradient's part in them; None where not asked for.
+    """
+
+    def __init__(self, directions: list[Tensor], held_out: list[Tensor] | None = None) -> None:
+        self.directions = directions
+        self.held_out = held_out
+
+    def along(self, gradients: Sequence[Tensor], *, held_out: bool) -> float:
+        """The product of gradients and directions: one transfer from the device."""
+        return float(inner(gradients, (self.held_out if held_out else self.directions) or []))
 
 
 def bundled(
@@ -67,6 +84,23 @@ def bundled(
             if bundle.graph is not None and kept is not None:
                 bundle.graph.append(kept)
     return list(made.values())
+
+
+def aligned(
+    bundles: Sequence[Bundle], parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> list[list[Tensor]]:
+    """The gradients of a later evaluation in the order of the bundles; zeros where there is none.
+
+    Args:
+        bundles: Of an earlier one.
+        parameters: All of the optimiser's.
+        gradients: One a parameter.
+    """
+    of = dict(zip(map(id, parameters), gradients, strict=True))
+    return [
+        [torch.zeros_like(p) if (g := of[id(p)]) is None else g for p in bundle.parameters]
+        for bundle in bundles
+    ]
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,14 @@ from torch.overrides import TorchFunctionMode
 
 from ode_stopping.status import MissingGradientError
 
-__all__ = ["Closure", "Evaluation", "Randomness", "evaluate", "same_loss"]
+__all__ = [
+    "Closure",
+    "Evaluation",
+    "Randomness",
+    "evaluate",
+    "require_second_derivatives",
+    "same_loss",
+]
 
 Closure = Callable[[], Any]
 
@@ -26,7 +33,7 @@ class Evaluation:
     """Loss and gradients at one point.
 
     Attributes:
-        value: What the closure returned.
+        value: What the closure returned; without its graph, where that is kept for `graph`.
         loss: The same as a number.
         rounding: Of the loss, by its dtype.
         gradients: One a parameter, None where the loss does not depend on it; no graph.
@@ -61,10 +68,11 @@ def evaluate(
 
     Raises:
         TypeError: The closure returned something else than one number.
-        MissingGradientError: No parameter has a gradient, or, with `graph`, it has none.
+        MissingGradientError: No parameter has a gradient, or, with `graph`, it has none or is not
+            the one that backward() left.
         ValueError: A gradient is sparse or complex.
     """
-    keep = _KeepGraph() if graph else None
+    keep = _KeepGraph(parameters) if graph else None
     with torch.enable_grad(), _keeping(keep, parameters):
         value = closure()
     loss, rounding = _number(value, name)
@@ -80,11 +88,10 @@ def evaluate(
             raise ValueError(f"{name} takes dense real gradients; got a {kind} one")
     kept = None
     if keep is not None:
-        if not keep.seen:
-            raise MissingGradientError(
-                f"{name} with horizon > 1 differentiates the gradient once more, so the closure "
-                "has to call loss.backward() (not torch.autograd.backward, nor a scaler's)"
-            )
+        keep.require_gradients(name)
+        if isinstance(value, Tensor):
+            # A list of losses would keep the graph of every step alive.
+            value = value.detach()
         kept = gradients
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = None if gradient is None else gradient.detach()
@@ -103,6 +110,30 @@ def same_loss(seen: Evaluation, other: tuple[float, float]) -> bool:
     if not (isfinite(seen.loss) and isfinite(loss)):
         return False
     return abs(seen.loss - loss) <= 100.0 * max(seen.rounding, rounding)
+
+
+def require_second_derivatives(gradients: Sequence[Tensor]) -> None:
+    """Raise where autograd has a graph of the gradients that leads nowhere.
+
+    `once_differentiable` hands out such a one; asked for products with the Hessian by name of the
+    parameters autograd passes it over, and the Hessian would seem to be zero.
+
+    Raises:
+        MissingGradientError: Part of the loss can be differentiated once only.
+    """
+    pending = [gradient.grad_fn for gradient in gradients if gradient.grad_fn is not None]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if node.name() == "torch::autograd::Error":
+            raise MissingGradientError(
+                "horizon > 1 differentiates the gradient once more, and a part of the loss says "
+                "that it cannot be (torch.autograd.function.once_differentiable): use horizon=1"
+            )
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                pending.append(following)
 
 
 class Randomness:
@@ -142,9 +173,34 @@ class Randomness:
 class _KeepGraph(TorchFunctionMode):
     """Runs every loss.backward() with create_graph=True."""
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__()
-        self.seen = False
+        self._parameters = parameters
+        self._left: list[tuple[Tensor | None, int]] | None = None
+
+    def require_gradients(self, name: str) -> None:
+        """Raise unless the gradients are those that the last backward() left.
+
+        Raises:
+            MissingGradientError: Saying what the closure has to do instead.
+        """
+        left, self._left = self._left, None
+        if left is None:
+            raise MissingGradientError(
+                f"{name} with horizon > 1 differentiates the gradient once more, so the closure "
+                "has to call loss.backward() (not torch.autograd.backward, nor a scaler's)"
+            )
+        for (then, version), (now, present) in zip(left, self._gradients(), strict=True):
+            if then is not now or version != present:
+                raise MissingGradientError(
+                    f"{name} with horizon > 1 differentiates the gradient once more, and the "
+                    "closure changes it after loss.backward() (clipping, scaling), which the graph "
+                    "does not know. Put it into the loss, or use horizon=1"
+                )
+
+    def _gradients(self) -> list[tuple[Tensor | None, int]]:
+        found = [p.grad for p in self._parameters]
+        return [(g, 0 if g is None else g._version) for g in found]
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -152,12 +208,13 @@ class _KeepGraph(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is not torch.Tensor.backward:
             return func(*args, **kwargs)
-        self.seen = True
-        kwargs["create_graph"] = True
+        kwargs["create_graph"] = kwargs["retain_graph"] = True
         with warnings.catch_warnings():
             # The cycle parameter -> gradient -> graph is broken in `evaluate`.
             warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")
-            return func(*args[:1], **_named(args[1:], kwargs))
+            result = func(*args[:1], **_named(args[1:], kwargs))
+        self._left = self._gradients()
+        return result
 
 
 def _named(positional: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +244,8 @@ def _number(value: Any, name: str) -> tuple[float, float]:
         loss = float(value.detach())
         return loss, 4.0 * torch.finfo(value.dtype).eps * abs(loss)
     if isinstance(value, float):
-        return value, 4.0 * torch.finfo(torch.float64).eps * abs(value)
+        loss = float(value)  # NumPy's is one, too, but no plain value for a state_dict
+        return loss, 4.0 * torch.finfo(torch.float64).eps * abs(loss)
     what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
     raise TypeError(f"{name}: the closure must return the loss, one number; got {what}")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, isinf
+from math import exp, isinf, log
 from typing import Any
 
 __all__ = ["ANCHOR", "BETA1", "BETA2", "LEARNING_RATE", "MOMENTUM", "WEIGHT_DECAY", "Coordinate"]
@@ -91,6 +91,8 @@ def _scaled(value: float, change: float, low: float, high: float) -> float:
     if value <= 0.0:
         return value
     low, high = min(low, value), max(high, value)
+    if change >= log(high / value):  # of any size where signals are not clipped; exp(710) is none
+        return high
     return min(max(value * exp(change), low), high)
 
 

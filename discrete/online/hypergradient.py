@@ -69,11 +69,15 @@ class AdamHD(Optimizer):
         """Add a group, its options checked."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        check_adam_group(group)
-        if not group["hypergradient_lr"] >= 0:
-            raise ValueError(
-                f"hypergradient_lr must not be negative; got {group['hypergradient_lr']}"
-            )
+        try:
+            check_adam_group(group)
+            if not group["hypergradient_lr"] >= 0:
+                raise ValueError(
+                    f"hypergradient_lr must not be negative; got {group['hypergradient_lr']}"
+                )
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -104,6 +108,9 @@ class AdamHD(Optimizer):
             torch._foreach_add_(bundle.parameters, directions, alpha=-bundle.group["lr"])
             for state, direction in zip(bundle.states, directions, strict=True):
                 state["direction"] = direction
+        for p, state in self.state.items():
+            if p.grad is None:  # it has not moved
+                state["direction"].zero_()
         self._steps += 1
         if self.record_every and self._steps % self.record_every == 0:
             loss = float("nan") if value is None else float(value)
@@ -113,13 +120,42 @@ class AdamHD(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with the history under "adaptation"."""
-        own = {"steps": self._steps, "history": self.history.to_dict()}
-        return {**super().state_dict(), "adaptation": own}
+        return {**super().state_dict(), "adaptation": self._own()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch."""
+        """As in torch.
+
+        Raises:
+            ValueError: The state is that of another class, or does not fit.
+        """
+        own = state_dict.get("adaptation", {})
+        if "record_every" not in own:
+            raise ValueError(
+                f'the state is not one of {type(self).__name__}: it has no entry "adaptation" with '
+                "its history"
+            )
         super().load_state_dict(state_dict)
-        own = state_dict.get("adaptation")
+        self._take(own)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles."""
+        return {**super().__getstate__(), "adaptation": self._own()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The other way."""
+        state = dict(state)
+        own = state.pop("adaptation", None)
+        super().__setstate__(state)
+        self._take(own)
+
+    def _own(self) -> dict[str, Any]:
+        return {
+            "steps": self._steps,
+            "record_every": self.record_every,
+            "history": self.history.to_dict(),
+        }
+
+    def _take(self, own: dict[str, Any] | None) -> None:
         if own is not None:
-            self._steps = own["steps"]
+            self._steps, self.record_every = own["steps"], own["record_every"]
             self.history = AdaptationHistory.from_dict(own["history"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Literal
 
 from .coordinates import Coordinate
@@ -32,6 +32,11 @@ class AdaptationOptions:
             twice now and then, and an error raised if it is not so.
         held_out: On fresh batches, leave the present gradient's own part out of the signal.
         max_signal, caution, settle: See `GuardedRule`.
+        max_rise: A step is taken back, and the rate divided by 10, where f is not finite or rose by
+            more than max_rise * lr |grad f(x_k)| |d_k| (with |d_k| in the place of the gradient's
+            where that is larger and of the same unit, as in SGD). Steps that are multiples of the
+            gradient grow like a power when the rate is too large, faster than it can follow;
+            Adam's do not.
         record_every: Of the history, in steps; 0 keeps none.
     """
 
@@ -45,6 +50,7 @@ class AdaptationOptions:
     max_signal: float = 0.5
     caution: float = 1.0 / 3.0
     settle: float = 25.0
+    max_rise: float = inf
     record_every: int = 1
 
     def __post_init__(self) -> None:
@@ -65,6 +71,8 @@ class AdaptationOptions:
             raise ValueError(f"max_signal must be positive; got {self.max_signal}")
         if not 0 <= self.caution <= 1:
             raise ValueError(f"caution must be between 0 and 1; got {self.caution}")
+        if not self.max_rise > 1:
+            raise ValueError(f"max_rise must be greater than 1; got {self.max_rise}")
         if not self.settle > 0:
             raise ValueError(f"settle must be positive; got {self.settle}")
         if self.variant == "paper" and tuple(self.adapt) != ("lr",):

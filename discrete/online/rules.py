@@ -28,11 +28,13 @@ class Observation(NamedTuple):
         before: f(x_k).
         after: f(x_{k+1}), on the same batch.
         rounding: Below which a change of f says nothing.
+        steps: Through how many steps the derivatives go back.
     """
 
     before: float
     after: float
     rounding: float
+    steps: int = 1
 
     @property
     def change(self) -> float:
@@ -106,14 +108,14 @@ class PaperRule:
 class GuardedRule:
     """Descent of N in coordinates without unit, by steps that are bounded and may be refused.
 
-        r = -(df(x_{k+1})/du) / |Df|,  clipped to [-max_signal, max_signal]
+        r = -(df(x_{k+1})/du) / (K |Df|),  clipped to [-max_signal, max_signal]
         u <- u + eta r                 where f fell and r > 0
         u <- u + eta caution r         where f fell and r < 0, or f rose and r < 0
         eta = adapt_rate / sqrt(1 + updates/settle)
 
     and nothing where f rose and r > 0, where f fell by no more than the threshold, and where it
-    moved within its rounding. Where f fell, r is -dN/du; where it rose, N has no derivative, and r
-    is the descent direction of f.
+    moved within its rounding. Where f fell, r is -dN/du for each of the K steps that the derivative
+    goes back through; where it rose, N has no derivative, and r is the descent direction of f.
 
     Attributes:
         threshold: The decrease that an update takes, in units of f.
@@ -145,8 +147,8 @@ class GuardedRule:
             return Decision("no decrease", {}, signals)
         moves: dict[str, float] = {}
         for name, signal in signals.items():
-            clipped = min(max(signal, -self.max_signal), self.max_signal)
-            if clipped < 0:
+            clipped = min(max(signal / seen.steps, -self.max_signal), self.max_signal)
+            if clipped < 0 and self.caution:
                 moves[name] = self.caution * clipped
             elif clipped > 0 and fell:
                 moves[name] = clipped

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Moved, OnlineAdaptation
-from .bundles import Bundle
+from .base import OnlineAdaptation
+from .bundles import Bundle, Moved
 from .coordinates import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 from .options import AdaptationOptions, Variant, names
 
 __all__ = ["SGDOLA"]
+
+_MAX_RISE = 2.0  # cannot be met while L lr <= 2: the largest rate of gradient descent
 
 
 class SGDOLA(OnlineAdaptation):
@@ -30,7 +32,7 @@ class SGDOLA(OnlineAdaptation):
         weight_decay: As in torch, added to the gradient.
         adapt_rate, descent_threshold, variant: As for `AdamOLA`.
         adapt: "lr", "momentum", "weight_decay".
-        **options: See `AdaptationOptions`.
+        **options: See `AdaptationOptions`; `max_rise` is 2 here.
 
     Raises:
         TypeError, ValueError: A value that is not admissible, by name.
@@ -38,6 +40,7 @@ class SGDOLA(OnlineAdaptation):
 
     coordinates = (LEARNING_RATE, MOMENTUM, WEIGHT_DECAY)
     buffers = ("momentum_buffer",)
+    gradient_like = True
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class SGDOLA(OnlineAdaptation):
             "weight_decay": weight_decay,
             "adapt_rate": adapt_rate,
         }
+        options.setdefault("max_rise", _MAX_RISE)
         chosen = AdaptationOptions(
             adapt=names(adapt),
             variant=variant,
@@ -73,10 +77,9 @@ class SGDOLA(OnlineAdaptation):
         )
         super().__init__(params, defaults, chosen)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, its options checked."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+    @staticmethod
+    def check_group(group: Mapping[str, Any]) -> None:
+        """Raise where an option is not admissible."""
         if not group["lr"] > 0:
             raise ValueError(f"lr must be positive; got {group['lr']}")
         if not 0 <= group["momentum"] < 1:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from ode_stopping.status import StoppingWarning
 
 from .bundles import Bundle, flat, unflattened
-from .closures import Evaluation
+from .closures import Evaluation, require_second_derivatives
 from .coordinates import Coordinate
 
 __all__ = ["Snapshot", "StepMap", "Window"]
@@ -76,6 +76,16 @@ class Snapshot:
             held_out=held_out,
         )
 
+    def like(self, p: Tensor) -> Snapshot:
+        """The same on the device and in the dtype of a parameter, as torch loads its buffers."""
+        return replace(
+            self,
+            x=self.x.to(p),
+            gradient=self.gradient.to(p),
+            buffers=tuple(buffer.to(p) for buffer in self.buffers),
+            steps=self.steps.to(p) if isinstance(self.steps, Tensor) else self.steps,
+        )
+
 
 class _Step:
     """All bundles before a step, and the gradients with their graphs."""
@@ -89,6 +99,7 @@ class _Step:
     ) -> None:
         self.parts = parts
         self.parameters = [[parameters[i] for i in part] for part in parts]
+        self.live = [p.requires_grad for part in self.parameters for p in part]
         self.snapshots = snapshots
         self.graph = graph
 
@@ -106,7 +117,9 @@ class _Step:
             if any(gradient is None for gradient in graph):
                 return False
             found.append([gradient for gradient in graph if gradient is not None])
-            if not torch.allclose(flat(found[-1]), snapshot.gradient):
+            # Relative to the whole: next to the optimum every batch's gradient is small.
+            away = torch.linalg.vector_norm(flat(found[-1]) - snapshot.gradient)
+            if not away <= 1e-5 * torch.linalg.vector_norm(snapshot.gradient):
                 return False
         self.graph = found
         return True
@@ -123,14 +136,15 @@ class _Step:
                     outputs.append(gradient)
                     weights.append(piece)
         inputs = [p for parameters in self.parameters for p in parameters]
-        products: Sequence[Tensor | None] = [None] * len(inputs)
+        live = [p for p, is_live in zip(inputs, self.live, strict=True) if is_live]
+        products: Sequence[Tensor | None] = [None] * len(live)
         if outputs:
             products = torch.autograd.grad(
-                outputs, inputs, weights, retain_graph=True, allow_unused=True
+                outputs, live, weights, retain_graph=True, allow_unused=True
             )
+        of = dict(zip(map(id, live), products, strict=True))
         known = iter(
-            torch.zeros_like(p) if product is None else product
-            for p, product in zip(inputs, products, strict=True)
+            torch.zeros_like(p) if (product := of.get(id(p))) is None else product for p in inputs
         )
         return [flat([next(known) for _ in parameters]) for parameters in self.parameters]
 
@@ -169,7 +183,7 @@ class Window:
         """Add the step that is about to be made.
 
         A parameter without a gradient takes no part in a step; where other parameters take part
-        than before, lam does not line up, and the window begins anew.
+        than before, or some were frozen, lam does not line up, and the window begins anew.
         """
         places = {id(p): place for place, p in enumerate(parameters)}
         step = _Step(
@@ -181,8 +195,11 @@ class Window:
             ],
             [bundle.graph or [] for bundle in bundles],
         )
-        if self._steps and self._steps[-1].parts != step.parts:
+        last = self._steps[-1] if self._steps else step
+        if (last.parts, last.live) != (step.parts, step.live):
             self._steps.clear()
+        if not self._steps:  # not in every step: it is a walk through the whole graph
+            require_second_derivatives([g for bundle in bundles for g in bundle.graph or []])
         self._steps.append(step)
         self._steps[0].graph = []  # lam ends there: no product is taken of it
 
@@ -211,8 +228,12 @@ class Window:
         """
         self._steps.clear()
         for entry in state:
-            snapshots = [Snapshot(**one) for one in entry["snapshots"]]
-            self._steps.append(_Step(parameters, entry["parts"], snapshots, None))
+            parts = entry["parts"]
+            snapshots = [
+                Snapshot(**one).like(parameters[part[0]])
+                for one, part in zip(entry["snapshots"], parts, strict=True)
+            ]
+            self._steps.append(_Step(parameters, parts, snapshots, None))
         if self._steps:
             self._steps[0].graph = []
 
@@ -235,7 +256,7 @@ class Window:
                         "last steps that the sensitivity goes back through are forgotten, and it "
                         "has its full horizon again after as many new ones",
                         StoppingWarning,
-                        stacklevel=4,
+                        stacklevel=6,  # where step() was called
                     )
                     self.clear()
                     return
@@ -282,10 +303,11 @@ class Window:
                 piece.detach().requires_grad_()
                 for piece in (snapshot.x, snapshot.gradient, *snapshot.buffers)
             )
-            numbers = {
-                name: torch.tensor(value, dtype=torch.float64, requires_grad=True)
-                for name, value in snapshot.values.items()
-            }
+            numbers: dict[str, Any] = dict(snapshot.values)
+            for coordinate in self._adapted:
+                numbers[coordinate.name] = torch.tensor(
+                    numbers[coordinate.name], dtype=torch.float64, requires_grad=True
+                )
             adapted = [numbers[coordinate.name] for coordinate in self._adapted]
 
             def stepped(held_out: bool) -> list[Tensor]:
