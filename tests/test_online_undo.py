@@ -12,6 +12,7 @@ from online_runs import D, closure_of, leaf, random
 from torch import Tensor
 
 from discrete import SGDOLA, AdamOLA
+from discrete.online.closures import evaluate
 from discrete.online.rules import Observation
 from ode_stopping.status import DivergedError
 
@@ -263,7 +264,8 @@ def test_adam_takes_only_steps_back_that_are_not_finite() -> None:
 def test_the_bound_on_the_rise() -> None:
     x = leaf([3.0, 4.0])
     optimizer = AdamOLA([x], 1.0, max_rise=2.0)
-    bundles = optimizer._bundles(optimizer._evaluate(closure_of(optimizer, lambda: x.sum() * 5)))
+    seen = evaluate(closure_of(optimizer, lambda: x.sum() * 5), [x], name="AdamOLA")
+    bundles = optimizer._bundles(seen)
     retreat = optimizer._retreat(bundles)
     assert retreat is not None
     with torch.no_grad():

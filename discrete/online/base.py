@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from math import inf, isfinite, log
 from typing import Any, ClassVar
 
@@ -15,8 +14,9 @@ from torch.optim import Optimizer
 from ode_stopping.status import DivergedError
 
 from .bundles import Bundle, Moved, aligned, bundled, flat
-from .closures import Closure, Evaluation, Randomness, evaluate, same_loss
+from .closures import Closure, Evaluation, Randomness
 from .coordinates import ANCHOR, LEARNING_RATE, Coordinate
+from .evaluations import Evaluations
 from .history import AdaptationHistory
 from .options import AdaptationOptions
 from .retreat import Retreat
@@ -26,8 +26,6 @@ from .window import Window
 __all__ = ["OnlineAdaptation"]
 
 _UNDONE = log(0.1)
-# A closure that is said to be deterministic is asked twice in its second step, and now and then.
-_CHECKED, _CHECK_EVERY = 2, 100
 
 
 class OnlineAdaptation(Optimizer):
@@ -83,11 +81,8 @@ class OnlineAdaptation(Optimizer):
         self.rule = options.rule()
         self.history = AdaptationHistory()
         self._steps = 0
-        self._ended: tuple[float, float] | None = None  # loss of the last step's end, its rounding
-        self._repeats: bool | None = True if options.deterministic else None
-        self._pending: Evaluation | None = None
-        self._left: tuple[int, ...] | None = None  # versions of the parameters after a step
         self._adapted = options.chosen(self.coordinates, type(self).__name__)
+        self._evaluations = self._new_evaluations()
         self._window = self._new_window()
         super().__init__(params, defaults)
 
@@ -169,9 +164,9 @@ class OnlineAdaptation(Optimizer):
                 f"{type(self).__name__}.step needs a closure: it looks at the loss before and "
                 "after its step"
             )
-        self._come_back(closure)
-        random = None if self.options.deterministic else Randomness(self._parameters())
-        before = self._before(closure)
+        parameters = self._parameters()
+        self._come_back(closure, parameters)
+        before = self._evaluations.before(closure, parameters, self._steps + 1)
         if self.options.guarded and not isfinite(before.loss):
             raise DivergedError(
                 f"the loss is {before.loss:g} before step {self._steps + 1}: nothing can be "
@@ -183,14 +178,12 @@ class OnlineAdaptation(Optimizer):
         held_out = due and self._leaves_out_present_gradient()
         bundles = self._bundles(before)
         if self._window is not None:
-            self._window.append(bundles, self._parameters(), held_out=held_out)
+            self._window.append(bundles, parameters, held_out=held_out)
         retreat = self._retreat(bundles) if due else None
         moved = [self.move(bundle, held_out=held_out) for bundle in bundles]
         after = None
         if due or self.options.deterministic:
-            again: AbstractContextManager[None] = random.again() if random else nullcontext()
-            with again:
-                after = self._evaluate(closure)
+            after = self._evaluations.after(closure, parameters)
         decision = Decision("not looked at", {}, {})
         if due and after is not None:
             seen = Observation(
@@ -200,10 +193,8 @@ class OnlineAdaptation(Optimizer):
                 decision = self._undo(retreat, moved, seen)
             else:
                 decision = self._adapt(bundles, moved, after, seen, held_out=held_out)
-        ended = before if decision.action == "undone" else after
-        self._ended = None if ended is None else (ended.loss, ended.rounding)
-        self._pending = after if self.options.deterministic and ended is after else None
-        self._left = self._versions()
+        undone = decision.action == "undone"
+        self._evaluations.end(before if undone else after, parameters, reusable=not undone)
         self._record(before, after, decision)
         return before.value
 
@@ -247,8 +238,7 @@ class OnlineAdaptation(Optimizer):
             "options": self.options.to_dict(),
             "rule": self.rule.state(),
             "steps": self._steps,
-            "ended": self._ended,
-            "repeats": self._repeats,
+            "evaluations": self._evaluations.state(),
             "history": self.history.to_dict(),
             "window": None if self._window is None else self._window.state(),
         }
@@ -259,13 +249,19 @@ class OnlineAdaptation(Optimizer):
         self.rule = self.options.rule()
         self.rule.load(state["rule"])
         self._steps = state["steps"]
-        self._ended = None if state["ended"] is None else tuple(state["ended"])
-        self._repeats = state["repeats"]
-        self._pending = self._left = None
+        self._evaluations = self._new_evaluations()
+        self._evaluations.load(state["evaluations"])
         self.history = AdaptationHistory.from_dict(state["history"])
         self._window = self._new_window()
         if self._window is not None and state["window"] is not None:
             self._window.load(state["window"], self._parameters())
+
+    def _new_evaluations(self) -> Evaluations:
+        return Evaluations(
+            type(self).__name__,
+            deterministic=self.options.deterministic,
+            graph=self.options.horizon > 1,
+        )
 
     def _new_window(self) -> Window | None:
         """None where the signal is a plain product: the learning rate alone, over one step."""
@@ -278,23 +274,20 @@ class OnlineAdaptation(Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _versions(self) -> tuple[int, ...]:
-        return tuple(p._version for p in self._parameters())
-
     @property
     def _reach(self) -> int:
         """Through how many steps the present derivatives go back."""
         return 1 if self._window is None else max(len(self._window), 1)
 
-    def _come_back(self, closure: Closure) -> None:
+    def _come_back(self, closure: Closure, parameters: list[Tensor]) -> None:
         """What was kept of the last steps does not hold where parameters were changed since."""
-        if self._left is not None and self._left != self._versions():
-            self._pending = None
-            if self._window is not None:
-                self._window.clear()
-        if self._window is not None and self._window.stale:
-            with Randomness(self._parameters()).again():
-                self._window.rebuild(lambda: self._evaluate(closure), self._parameters())
+        if self._window is None:
+            return
+        if self._evaluations.moved_since(parameters):
+            self._window.clear()
+        if self._window.stale:
+            with Randomness(parameters).again():
+                self._window.rebuild(lambda: self._evaluations.at(closure, parameters), parameters)
 
     def _retreat(self, bundles: Sequence[Bundle]) -> Retreat | None:
         """None in the printed form, and where no rate is adapted that could be made smaller."""
@@ -308,36 +301,13 @@ class OnlineAdaptation(Optimizer):
             return []
         return [group for group in self.param_groups if group["adapt_rate"]]
 
-    def _evaluate(self, closure: Closure) -> Evaluation:
-        return evaluate(
-            closure, self._parameters(), name=type(self).__name__, graph=self.options.horizon > 1
-        )
-
-    def _before(self, closure: Closure) -> Evaluation:
-        """Loss and gradients at x_k: those that the last step ended with, or new ones."""
-        pending, self._pending = self._pending, None
-        if pending is not None and pending.still_valid(self._parameters()):
-            following = self._steps + 1
-            if following != _CHECKED and following % _CHECK_EVERY:
-                return pending
-        before = self._evaluate(closure)
-        if self._ended is None:
-            return before
-        # Parameters that were changed between the steps count as another batch, which is safe.
-        same = same_loss(before, self._ended)
-        if self.options.deterministic and pending is not None and not same:
-            raise RuntimeError(
-                f"{type(self).__name__}(deterministic=True), and the closure gives the loss "
-                f"{before.loss!r} where it gave {self._ended[0]!r} before: it is not deterministic "
-                "(another batch, dropout, parameters changed through .data). Leave the option out"
-            )
-        if not self.options.deterministic:
-            self._repeats = same
-        return before
-
     def _leaves_out_present_gradient(self) -> bool:
         """Whether this is known to be a fresh batch: the first step is not, and counts as none."""
-        if self._repeats is not False or not self.options.held_out or not self.options.guarded:
+        if (
+            self._evaluations.repeats is not False
+            or not self.options.held_out
+            or not self.options.guarded
+        ):
             return False
         for group in self.param_groups:
             if group["adapt_rate"] and not self.remembers(group):
