@@ -186,7 +186,7 @@ def adam_signals(
         loss: Of all tensors; a list has one a step.
         starts: One a tensor.
         options: One a tensor: "lr" (one a step), "betas", "weight_decay", "decoupled", "active",
-            "held_out" (from the second step on the rate sees a direction without the gradient).
+            "held_out" (in the last step the rate sees a direction without the gradient).
         steps: How many are made.
         horizon: How many of them are differentiated.
     """
@@ -211,7 +211,8 @@ def adam_signals(
                 beta1 = 1 - (1 - o["betas"][0]) * torch.exp(-shift["beta1"])
                 beta2 = 1 - (1 - o["betas"][1]) * torch.exp(-shift["beta2"])
                 decay = o.get("weight_decay", 0.0) * torch.exp(shift["weight_decay"])
-                own = (1 - beta1) * g if o.get("held_out", False) and k else 0.0 * g
+                newest = o.get("held_out", False) and k == steps - 1
+                own = (1 - beta1) * g if newest else 0.0 * g
                 if not o.get("decoupled", False):
                     g = g + decay * x[i]
                 mean[i] = beta1 * mean[i] + (1 - beta1) * g

@@ -186,7 +186,7 @@ def test_with_a_window_the_same_is_left_out(kind: type[Any], nesterov: bool, dec
 
 
 @pytest.mark.parametrize("horizon", [2, 4])
-def test_through_several_steps_it_is_left_out_of_each(horizon: int) -> None:
+def test_through_several_steps_it_is_left_out_of_the_newest(horizon: int) -> None:
     optimizer, _ = two_batches(AdamOLA, adapt_rate=1e-300, horizon=horizon)
     losses = [lambda x, k=k: weighted(x, k) for k in range(6)]
     options = {"lr": [0.02] * 6, "betas": (0.9, 0.999)}

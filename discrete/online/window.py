@@ -43,7 +43,7 @@ class Snapshot:
         values: The hyperparameters then, by name.
         group: The other options of the group.
         steps: j + 1 of every element: a number, or a flat tensor where they differ.
-        held_out: Whether the gradient's own part is left out of S.
+        held_out: Whether the gradient's own part is left out of S while the step is the newest.
     """
 
     x: Tensor
@@ -281,7 +281,9 @@ class Window:
             step = self._steps[place]
             on_gradients = []
             for i, snapshot in enumerate(step.snapshots):
-                pulled = self._pull_back(snapshot, on_x[i], on_buffers[i])
+                # Of older steps nothing is left out: their batches are not the one that f is of.
+                held_out = snapshot.held_out and place == len(self._steps) - 1
+                pulled = self._pull_back(snapshot, on_x[i], on_buffers[i], held_out=held_out)
                 if active[i]:
                     for coordinate, slope in zip(self._adapted, pulled.slopes, strict=True):
                         value = snapshot.values[coordinate.name]
@@ -295,7 +297,12 @@ class Window:
         return total
 
     def _pull_back(
-        self, snapshot: Snapshot, on_x: Tensor, on_buffers: tuple[Tensor, ...] | None
+        self,
+        snapshot: Snapshot,
+        on_x: Tensor,
+        on_buffers: tuple[Tensor, ...] | None,
+        *,
+        held_out: bool,
     ) -> _Pulled:
         """(dG/d.)^T lam at one step of one bundle."""
         with torch.enable_grad():
@@ -327,7 +334,7 @@ class Window:
             inputs = [x, gradient, *buffers, *adapted]
             pulled = _products(outputs, inputs, weights)
             state, slopes = pulled[: 2 + len(buffers)], pulled[2 + len(buffers) :]
-            if snapshot.held_out:
+            if held_out:
                 slopes = _products(stepped(True), adapted, weights)
         return _Pulled(state[0], state[1], tuple(state[2:]), [float(slope) for slope in slopes])
 
