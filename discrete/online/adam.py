@@ -13,7 +13,7 @@ from ode_stopping.flows.roots import root_without_derivative_at_zero
 from .base import OnlineAdaptation
 from .bundles import Bundle, Moved
 from .coordinates import BETA1, BETA2, LEARNING_RATE, WEIGHT_DECAY
-from .options import AdaptationOptions, Variant, names
+from .options import AdaptationOptions, Variant, names, of_variant
 
 __all__ = ["AdamOLA", "adam_direction"]
 
@@ -94,11 +94,7 @@ class AdamOLA(OnlineAdaptation):
         adapt: Sequence[str] = ("lr",),
         **options: Any,
     ) -> None:
-        printed = variant == "paper"
-        if adapt_rate is None:
-            adapt_rate = 1e-2 if printed else 0.25
-        if descent_threshold is None:
-            descent_threshold = 1e-5 if printed else 0.0
+        adapt_rate, descent_threshold = of_variant(variant, adapt_rate, descent_threshold)
         defaults = {
             "lr": lr,
             "betas": tuple(betas),

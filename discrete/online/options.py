@@ -10,7 +10,7 @@ from typing import Any, Literal
 from .coordinates import Coordinate
 from .rules import GuardedRule, PaperRule
 
-__all__ = ["AdaptationOptions", "names"]
+__all__ = ["AdaptationOptions", "names", "of_variant"]
 
 Variant = Literal["guarded", "paper"]
 
@@ -122,3 +122,14 @@ def names(adapt: Sequence[str]) -> tuple[str, ...]:
     if isinstance(adapt, str):
         raise TypeError(f"adapt must be a tuple of names, as in ({adapt!r},); got a string")
     return tuple(adapt)
+
+
+def of_variant(
+    variant: Variant, adapt_rate: float | None, descent_threshold: float | None
+) -> tuple[float, float]:
+    """Both, or what they are by default: 0.25 and 0; in the printed form the paper's for a1a."""
+    rate, threshold = (1e-2, 1e-5) if variant == "paper" else (0.25, 0.0)
+    return (
+        rate if adapt_rate is None else adapt_rate,
+        threshold if descent_threshold is None else descent_threshold,
+    )

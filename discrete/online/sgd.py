@@ -11,7 +11,7 @@ from torch import Tensor
 from .base import OnlineAdaptation
 from .bundles import Bundle, Moved
 from .coordinates import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
-from .options import AdaptationOptions, Variant, names
+from .options import AdaptationOptions, Variant, names, of_variant
 
 __all__ = ["SGDOLA"]
 
@@ -56,11 +56,7 @@ class SGDOLA(OnlineAdaptation):
         adapt: Sequence[str] = ("lr",),
         **options: Any,
     ) -> None:
-        printed = variant == "paper"
-        if adapt_rate is None:
-            adapt_rate = 1e-2 if printed else 0.25
-        if descent_threshold is None:
-            descent_threshold = 1e-5 if printed else 0.0
+        adapt_rate, descent_threshold = of_variant(variant, adapt_rate, descent_threshold)
         defaults = {
             "lr": lr,
             "momentum": momentum,
