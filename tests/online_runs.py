@@ -179,6 +179,8 @@ def adam_signals(
     options: Sequence[dict[str, Any]],
     steps: int,
     horizon: int,
+    *,
+    penalised: bool = False,
 ) -> dict[str, float]:
     """-(df/du)/|Df| through the last steps of Adam, by plain autograd through the whole of them.
 
@@ -189,6 +191,8 @@ def adam_signals(
             "held_out" (in the last step the rate sees a direction without the gradient).
         steps: How many are made.
         horizon: How many of them are differentiated.
+        penalised: Whether f is the loss and wd/2 |x|^2, weighed by the root of the last step where
+            the decay is decoupled.
     """
     names = ("lr", "beta1", "beta2", "weight_decay")
     u = {name: torch.zeros((), dtype=D, requires_grad=True) for name in names}
@@ -203,7 +207,7 @@ def adam_signals(
         of_step = loss if callable(loss) else loss[k]
         value = of_step(*x)
         gradients = torch.autograd.grad(value, x, create_graph=traced)
-        before = value.item()
+        before, began, weights = value.item(), [p.detach() for p in x], []
         with torch.set_grad_enabled(traced):
             for i, (g, o) in enumerate(zip(gradients, options, strict=True)):
                 shift = u if o.get("active", True) else still
@@ -218,11 +222,16 @@ def adam_signals(
                 mean[i] = beta1 * mean[i] + (1 - beta1) * g
                 square[i] = beta2 * square[i] + (1 - beta2) * g * g
                 root = (square[i] / (1 - beta2 ** (k + 1))).sqrt() + 1e-8
+                metric = root.detach() if o.get("decoupled", False) else torch.ones_like(root)
+                weights.append(o.get("weight_decay", 0.0) * metric)
                 d, own = (part / (1 - beta1 ** (k + 1)) / root for part in (mean[i], own))
                 if o.get("decoupled", False):
                     d = d + decay * x[i]
                 x[i] = x[i] - lr * d + (lr - o["lr"][k]) * own
     value = of_step(*x)
+    if penalised:
+        value = value + sum(0.5 * (w * p * p).sum() for w, p in zip(weights, x, strict=True))
+        before += sum(0.5 * (w * p * p).sum().item() for w, p in zip(weights, began, strict=True))
     slopes = torch.autograd.grad(value, list(u.values()), allow_unused=True)
     size = abs(value.item() - before)
     return {n: 0.0 if s is None else -s.item() / size for n, s in zip(u, slopes, strict=True)}

@@ -258,6 +258,6 @@ def test_a_closure_that_hands_in_tensors_of_other_shapes() -> None:
         x.grad = 2 * x.detach()
         return x.detach().square().to(torch.bfloat16)
 
-    optimizer.step(closure)
     # In half precision a change of 1 % is within the rounding.
-    assert optimizer.history.action[-1] == "no signal"
+    with pytest.raises(ValueError, match="float32"):
+        optimizer.step(closure)

@@ -20,7 +20,14 @@ from theory_checks.smooth_svm.algorithm2 import algorithm_2
 from theory_checks.smooth_svm.methods import METHODS, Setting, available_methods
 from theory_checks.smooth_svm.problems import REFERENCE, from_data, newton_minimum, start
 from theory_checks.smooth_svm.race import Race
-from theory_checks.smooth_svm.study import Study, grid_table, profile, ratio_to, tuned_table
+from theory_checks.smooth_svm.study import (
+    Study,
+    grid_table,
+    profile,
+    ratio_in_words,
+    ratio_to,
+    tuned_table,
+)
 
 pytestmark = pytest.mark.usefixtures("small_problems")
 
@@ -185,8 +192,23 @@ def test_ratios_with_misses() -> None:
     study = made_up({"Adam": [10, 20, 30], "Adam-OLA": [5, 10, inf], "NAG": [inf, inf, 1]})
     assert ratio_to(study, "small", "Adam-OLA", "Adam") == 0.5
     assert ratio_to(study, "small", "NAG", "Adam") == inf
-    assert ratio_to(study, "small", "Adam", "NAG") == 0.0
+    assert ratio_to(study, "small", "Adam", "NAG") == 20 / 1000  # at most: NAG takes more
     assert ratio_to(study, "small", "NAG", "NAG") == 1.0  # by f - f*
+
+
+def test_ratios_in_words_show_no_miss_as_a_number() -> None:
+    inf = math.inf
+    study = made_up({"Adam": [10, 20, 30], "Adam-OLA": [5, 10, 12], "NAG": [inf, inf, 1]})
+    assert ratio_in_words(study, "small", "Adam-OLA", "Adam").startswith("0.50 (")
+    assert ratio_in_words(study, "small", "Adam", "NAG") == "below 0.02: NAG misses"
+    assert ratio_in_words(study, "small", "NAG", "Adam") == "misses, Adam does not"
+    assert ratio_in_words(study, "small", "NAG", "NAG") == "both miss; of f - f*: 1"
+
+
+def test_an_optimiser_that_gives_up_has_diverged(small) -> None:
+    run = race.race(small, METHODS["Adam-OLA"], Setting("1e160", 1e160), start(small.dim, 0))
+    assert run.diverged
+    assert run.iterations == math.inf
 
 
 def test_verdict_of_figure_6_catches_a_slower_and_a_diverging_method() -> None:
@@ -205,6 +227,7 @@ def test_tables_and_profiles_of_a_made_up_study() -> None:
     assert table.rows[1][0] == "Adam-OLA"
     assert "1 of 3 not in 1000" in table.rows[1][3]
     assert table.rows[0][4] == "-"
+    assert table.rows[1][4] == "0.50 (0.50 to open)"  # Adam-OLA may miss
     assert grid_table(study, "small", ("Adam", "Adam-OLA")).rows == [["1", "20", "10"]]
     np.testing.assert_allclose(profile(study).wins, [1 / 3, 2 / 3])
 

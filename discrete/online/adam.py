@@ -48,7 +48,8 @@ class AdamOLA(OnlineAdaptation):
                           alone, and a direction with momentum wants longer ones
     settling              eta = adapt_rate / sqrt(1 + updates/settle)
     held out              on fresh batches the present gradient's own part is left out of d_k in S
-    undo                  a step to a loss that is not finite is taken back, the rate divided by 10
+    undo                  a step to a loss that is not finite is taken back (the parameters, not the
+                          averages), the rate divided by 10; with `every` only where it is looked at
     ====================  ==========================================================================
 
     Args:
@@ -62,12 +63,13 @@ class AdamOLA(OnlineAdaptation):
         descent_threshold: The decrease that an update takes. "guarded": in units of f, default 0.
             "paper": eps_desc, default 1e-5.
         variant: "guarded" or "paper".
-        weight_decay: As in `torch.optim.Adam`.
+        weight_decay: As in `torch.optim.Adam`. What it descends counts as part of f in the signal.
         decoupled_weight_decay: That of AdamW instead.
         adapt: What is adapted: "lr", "beta1", "beta2", "weight_decay" (guarded form).
         **options: See `AdaptationOptions`: `horizon` (sensitivities through the last K steps),
             `every` (adapt in every m-th step only), `deterministic` (one call of the closure a
-            step), `held_out`, `max_signal`, `caution`, `settle`, `record_every`.
+            step), `max_grad_norm` (clip here, not in the closure), `held_out`, `max_signal`,
+            `caution`, `settle`, `record_every`.
 
     Attributes:
         history: `AdaptationHistory`: `history.rates`, `history.plot()`.
@@ -103,7 +105,8 @@ class AdamOLA(OnlineAdaptation):
             "decoupled_weight_decay": decoupled_weight_decay,
             "adapt_rate": adapt_rate,
         }
-        chosen = AdaptationOptions(
+        chosen = AdaptationOptions.of(
+            type(self).__name__,
             adapt=names(adapt),
             variant=variant,
             descent_threshold=descent_threshold,
@@ -119,13 +122,15 @@ class AdamOLA(OnlineAdaptation):
     def move(self, bundle: Bundle, *, held_out: bool) -> Moved:
         """One step of Adam."""
         group = bundle.group
-        directions, own = adam_direction(bundle, with_own_part=held_out)
-        if group["weight_decay"] and group["decoupled_weight_decay"]:
+        decay: float | list[Tensor] | None = group["weight_decay"] or None
+        directions, own, roots = adam_direction(bundle, with_own_part=held_out)
+        if decay and group["decoupled_weight_decay"]:
             torch._foreach_add_(directions, bundle.parameters, alpha=group["weight_decay"])
+            torch._foreach_mul_(roots, group["weight_decay"])
+            decay = roots
         torch._foreach_add_(bundle.parameters, directions, alpha=-group["lr"])
-        if own is None:
-            return Moved(directions)
-        return Moved(directions, list(torch._foreach_sub(directions, own)))
+        rest = None if own is None else list(torch._foreach_sub(directions, own))
+        return Moved(directions, rest, decay)
 
     @staticmethod
     def step_map(
@@ -160,12 +165,15 @@ class AdamOLA(OnlineAdaptation):
 
 def adam_direction(
     bundle: Bundle, *, with_own_part: bool = False
-) -> tuple[list[Tensor], list[Tensor] | None]:
+) -> tuple[list[Tensor], list[Tensor] | None, list[Tensor]]:
     """Advance the averages by a step; Adam's direction mhat/(sqrt(vhat) + eps), tensor by tensor.
 
     Args:
         bundle: With the buffers "exp_avg" and "exp_avg_sq", and "step".
-        with_own_part: Whether to return the present gradient's part of the direction, too.
+        with_own_part: Whether the present gradient's part of the direction is wanted.
+
+    Returns:
+        The direction, that part of it (or None), and sqrt(vhat) + eps.
     """
     group = bundle.group
     beta1, beta2 = group["betas"]
@@ -184,13 +192,14 @@ def adam_direction(
     roots = torch._foreach_sqrt(square)
     torch._foreach_div_(roots, [(1 - beta2**step) ** 0.5 for step in steps])
     torch._foreach_add_(roots, group["eps"])
-    # The first correction goes into the denominator, for both quotients at once.
-    torch._foreach_mul_(roots, [1 - beta1**step for step in steps])
+    corrections = [1 - beta1**step for step in steps]
+    directions = list(torch._foreach_div(mean, roots))
+    torch._foreach_div_(directions, corrections)
     own = None
     if with_own_part:
         own = list(torch._foreach_div(bundle.gradients, roots))
-        torch._foreach_mul_(own, 1 - beta1)
-    return list(torch._foreach_div(mean, roots)), own
+        torch._foreach_mul_(own, [(1 - beta1) / correction for correction in corrections])
+    return directions, own, list(roots)
 
 
 def check_adam_group(group: Mapping[str, Any]) -> None:

@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 
 from ode_stopping.status import DivergedError
 
-from .bundles import Bundle, Moved, aligned, bundled, flat
+from .bundles import Bundle, Moved, aligned, bundled, clip, flat
 from .closures import Closure, Evaluation, Randomness
-from .coordinates import ANCHOR, LEARNING_RATE, Coordinate
+from .coordinates import ANCHOR, LEARNING_RATE, WEIGHT_DECAY, Coordinate
 from .evaluations import Evaluations
 from .history import AdaptationHistory
 from .options import AdaptationOptions
+from .penalty import penalty_change, with_penalty
 from .retreat import Retreat
 from .rules import Decision, Observation
 from .window import Window
@@ -41,7 +42,7 @@ class OnlineAdaptation(Optimizer):
             loss = optimizer.step(closure)
 
     Every `step` evaluates the closure at x_k, moves, and evaluates it again at x_{k+1}, with the
-    same random numbers. The derivative of f(x_{k+1}) to the hyperparameters through the last
+    same random numbers (of torch's generators). The derivative of f(x_{k+1}) to the hyperparameters through the last
     `horizon` steps, over the change of f, is the derivative of the stopping index N (Definition 3,
     truncated; equation 13 for one step), and the hyperparameters take a step along it: one signal
     for the whole optimiser, whatever the number of tensors and groups.
@@ -164,6 +165,11 @@ class OnlineAdaptation(Optimizer):
                 f"{type(self).__name__}.step needs a closure: it looks at the loss before and "
                 "after its step"
             )
+        if _processes() > 1:
+            raise RuntimeError(
+                f"{type(self).__name__} runs in one process: every rank would see the loss of its "
+                "own batch and find its own learning rate"
+            )
         parameters = self._parameters()
         self._come_back(closure, parameters)
         before = self._evaluations.before(closure, parameters, self._steps + 1)
@@ -187,7 +193,10 @@ class OnlineAdaptation(Optimizer):
         decision = Decision("not looked at", {}, {})
         if due and after is not None:
             seen = Observation(
-                before.loss, after.loss, max(before.rounding, after.rounding), self._reach
+                before.loss,
+                after.loss + (penalty_change(bundles, moved) if self._penalised else 0.0),
+                max(before.rounding, after.rounding),
+                self._reach,
             )
             if retreat is not None and retreat.blew_up(moved, seen):
                 decision = self._undo(retreat, moved, seen)
@@ -275,6 +284,14 @@ class OnlineAdaptation(Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     @property
+    def _penalised(self) -> bool:
+        """Whether weight decay counts as part of f: in the guarded form, unless it is adapted.
+
+        A weight decay that is adapted is judged by the loss alone, or it would abolish itself.
+        """
+        return self.options.guarded and WEIGHT_DECAY not in self._adapted
+
+    @property
     def _reach(self) -> int:
         """Through how many steps the present derivatives go back."""
         return 1 if self._window is None else max(len(self._window), 1)
@@ -331,7 +348,10 @@ class OnlineAdaptation(Optimizer):
                 self.state[p]["step"] = 0
                 for name in self.buffers:
                     self.state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        return bundled(self.param_groups, self.state, seen.gradients, seen.graph)
+        bundles = bundled(self.param_groups, self.state, seen.gradients, seen.graph)
+        if self.options.max_grad_norm < inf:
+            clip(bundles, self.options.max_grad_norm)
+        return bundles
 
     def _adapt(
         self,
@@ -344,6 +364,8 @@ class OnlineAdaptation(Optimizer):
     ) -> Decision:
         """Let the hyperparameters follow from a step."""
         gradients = aligned(bundles, self._parameters(), after.gradients)
+        if self._penalised:
+            gradients = with_penalty(gradients, bundles, moved)
         derivatives = self._derivatives(bundles, moved, gradients, held_out=held_out)
         decision = self.rule.decide(derivatives, seen)
         self._apply(decision)
@@ -416,3 +438,10 @@ class OnlineAdaptation(Optimizer):
                 decision.signals,
                 {c.name: [c.read(group) for group in self.param_groups] for c in self._adapted},
             )
+
+
+def _processes() -> int:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_world_size())
+    return 1

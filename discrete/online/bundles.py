@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Bundle", "Moved", "aligned", "bundled", "flat", "inner", "unflattened"]
+__all__ = ["Bundle", "Moved", "aligned", "bundled", "clip", "flat", "inner", "unflattened"]
 
 
 @dataclass
@@ -41,11 +42,19 @@ class Moved:
     Args:
         directions: One a parameter.
         held_out: The same without the present gradient's part in them; None where not asked for.
+        decay: The weights of the penalty that weight decay descends (see `penalty`): one number,
+            or one tensor a parameter; None without weight decay.
     """
 
-    def __init__(self, directions: list[Tensor], held_out: list[Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        directions: list[Tensor],
+        held_out: list[Tensor] | None = None,
+        decay: float | list[Tensor] | None = None,
+    ) -> None:
         self.directions = directions
         self.held_out = held_out
+        self.decay = decay
 
     def along(self, gradients: Sequence[Tensor], *, held_out: bool) -> float:
         """The product of gradients and directions: one transfer from the device."""
@@ -101,6 +110,15 @@ def aligned(
         [torch.zeros_like(p) if (g := of[id(p)]) is None else g for p in bundle.parameters]
         for bundle in bundles
     ]
+
+
+def clip(bundles: Sequence[Bundle], limit: float) -> None:
+    """Scale the gradients of all bundles so that together they are no longer than the limit."""
+    squares = [float(inner(bundle.gradients, bundle.gradients)) for bundle in bundles]
+    length = sqrt(sum(squares))
+    if length > limit:
+        for bundle in bundles:
+            bundle.gradients = list(torch._foreach_mul(bundle.gradients, limit / length))
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -70,8 +70,11 @@ def evaluate(
         TypeError: The closure returned something else than one number.
         MissingGradientError: No parameter has a gradient, or, with `graph`, it has none or is not
             the one that backward() left.
-        ValueError: A gradient is sparse or complex.
+        ValueError: A gradient is sparse or complex, or the loss of 16 bits.
     """
+    for p in parameters:
+        # A closure that leaves zero_grad() to the loop would add this gradient to the last one.
+        p.grad = None
     keep = _KeepGraph(parameters) if graph else None
     with torch.enable_grad(), _keeping(keep, parameters):
         value = closure()
@@ -241,6 +244,11 @@ def _keeping(mode: _KeepGraph | None, parameters: Sequence[Tensor]) -> Iterator[
 def _number(value: Any, name: str) -> tuple[float, float]:
     """The loss as a float, and its rounding."""
     if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
+        if torch.finfo(value.dtype).bits < 32:
+            raise ValueError(
+                f"{name}: the closure returned a loss in {value.dtype}, whose rounding hides what "
+                "a step changes; compute it in float32, as in cross_entropy(model(x).float(), y)"
+            )
         loss = float(value.detach())
         return loss, 4.0 * torch.finfo(value.dtype).eps * abs(loss)
     if isinstance(value, float):

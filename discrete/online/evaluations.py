@@ -36,7 +36,7 @@ class Evaluations:
         self._graph = graph
         self._ended: tuple[float, float] | None = None  # loss of the last step's end, its rounding
         self._pending: Evaluation | None = None
-        self._left: tuple[int, ...] | None = None  # versions of the parameters after a step
+        self._left: tuple[Any, ...] | None = None  # versions of the parameters after a step
         self._random: Randomness | None = None
 
     def at(self, closure: Closure, parameters: Sequence[Tensor]) -> Evaluation:
@@ -111,5 +111,6 @@ class Evaluations:
         self._pending = self._left = None
 
 
-def _versions(parameters: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(p._version for p in parameters)
+def _versions(parameters: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What changes when a parameter is changed in place, frozen or set free."""
+    return tuple((p._version, p.requires_grad) for p in parameters)

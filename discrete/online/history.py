@@ -129,7 +129,10 @@ class AdaptationHistory:
             KeyError: It is not adapted.
         """
         if name not in self.values:
-            raise KeyError(f"{name!r} is not adapted; recorded are {list(self.values)}")
+            raise KeyError(
+                f"nothing is recorded of {name!r}: it is not adapted, or record_every is 0 "
+                f"(recorded: {list(self.values)})"
+            )
         axes = canvas(axes, "AdaptationHistory.plot")
         several = len(self.values[name]) > 1
         for number, trace in enumerate(self.values[name]):

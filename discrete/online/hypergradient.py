@@ -104,7 +104,7 @@ class AdamHD(Optimizer):
         for group in self.param_groups:
             group["lr"] = group["lr"] + group["hypergradient_lr"] * descent
         for bundle in bundles:
-            directions, _ = adam_direction(bundle)
+            directions, _, _ = adam_direction(bundle)
             torch._foreach_add_(bundle.parameters, directions, alpha=-bundle.group["lr"])
             for state, direction in zip(bundle.states, directions, strict=True):
                 state["direction"] = direction

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import inf, isfinite
 from typing import Any, Literal
 
@@ -25,8 +25,9 @@ class AdaptationOptions:
         descent_threshold: The decrease that an update takes, in units of f. "paper": eps_desc,
             which is multiplied by the number of updates so far and compared with f_ref - f.
         horizon: K, through how many steps the sensitivity goes back.
-        every: Only every so many steps are looked at; the others cost what they cost without
-            adaptation.
+        every: Only every so many steps are looked at, and taken back if they blew up; the others
+            cost what they cost without adaptation (but for gradients that are differentiable where
+            the horizon is above 1).
         deterministic: The closure gives the same loss and gradients at the same point (no
             minibatches, no dropout): the evaluation after a step serves the next one. It is asked
             twice now and then, and an error raised if it is not so.
@@ -37,6 +38,9 @@ class AdaptationOptions:
             where that is larger and of the same unit, as in SGD). Steps that are multiples of the
             gradient grow like a power when the rate is too large, faster than it can follow;
             Adam's do not.
+        max_grad_norm: Gradients are scaled down to this length (over all parameters) for the step,
+            and used as they are for the signal. Clipping in the closure would scale the signal as
+            well, against a change of f that it does not scale.
         record_every: Of the history, in steps; 0 keeps none.
     """
 
@@ -51,6 +55,7 @@ class AdaptationOptions:
     caution: float = 1.0 / 3.0
     settle: float = 25.0
     max_rise: float = inf
+    max_grad_norm: float = inf
     record_every: int = 1
 
     def __post_init__(self) -> None:
@@ -73,12 +78,34 @@ class AdaptationOptions:
             raise ValueError(f"caution must be between 0 and 1; got {self.caution}")
         if not self.max_rise > 1:
             raise ValueError(f"max_rise must be greater than 1; got {self.max_rise}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive; got {self.max_grad_norm}")
+        if self.max_grad_norm < inf and self.horizon > 1:
+            raise ValueError(
+                "max_grad_norm with horizon > 1: the derivative through several steps does not "
+                "know of the clipping. Use horizon=1"
+            )
         if not self.settle > 0:
             raise ValueError(f"settle must be positive; got {self.settle}")
         if self.variant == "paper" and tuple(self.adapt) != ("lr",):
             raise ValueError(
                 f"Algorithm 2 as printed adapts the learning rate alone; got adapt={self.adapt}"
             )
+
+    @classmethod
+    def of(cls, optimizer: str, **values: Any) -> AdaptationOptions:
+        """Options by name, with an error that names the optimiser.
+
+        Raises:
+            TypeError: There is no such option.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise TypeError(
+                f"{optimizer} has no option {unknown[0]!r}; besides its own it has {known}"
+            )
+        return cls(**values)
 
     @property
     def guarded(self) -> bool:

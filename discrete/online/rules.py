@@ -49,7 +49,8 @@ class Decision(NamedTuple):
         action: In a word, for the history.
         moves: By how much each hyperparameter moves, by name, for an adaptation rate of 1: in
             theta itself (`PaperRule`) or in u (`GuardedRule`). Empty: none moves.
-        signals: -dN/d theta or r as measured, by name; empty where Df is 0 or within its rounding.
+        signals: -dN/d theta, or K r before any clipping, by name; empty where Df is 0 or within its
+            rounding.
     """
 
     action: Action

@@ -47,10 +47,10 @@ class SGDOLA(OnlineAdaptation):
         params: Iterable[Any],
         lr: float = 1e-3,
         momentum: float = 0.9,
+        *,
         adapt_rate: float | None = None,
         descent_threshold: float | None = None,
         variant: Variant = "guarded",
-        *,
         nesterov: bool = False,
         weight_decay: float = 0.0,
         adapt: Sequence[str] = ("lr",),
@@ -65,7 +65,8 @@ class SGDOLA(OnlineAdaptation):
             "adapt_rate": adapt_rate,
         }
         options.setdefault("max_rise", _MAX_RISE)
-        chosen = AdaptationOptions(
+        chosen = AdaptationOptions.of(
+            type(self).__name__,
             adapt=names(adapt),
             variant=variant,
             descent_threshold=descent_threshold,
@@ -101,10 +102,12 @@ class SGDOLA(OnlineAdaptation):
         else:
             directions = [v.clone() for v in velocity]
         torch._foreach_add_(bundle.parameters, directions, alpha=-group["lr"])
+        decay = group["weight_decay"] or None
         if not held_out:
-            return Moved(directions)
+            return Moved(directions, decay=decay)
         own = 1 + momentum if group["nesterov"] else 1.0
-        return Moved(directions, list(torch._foreach_sub(directions, bundle.gradients, alpha=own)))
+        rest = list(torch._foreach_sub(directions, bundle.gradients, alpha=own))
+        return Moved(directions, rest, decay)
 
     @staticmethod
     def step_map(

@@ -86,7 +86,8 @@ def judge(context: Context, data: Sequence[str], methods: Sequence[str]) -> Outc
             Figure(
                 f"traces-{name.replace(' ', '-')}",
                 f"{name}: f - f* over iterations and over time, and the learning rates that move. "
-                "Every method with the best setting of its grid from this start.",
+                "Every method with the best setting of its grid from this start. At a cross a rate "
+                "falls below zero.",
                 draw_traces(study, name, GIVEN_SEED),
             )
             for name in data

@@ -32,11 +32,11 @@ def figure_6(context: Context) -> Outcome:
     """The guarded Adam-OLA never diverges, and takes at most Adam's iterations on every data set.
 
     Medians over starts of the iterations to the tolerance, each method at the setting of its grid
-    that is best in that median (by f - f* at the end where none converges), six settings for each
-    method that has anything to tune. The constants of the guards were chosen on the LIBSVM sets,
-    from other starts than these but for the given one. Measured: the ratio of the medians, tuned
-    Adam-OLA over tuned Adam (of f - f* at 1000 where neither converges; 0 where Adam alone misses),
-    at most 1, and the diverged runs of Adam-OLA over its whole grid of initial rates, none.
+    that is best in that median over these starts (by f - f* at the end where none converges). The
+    constants of the guards were chosen on the LIBSVM sets, from other starts than these but for the
+    given one. Measured: the ratio of the medians, tuned Adam-OLA over tuned Adam (over 1000 where
+    Adam misses; of f - f* at 1000 where neither converges), at most 1, and the diverged runs of
+    Adam-OLA over its whole grid of initial rates, none.
     """
     seeds = seeds_of(context.choose(quick=5, paper=12))
     methods = context.choose(quick=BY_RATE, paper=available_methods())
@@ -73,7 +73,7 @@ def judge(
             ),
             Figure(
                 "by-rate",
-                "Iterations over the initial rate, medians with 95 % intervals over the starts. "
+                "Iterations over the initial rate, medians with intervals over the starts. "
                 "What the right choice matters for Adam is what adaptation takes away.",
                 draw_rates(study, BY_RATE),
             ),

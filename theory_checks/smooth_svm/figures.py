@@ -27,7 +27,6 @@ def draw_traces(study: Study, data: str, seed: int) -> Figure:
     """f - f* over iterations and over time, and the learning rates, from one start."""
     figure, (by_step, by_time, rates) = new_figure(1, 3, width=4.0, height=3.6)
     place, minimum = study.seeds.index(seed), load(data).minimum
-    lowest = 1.0
     for number, method in enumerate(study.methods):
         run: Race = study.at_best(data, method)[place]
         setting = study.tuned(data, method).setting
@@ -44,7 +43,10 @@ def draw_traces(study: Study, data: str, seed: int) -> Figure:
         positive = np.where(run.rates > 0, run.rates, np.nan)
         if len(positive) and np.ptp(positive[np.isfinite(positive)]) > 0:
             rates.plot(np.arange(1, len(positive) + 1), positive, **look)
-            lowest = min(lowest, float(np.nanmin(positive)))
+        below = np.flatnonzero(run.rates <= 0)
+        if len(below):  # from here on the trace has no place on the axis
+            last = max(int(below[0]), 1)
+            rates.plot(last, run.rates[last - 1], marker="X", color=look["color"], clip_on=False)
     by_step.set(yscale="log", xlabel="iteration", ylabel=r"$f - f^*$", title=data)
     by_time.set(yscale="log", xlabel="seconds", ylabel=r"$f - f^*$", xscale="log")
     rates.set(yscale="log", xlabel="iteration", ylabel="learning rate")

@@ -1,7 +1,8 @@
 """The optimisers of the race, each with the settings that it may choose from.
 
-Every method that has anything to tune has six settings (heavy ball's four are the study's); rates
-and start are those of experiments on the smooth SVM, the rest is ours and says so.
+Adam and its kin have six settings, the grid of rates of the paper's study; GD, NAG, NAG-SC (at 1/L)
+and heavy ball (at 1/L, four momenta) are the study's, too. What is beside them is ours: six
+settings each, and "finer" grids of eleven, for decades say little about what tuning can do.
 """
 
 from __future__ import annotations
@@ -100,6 +101,12 @@ def _rates(problem: SVMProblem) -> tuple[Setting, ...]:
     return (*known, Setting("1/L", 1.0 / problem.lipschitz))
 
 
+def _finer_rates(problem: SVMProblem) -> tuple[Setting, ...]:
+    """Two rates a decade from 1e-3 to 100."""
+    rates = [c * 10.0**e for e in range(-3, 2) for c in (1, 3)]
+    return tuple(Setting(f"{rate:g}", rate) for rate in (*rates, 100.0))
+
+
 def _fixed(problem: SVMProblem) -> tuple[Setting, ...]:
     return (Setting("1/L", 1.0 / problem.lipschitz),)
 
@@ -138,7 +145,8 @@ def _printed(x: Tensor, setting: Setting, problem: SVMProblem) -> AdamOLA:
 
 
 def _prodigy(x: Tensor, setting: Setting, problem: SVMProblem) -> Any:
-    return optional_module("prodigyopt", "Prodigy").Prodigy([x], lr=setting.value)
+    # Its authors' advice: leave lr at 1, tune d_coef.
+    return optional_module("prodigyopt", "Prodigy").Prodigy([x], d_coef=setting.value)
 
 
 def _schedule_free(x: Tensor, setting: Setting, problem: SVMProblem) -> Any:
@@ -147,6 +155,7 @@ def _schedule_free(x: Tensor, setting: Setting, problem: SVMProblem) -> Any:
 
 
 def _d_adaptation(x: Tensor, setting: Setting, problem: SVMProblem) -> Any:
+    # Without a coefficient of its own: the rate multiplies what it finds.
     return optional_module("dadaptation", "D-Adaptation").DAdaptAdam([x], lr=setting.value)
 
 
@@ -196,6 +205,19 @@ _ALL = (
         "initial rate",
         _multiples,
         lambda x, s, f: SGDOLA([x], s.value, deterministic=True),
+    ),
+    Method(
+        "momentum SGD",
+        "rate",
+        _multiples,
+        lambda x, s, f: torch.optim.SGD([x], lr=s.value, momentum=0.9),
+    ),
+    Method("Adam, finer", "rate", _finer_rates, lambda x, s, f: torch.optim.Adam([x], lr=s.value)),
+    Method(
+        "Adam-OLA, finer",
+        "initial rate",
+        _finer_rates,
+        lambda x, s, f: AdamOLA([x], s.value, deterministic=True),
     ),
     Method("Prodigy", "coefficient", _coefficients, _prodigy, needs="prodigyopt"),
     Method("schedule-free Adam", "rate", _rates, _schedule_free, needs="schedulefree"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 import warnings
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import optimize
 
+from ode_stopping.status import DivergedError
 from theory_checks.smooth_svm.methods import METHODS, Method, Setting
 from theory_checks.smooth_svm.problems import SVMProblem, load, start
 from theory_checks.smooth_svm.statistics import Outcome
@@ -34,7 +36,7 @@ class Race:
         iterations: Until the gradient's max-norm was below the tolerance, the check included: one
             more than the steps. inf for a miss.
         gap: f - f* at the end.
-        diverged: f ended above f(x0), or was not finite.
+        diverged: f ended above f(x0), or was not finite, or the optimiser raised DivergedError.
         seconds: Wall time.
         values: f at every iteration; empty where traces were not kept.
         times: Seconds until then.
@@ -98,6 +100,8 @@ def race(
         tolerance: On the max-norm of the gradient.
         traces: Whether to keep values, times and rates.
     """
+    if method.needs:
+        importlib.import_module(method.needs)  # before the clock starts
     log = _Log(problem, tolerance)
     with warnings.catch_warnings():
         # Of the rivals from PyPI, about torch's interfaces.
@@ -107,7 +111,7 @@ def race(
         else:
             _by_steps(problem, method.make, setting, x0, log, horizon)
     first, last = log.values[0], log.values[-1]
-    diverged = not math.isfinite(last) or last > first
+    diverged = log.refused or not math.isfinite(last) or last > first
     return Race(
         setting,
         float(len(log.values)) if log.met else math.inf,
@@ -126,6 +130,7 @@ class _Log:
         self.times: list[float] = []
         self.rates: list[float] = []
         self.met = False
+        self.refused = False  # the optimiser itself said that it diverged
         self._tolerance = tolerance
         self._began = time.perf_counter()
 
@@ -216,7 +221,11 @@ def _by_steps(
             if two_points:
                 optimizer.train()
             log.rates.append(float(optimizer.param_groups[0]["lr"]))
-            optimizer.step(closure)
+            try:
+                optimizer.step(closure)
+            except DivergedError:
+                log.refused = True
+                return
 
 
 def _by_scipy(problem: SVMProblem, x0: Array, log: _Log, horizon: int) -> None:

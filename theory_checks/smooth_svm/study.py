@@ -22,7 +22,17 @@ from theory_checks.smooth_svm.statistics import (
     tune,
 )
 
-__all__ = ["Study", "collect", "grid_table", "profile", "ratio_to", "tuned_table"]
+__all__ = [
+    "Study",
+    "collect",
+    "grid_table",
+    "profile",
+    "ratio_in_words",
+    "ratio_to",
+    "tuned_table",
+]
+
+ROUNDING = 1e-11  # f - f* below it is none
 
 Grid = Mapping[str, Sequence[Race]]  # setting's label -> a run a seed
 
@@ -83,15 +93,42 @@ def collect(
 def ratio_to(study: Study, data: str, method: str, rival: str) -> float:
     """Median iterations of a tuned method over those of a tuned rival; at most 1: no slower.
 
-    Where neither converges in the median, the ratio of the medians of f - f* at the end; 0 where
-    only the method does, inf where only the rival does.
+    Where only the rival misses in the median it is more than the horizon, and the ratio over the
+    horizon is what it is at most; where only the method does, inf. Where neither converges, the
+    ratio of the medians of f - f* at the end.
     """
     mine, other = study.tuned(data, method), study.tuned(data, rival)
     if math.isfinite(mine.iterations) or math.isfinite(other.iterations):
-        if math.isinf(other.iterations):
-            return 0.0
-        return mine.iterations / other.iterations
-    return mine.gap / other.gap
+        return mine.iterations / min(other.iterations, HORIZON)
+    if math.isinf(mine.gap):
+        return math.inf
+    return max(mine.gap, ROUNDING) / max(other.gap, ROUNDING)
+
+
+def ratio_in_words(study: Study, data: str, method: str, rival: str) -> str:
+    """The ratio, saying what it is of where it is not simply of iterations."""
+    mine, other = study.tuned(data, method), study.tuned(data, rival)
+    ratio = ratio_to(study, data, method, rival)
+    if math.isinf(ratio):
+        return f"misses, {rival} does not" if math.isfinite(other.iterations) else "diverges"
+    if math.isinf(mine.iterations):
+        return f"both miss; of f - f*: {ratio:.2g}"
+    if math.isinf(other.iterations):
+        return f"below {ratio:.2f}: {rival} misses"
+    interval = bootstrap_ratio(
+        [run.iterations for run in study.at_best(data, method)],
+        [run.iterations for run in study.at_best(data, rival)],
+        seed=0,
+    )
+    low, high = (
+        "open" if end in (0.0, math.inf) else f"{end:.2f}" for end in (interval.low, interval.high)
+    )
+    return f"{ratio:.2f} ({low} to {high})"
+
+
+def median_gap(runs: Sequence[Race]) -> float:
+    """Median of f - f* at the end; a run that is not finite has an infinite one."""
+    return float(np.median([run.gap if math.isfinite(run.gap) else math.inf for run in runs]))
 
 
 def tuned_table(study: Study, data: str, *, rival: str = "Adam") -> Table:
@@ -103,11 +140,7 @@ def tuned_table(study: Study, data: str, *, rival: str = "Adam") -> Table:
         counts = [run.iterations for run in runs]
         beside = "-"
         if method != rival and rival in study.methods and len(runs) > 1:
-            ratio = bootstrap_ratio(
-                counts, [run.iterations for run in study.at_best(data, rival)], seed=0
-            )
-            if not math.isnan(ratio.value):
-                beside = f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+            beside = ratio_in_words(study, data, method, rival)
         blown_up, total = study.diverged(data, method)
         rows.append(
             (
@@ -116,7 +149,7 @@ def tuned_table(study: Study, data: str, *, rival: str = "Adam") -> Table:
                 METHODS[method].tunes or "-",
                 censored_summary(counts, HORIZON, diverged=missed),
                 beside,
-                float(np.median([run.gap for run in runs])),
+                median_gap(runs),
                 float(np.median([run.seconds for run in runs])),
                 f"{blown_up} of {total}",
             )
@@ -146,8 +179,9 @@ def grid_table(study: Study, data: str, methods: Sequence[str]) -> Table:
             blown_up = sum(run.diverged for run in runs)
             text = f"{median.value:.4g}"
             if math.isinf(median.value):
-                gap = float(np.median([run.gap for run in runs]))
-                text = f"f - f* = {gap:.1e}" + (f", {median.missed} of {len(runs)} miss")
+                text = f"f - f* = {median_gap(runs):.1e}" + (
+                    f", {median.missed} of {len(runs)} miss"
+                )
             row.append(text + (f", {blown_up} diverged" if blown_up else ""))
         rows.append(row)
     return Table(
