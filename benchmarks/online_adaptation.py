@@ -160,7 +160,9 @@ def train(data: Data, make: Make, *, seed: int, epochs: int, batch: int) -> tupl
     return (*losses, right, float(optimizer.param_groups[0]["lr"]))
 
 
-def training_table(data: Data, *, batch: int, seeds: int, epochs: int) -> list[str]:
+def training_table(
+    data: Data, *, batch: int, seeds: int, epochs: int, only: list[str] | None
+) -> list[str]:
     """Medians over seeds, by optimiser and initial rate."""
 
     def adam(lr: float) -> Make:
@@ -188,10 +190,13 @@ def training_table(data: Data, *, batch: int, seeds: int, epochs: int) -> list[s
         f"|{' --- |' * (len(rates) + 1)}",
     ]
     for name, of_rate in optimisers.items():
+        if only is not None and name not in only:
+            continue
         row = []
         for rate in rates:
+            length = 2 * epochs if name == TWICE else epochs
             runs = [
-                train(data, of_rate(rate), seed=s, epochs=epochs, batch=batch) for s in range(seeds)
+                train(data, of_rate(rate), seed=s, epochs=length, batch=batch) for s in range(seeds)
             ]
             loss, test, right, last = (statistics.median(c) for c in zip(*runs, strict=True))
             row.append(f"{loss:.1e}, {test:.2f}, {100 * right:.1f} %, {last:.0e}")
@@ -204,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and seeds")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--only", nargs="+", help="these optimisers in training, and no timing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -223,14 +229,14 @@ def main() -> None:
         "The closure is the same, gradients included; medians over interleaved rounds. Bars: 1.4 "
         "for deterministic=True, 2.2 for two calls.",
         "",
-        *timing_table(data, rounds=rounds),
+        *([] if options.only else timing_table(data, rounds=rounds)),
         "## A network on digits, minibatches",
         "",
         f"64-64-10, {epochs} epochs: loss on the training data, loss and accuracy on the rest, and "
         f"the learning rate at the end; medians over {seeds} seeds.",
         "",
-        *training_table(data, batch=64, seeds=seeds, epochs=epochs),
-        *training_table(data, batch=16, seeds=seeds, epochs=epochs // 3 or 1),
+        *training_table(data, batch=64, seeds=seeds, epochs=epochs, only=options.only),
+        *training_table(data, batch=16, seeds=seeds, epochs=epochs // 3 or 1, only=options.only),
     ]
     options.out.write_text("\n".join(lines))
 

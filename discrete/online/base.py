@@ -42,10 +42,10 @@ class OnlineAdaptation(Optimizer):
             loss = optimizer.step(closure)
 
     Every `step` evaluates the closure at x_k, moves, and evaluates it again at x_{k+1}, with the
-    same random numbers (of torch's generators). The derivative of f(x_{k+1}) to the hyperparameters through the last
-    `horizon` steps, over the change of f, is the derivative of the stopping index N (Definition 3,
-    truncated; equation 13 for one step), and the hyperparameters take a step along it: one signal
-    for the whole optimiser, whatever the number of tensors and groups.
+    same random numbers of torch's generators. The derivative of f(x_{k+1}) to the hyperparameters
+    through the last `horizon` steps, over the change of f, is the derivative of the stopping index
+    N (Definition 3, truncated; equation 13 for one step), and the hyperparameters take a step along
+    it: one signal for the whole optimiser, whatever the number of tensors and groups.
 
     With a fresh batch in every step the present gradient agrees with itself whatever the rate, and
     would drive it up without end. So where the loss at x_k is not the one that the last step ended
