@@ -1,4 +1,4 @@
-"""The race on the smooth SVM: every method, tuned on equal budgets, over many starts.
+"""The race on the smooth SVM: every method, at the best setting of its grid, over many starts.
 
 Data: LIBSVM's a1a, a2a, a3a, w3a where the environment variable ODE_STOPPING_DATA names their
 folder, and two sets that come with scikit-learn. The rules are those of the check `figure-6`

@@ -177,11 +177,7 @@ def adam_direction(
     """
     group = bundle.group
     beta1, beta2 = group["betas"]
-    gradients = bundle.gradients
-    if group["weight_decay"] and not group["decoupled_weight_decay"]:
-        gradients = list(
-            torch._foreach_add(gradients, bundle.parameters, alpha=group["weight_decay"])
-        )
+    gradients = bundle.gradients if group["decoupled_weight_decay"] else bundle.decayed()
     mean, square = bundle.buffer("exp_avg"), bundle.buffer("exp_avg_sq")
     for state in bundle.states:
         state["step"] += 1

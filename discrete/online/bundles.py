@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Bundle", "Moved", "aligned", "bundled", "clip", "flat", "inner", "unflattened"]
+__all__ = [
+    "Bundle",
+    "Moved",
+    "aligned",
+    "bundled",
+    "clip",
+    "flat",
+    "inner",
+    "length",
+    "unflattened",
+]
 
 
 @dataclass
@@ -34,6 +44,13 @@ class Bundle:
     def buffer(self, name: str) -> list[Tensor]:
         """A buffer of every parameter."""
         return [state[name] for state in self.states]
+
+    def decayed(self) -> list[Tensor]:
+        """The gradients with the group's weight decay in them, coupled."""
+        decay = self.group["weight_decay"]
+        if not decay:
+            return self.gradients
+        return list(torch._foreach_add(self.gradients, self.parameters, alpha=decay))
 
 
 class Moved:
@@ -114,11 +131,15 @@ def aligned(
 
 def clip(bundles: Sequence[Bundle], limit: float) -> None:
     """Scale the gradients of all bundles so that together they are no longer than the limit."""
-    squares = [float(inner(bundle.gradients, bundle.gradients)) for bundle in bundles]
-    length = sqrt(sum(squares))
-    if length > limit:
+    whole = hypot(*(float(length(bundle.gradients)) for bundle in bundles))
+    if whole > limit:
         for bundle in bundles:
-            bundle.gradients = list(torch._foreach_mul(bundle.gradients, limit / length))
+            bundle.gradients = list(torch._foreach_mul(bundle.gradients, limit / whole))
+
+
+def length(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all entries, 0-d."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -38,7 +38,7 @@ class Evaluation:
         rounding: Of the loss, by its dtype.
         gradients: One a parameter, None where the loss does not depend on it; no graph.
         graph: The same with a graph to the parameters, where that was asked for.
-        versions: How often parameters and gradients had been changed in place by then.
+        versions: How often the gradients had been changed in place by then.
     """
 
     value: Any
@@ -48,9 +48,9 @@ class Evaluation:
     graph: list[Tensor | None] | None
     versions: tuple[int, ...]
 
-    def still_valid(self, parameters: Sequence[Tensor]) -> bool:
-        """Whether nobody has changed parameters or gradients since."""
-        return self.versions == _versions(parameters, self.gradients)
+    def still_valid(self) -> bool:
+        """Whether nobody has changed the gradients since."""
+        return self.versions == _versions(self.gradients)
 
 
 def evaluate(
@@ -99,7 +99,7 @@ def evaluate(
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = None if gradient is None else gradient.detach()
         gradients = [p.grad for p in parameters]
-    return Evaluation(value, loss, rounding, gradients, kept, _versions(parameters, gradients))
+    return Evaluation(value, loss, rounding, gradients, kept, _versions(gradients))
 
 
 def same_loss(seen: Evaluation, other: tuple[float, float]) -> bool:
@@ -258,6 +258,5 @@ def _number(value: Any, name: str) -> tuple[float, float]:
     raise TypeError(f"{name}: the closure must return the loss, one number; got {what}")
 
 
-def _versions(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[int, ...]:
-    tensors = (*parameters, *(g for g in gradients if g is not None))
-    return tuple(t._version for t in tensors)
+def _versions(gradients: Sequence[Tensor | None]) -> tuple[int, ...]:
+    return tuple(g._version for g in gradients if g is not None)

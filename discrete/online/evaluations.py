@@ -59,9 +59,7 @@ class Evaluations:
             RuntimeError: The closure is said to be deterministic, and is not.
         """
         pending, self._pending = self._pending, None
-        if pending is not None and (
-            self.moved_since(parameters) or not pending.still_valid(parameters)
-        ):
+        if pending is not None and (self.moved_since(parameters) or not pending.still_valid()):
             pending = None
         if pending is not None and step != _CHECKED and step % _CHECK_EVERY:
             return pending

@@ -8,7 +8,7 @@ from math import hypot, isfinite, isinf
 import torch
 from torch import Tensor
 
-from .bundles import Bundle, Moved, flat, unflattened
+from .bundles import Bundle, Moved, flat, length, unflattened
 from .rules import Observation
 
 __all__ = ["Retreat"]
@@ -33,7 +33,7 @@ class Retreat:
         self._gradient_like = gradient_like
         self._gradients: list[Tensor] = []
         if not isinf(max_rise):
-            self._gradients = [_norm(bundle.gradients) for bundle in bundles]
+            self._gradients = [length(bundle.gradients) for bundle in bundles]
 
     def blew_up(self, moved: Sequence[Moved], seen: Observation) -> bool:
         """Whether f is not finite, or rose by more than max_rise * |g| lr |d|.
@@ -46,9 +46,9 @@ class Retreat:
             return True
         if isinf(self._max_rise) or not seen.change > seen.rounding:
             return False
-        directions = [float(_norm(step.directions)) for step in moved]
+        directions = [float(length(step.directions)) for step in moved]
         rates = [bundle.group["lr"] for bundle in self._bundles]
-        way = hypot(*(rate * length for rate, length in zip(rates, directions, strict=True)))
+        way = hypot(*(rate * far for rate, far in zip(rates, directions, strict=True)))
         slope = hypot(*map(float, self._gradients))
         if self._gradient_like:
             slope = max(slope, hypot(*directions))
@@ -63,8 +63,3 @@ class Retreat:
         """Put the parameters where they were, bit by bit."""
         for bundle, position in zip(self._bundles, self._positions, strict=True):
             torch._foreach_copy_(bundle.parameters, unflattened(position, bundle.parameters))
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    """The length of all entries, 0-d."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

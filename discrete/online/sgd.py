@@ -77,8 +77,7 @@ class SGDOLA(OnlineAdaptation):
     @staticmethod
     def check_group(group: Mapping[str, Any]) -> None:
         """Raise where an option is not admissible."""
-        if not group["lr"] > 0:
-            raise ValueError(f"lr must be positive; got {group['lr']}")
+        OnlineAdaptation.check_group(group)
         if not 0 <= group["momentum"] < 1:
             raise ValueError(f"momentum must be in [0, 1); got {group['momentum']}")
         if not group["weight_decay"] >= 0:
@@ -87,11 +86,7 @@ class SGDOLA(OnlineAdaptation):
     def move(self, bundle: Bundle, *, held_out: bool) -> Moved:
         """One step."""
         group = bundle.group
-        momentum, gradients = group["momentum"], bundle.gradients
-        if group["weight_decay"]:
-            gradients = list(
-                torch._foreach_add(gradients, bundle.parameters, alpha=group["weight_decay"])
-            )
+        momentum, gradients = group["momentum"], bundle.decayed()
         for state in bundle.states:
             state["step"] += 1
         velocity = bundle.buffer("momentum_buffer")

@@ -194,9 +194,8 @@ def grid_table(study: Study, data: str, methods: Sequence[str]) -> Table:
 
 def profile(study: Study) -> Profile:
     """Performance profiles over all pairs of data and start, each method tuned per data set."""
-    costs = [
-        [study.at_best(data, method)[i].iterations for method in study.methods]
-        for data in study.data
-        for i in range(len(study.seeds))
-    ]
+    costs = []
+    for data in study.data:
+        best = [study.at_best(data, method) for method in study.methods]
+        costs += [[run.iterations for run in at_start] for at_start in zip(*best, strict=True)]
     return performance_profile(costs)
