@@ -113,8 +113,8 @@ class Rotated:
 def without_control() -> Iterator[None]:
     """The state's error measure alone, and no finer last steps."""
     with (
-        mock.patch("ode_stopping.control.VelocityError._velocity", return_value=0.0),
-        mock.patch("ode_stopping.search._POLISH_AFTER", 10**9),
+        mock.patch("ode_stopping.solving.errors.VelocityError._velocity", return_value=0.0),
+        mock.patch("ode_stopping.crossing.run._POLISH_AFTER", 10**9),
     ):
         yield
 
@@ -124,7 +124,7 @@ def without_evidence() -> Iterator[None]:
     """Backward passes that leave no figures."""
     with (
         mock.patch("ode_stopping.attach.judge"),
-        mock.patch("ode_stopping.gradients.base.Ledger.__call__"),
+        mock.patch("ode_stopping.gradients.backward_solve.Ledger.__call__"),
     ):
         yield
 

@@ -7,17 +7,17 @@ The twin of `ode_stopping`: h dN/dtheta tends to dT/dtheta as h -> 0 (Theorem 2 
 2505.22509). `AdamOLA` and `SGDOLA` are optimisers that descend N while they run.
 """
 
-from . import algorithms
-from .adjoint import DiscreteAdjoint, IndexRoute, Truncated, Unrolled
-from .algorithms import Algorithm
 from .check import check_index_gradient
+from .gradients.adjoint import DiscreteAdjoint, IndexRoute, Truncated, Unrolled
 from .online import SGDOLA, AdamHD, AdamOLA, OnlineAdaptation
 from .result import StoppingIndexResult
-from .step_decrease import StepDecrease
+from .rules import algorithms
+from .rules.algorithms import Algorithm
+from .rules.step_decrease import StepDecrease
+from .rules.torch_optim.optimizer import TorchOptimizer
+from .rules.updates import Euler, Heun, RungeKutta4, SemiImplicitEuler, UpdateRule
 from .stopping import stopping_index
-from .torch_optimizer import TorchOptimizer
 from .tuning import StoppingIndexTask, minimise_stopping_index
-from .updates import Euler, Heun, RungeKutta4, SemiImplicitEuler, UpdateRule
 
 __all__ = [
     "SGDOLA",

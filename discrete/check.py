@@ -20,20 +20,14 @@ from ode_stopping.checking.differences import (
 from ode_stopping.checking.ladder import Slope
 from ode_stopping.checking.quiet import listening, quiet
 from ode_stopping.checking.report import FINITE_DIFFERENCES, Finding, GradientReport, judge
-from ode_stopping.checking.subjects import (
-    Call,
-    Directions,
-    Subject,
-    directions_for,
-    subjects_of,
-)
-from ode_stopping.states import State
-from ode_stopping.status import GradientError, Status
-from ode_stopping.validation import require_instance
+from ode_stopping.checking.subjects import Call, Directions, Subject, directions_for, subjects_of
+from ode_stopping.core.states import State
+from ode_stopping.core.status import GradientError, Status
+from ode_stopping.core.validation import require_instance
 
-from .adjoint import DiscreteAdjoint, IndexRoute, Truncated, Unrolled
+from .gradients.adjoint import DiscreteAdjoint, IndexRoute, Truncated, Unrolled
+from .gradients.problem import IndexProblem
 from .result import StoppingIndexResult
-from .solved import IndexProblem
 from .stopping import Interpolation, stopping_index
 
 __all__ = ["check_index_gradient"]

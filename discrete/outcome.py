@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ode_stopping.evaluation import TotalStats
-from ode_stopping.result import scalar
-from ode_stopping.states import StateLayout
-from ode_stopping.status import ERROR_OF_STATUS, Status
+from ode_stopping.core.describe import scalar
+from ode_stopping.core.states import StateLayout
+from ode_stopping.core.stats import TotalStats
+from ode_stopping.core.status import ERROR_OF_STATUS, Status
 
-from .iteration import Clock
-from .one_target import Outcome
+from .gradients.one_target import Outcome
+from .iterating.iteration import Clock
+from .iterating.store import JoinedStore
 from .result import IndexTrajectory, StoppingIndexResult
-from .store import JoinedStore
 
 __all__ = ["finished", "finished_many"]
 

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ode_stopping.evaluation import Stats
-from ode_stopping.optional import optional_module
-from ode_stopping.plots import plot_criterion, plot_states
-from ode_stopping.result import detached_state, each, joined, numbers
-from ode_stopping.states import State, StateLayout
+from ode_stopping.core.describe import detached_state, each, joined, numbers
+from ode_stopping.core.optional import optional_module, pictures
+from ode_stopping.core.states import State, StateLayout
+from ode_stopping.core.stats import Stats
 
-from .solved import IndexProblem
-from .store import StateStore
+from .gradients.problem import IndexProblem
+from .iterating.store import StateStore
 
 __all__ = ["IndexTrajectory", "StoppingIndexResult"]
 
@@ -60,7 +59,7 @@ class IndexTrajectory:
 
     def plot(self, axes: Any = None) -> Any:
         """The entries of x_k over k, of the kept states (matplotlib; needs the extra `checks`)."""
-        return plot_states(self, axes=axes)
+        return pictures().plot_states(self, axes=axes)
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -138,7 +137,7 @@ class StoppingIndexResult:
         `ode_stopping.plots.plot_criterion` takes several runs and has more options.
         """
         target = None if self.problem is None else self.problem.target
-        return plot_criterion(self, axes=axes, target=target)
+        return pictures().plot_criterion(self, axes=axes, target=target)
 
     def __getstate__(self) -> dict[str, Any]:
         plain = replace(

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ode_stopping.evaluation import CriterionMap, Stats
-from ode_stopping.flows import Flow
-from ode_stopping.leaves import LeafSet
-from ode_stopping.result import scalar
-from ode_stopping.states import State, StateLayout
-from ode_stopping.validation import (
+from ode_stopping.core.describe import scalar
+from ode_stopping.core.functions import CriterionMap
+from ode_stopping.core.leaves import LeafSet
+from ode_stopping.core.states import State, StateLayout
+from ode_stopping.core.stats import Stats
+from ode_stopping.core.validation import (
     checked_scalar,
     checked_state,
     checked_targets,
@@ -24,16 +24,17 @@ from ode_stopping.validation import (
     require_flag,
     require_instance,
 )
+from ode_stopping.flows import Flow
 
-from .adjoint import DiscreteAdjoint, IndexRoute
-from .index import INTERPOLATIONS, IndexDefinition
-from .iteration import Clock, UpdateMap
-from .one_target import Setup, attached
+from .gradients.adjoint import DiscreteAdjoint, IndexRoute
+from .gradients.index import INTERPOLATIONS, IndexDefinition
+from .gradients.one_target import Setup, attached
+from .gradients.several_targets import solve_targets
+from .iterating.iteration import Clock, UpdateMap
 from .outcome import finished, finished_many
 from .result import StoppingIndexResult
-from .several_targets import solve_targets
-from .step_decrease import AugmentedRule, StepDecrease
-from .updates import UpdateRule
+from .rules.step_decrease import AugmentedRule, StepDecrease
+from .rules.updates import UpdateRule
 
 __all__ = ["Interpolation", "stopping_index"]
 

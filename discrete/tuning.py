@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from ode_stopping.core.validation import require_callable, require_instance
 from ode_stopping.tuning import TuningHistory, TuningOptions, TuningRecord, TuningTask, minimise
 from ode_stopping.tuning.parameters import OptimizerLike
 from ode_stopping.tuning.tasks import Censored, Start
-from ode_stopping.validation import require_callable, require_instance
 
-from .adjoint import DiscreteAdjoint, IndexRoute
+from .gradients.adjoint import DiscreteAdjoint, IndexRoute
 from .result import StoppingIndexResult
 from .stopping import Interpolation, stopping_index
 

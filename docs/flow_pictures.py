@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from discrete import Algorithm, Euler, SemiImplicitEuler, algorithms, stopping_index
+from discrete import Algorithm, Euler, SemiImplicitEuler, stopping_index
+from discrete.rules import algorithms
 from ode_stopping import (
     ExponentialSchedule,
     Flow,

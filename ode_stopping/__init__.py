@@ -8,11 +8,26 @@ gradient routes are interchangeable.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .check import check_stopping_gradient
 from .checking import Finding, GradientReport
-from .combined_criteria import AllOf, AnyOf
-from .criteria import Criterion, GradientNorm, LossValue, RelativeDecrease
-from .evidence import Evidence
+from .checking.check import check_stopping_gradient
+from .core.means import ReachedMean, mean_over_reached
+from .core.status import (
+    BacksolveMismatchError,
+    DegenerateCrossingError,
+    DivergedError,
+    GradientAccuracyWarning,
+    GradientError,
+    MissingGradientError,
+    NotReachedError,
+    NotReproducibleError,
+    StalledError,
+    Status,
+    StoppingError,
+    StoppingWarning,
+    UntrackedTensorError,
+)
+from .criteria import AllOf, AnyOf, Criterion, GradientNorm, LossValue, RelativeDecrease
+from .crossing.near_miss import NearMiss
 from .flows import (
     AdamFlow,
     AtLeast,
@@ -50,7 +65,7 @@ from .gradients import (
     GradientRoute,
     InterpolatingAdjoint,
 )
-from .means import ReachedMean, mean_over_reached
+from .gradients.evidence import Evidence
 from .problems import (
     LogisticRegression,
     ModuleObjective,
@@ -61,32 +76,10 @@ from .problems import (
     SmoothSVM,
 )
 from .result import StoppingResult
-from .solver import Torchdiffeq
-from .status import (
-    BacksolveMismatchError,
-    DegenerateCrossingError,
-    DivergedError,
-    GradientAccuracyWarning,
-    GradientError,
-    MissingGradientError,
-    NotReachedError,
-    NotReproducibleError,
-    StalledError,
-    Status,
-    StoppingError,
-    StoppingWarning,
-    UntrackedTensorError,
-)
-from .stopm import (
-    LearnedISHD,
-    StoPMConstants,
-    learned_ishd,
-    stopm_penalty,
-    stopm_task,
-    train_stopm,
-)
+from .solving.torchdiffeq import Torchdiffeq
+from .solving.trajectory import Trajectory
+from .stopm import LearnedISHD, StoPMConstants, learned_ishd, stopm_penalty, stopm_task, train_stopm
 from .stopping import stopping_time
-from .trajectory import NearMiss, Trajectory
 from .tuning import (
     StoppingTask,
     TuningError,

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from .evaluation import Stats, TotalStats
-from .one_target import Outcome
-from .result import StoppingResult, scalar
-from .search import Search
-from .states import StateLayout
-from .status import ERROR_OF_STATUS, Status
-from .trajectory import Trajectory
+from .core.describe import scalar
+from .core.states import StateLayout
+from .core.stats import Stats, TotalStats
+from .core.status import ERROR_OF_STATUS, Status
+from .crossing.run import Search
+from .gradients.one_target import Outcome
+from .result import StoppingResult
+from .solving.trajectory import Trajectory
 
 __all__ = ["finished", "finished_many"]
 

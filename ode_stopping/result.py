@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .evaluation import Stats
-from .optional import optional_module
-from .plots import plot_criterion
-from .solved import StoppingProblem
-from .states import State
-from .trajectory import NearMiss, Trajectory
+from .core.describe import detached_state, each, joined, numbers
+from .core.optional import optional_module, pictures
+from .core.states import State
+from .core.stats import Stats
+from .crossing.near_miss import NearMiss
+from .gradients.problem import StoppingProblem
+from .solving.trajectory import Trajectory
 
-__all__ = ["StoppingResult", "detached_state", "scalar"]
+__all__ = ["StoppingResult"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +95,7 @@ class StoppingResult:
         `ode_stopping.plots.plot_criterion` takes several runs and has more options.
         """
         target = None if self.problem is None else self.problem.target
-        return plot_criterion(self, axes=axes, target=target)
+        return pictures().plot_criterion(self, axes=axes, target=target)
 
     def __getstate__(self) -> dict[str, Any]:
         plain = replace(
@@ -132,33 +131,3 @@ class StoppingResult:
                 "evaluations"
             )
         return "\n".join(lines)
-
-
-def detached_state(state: State) -> State:
-    """The state without its graph."""
-    if isinstance(state, tuple):
-        return tuple(piece.detach() for piece in state)
-    return state.detach()
-
-
-def each(value: Any, function: Callable[[Any], Any]) -> Any:
-    """The function of one value, or of each in a list."""
-    return [function(one) for one in value] if isinstance(value, list) else function(value)
-
-
-def joined(names: str | list[str]) -> str:
-    """One name, or several with repeats counted."""
-    if isinstance(names, str):
-        return names
-    return ", ".join(f"{name} ({names.count(name)})" for name in dict.fromkeys(names))
-
-
-def numbers(tensor: Tensor, digits: int) -> str:
-    """One number, or the first and last of several, for printing."""
-    found = [f"{value:.{digits}g}" for value in tensor.detach().reshape(-1).tolist()]
-    return ", ".join(found if len(found) <= 4 else [*found[:2], "...", found[-1]])
-
-
-def scalar(value: float, like: Tensor) -> Tensor:
-    """A 0-d float64 tensor on the device of `like`: times are not rounded to the state's dtype."""
-    return torch.tensor(value, dtype=torch.float64, device=like.device)

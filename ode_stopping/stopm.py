@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .core.states import State, pieces
 from .criteria import GradientNorm
 from .flows import (
     InertialHessianFlow,
@@ -32,13 +33,12 @@ from .flows import (
     convergence_margins,
     stability_margins,
 )
-from .flows.base import State, pieces
 from .flows.conditions import convergence_values, stability_values, violation
 from .flows.hessian_damping import Coefficients
 from .flows.hyperparameters import at_time, is_constant
 from .problems.base import Objective, objective_gradient
 from .problems.differentiation import value_and_gradient
-from .solver import Torchdiffeq
+from .solving.torchdiffeq import Torchdiffeq
 from .tuning import StoppingTask, TuningHistory, TuningRecord, minimise_stopping_time
 
 __all__ = [

@@ -7,17 +7,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .breakpoints import smooth_pieces
-from .evaluation import CriterionMap, FlowMap, Stats
-from .gradients import GradientRoute, InterpolatingAdjoint
-from .leaves import LeafSet
-from .one_target import Setup, attached
-from .outcome import finished, finished_many
-from .result import StoppingResult
-from .several_targets import solve_targets
-from .solver import Torchdiffeq
-from .states import State, StateLayout
-from .validation import (
+from .core.functions import CriterionMap
+from .core.leaves import LeafSet
+from .core.states import State, StateLayout
+from .core.stats import Stats
+from .core.validation import (
     checked_scalar,
     checked_state,
     checked_targets,
@@ -28,6 +22,14 @@ from .validation import (
     require_flag,
     require_instance,
 )
+from .gradients import GradientRoute, InterpolatingAdjoint
+from .gradients.one_target import Setup, attached
+from .gradients.several_targets import solve_targets
+from .outcome import finished, finished_many
+from .result import StoppingResult
+from .solving.breakpoints import smooth_pieces
+from .solving.flow_map import FlowMap
+from .solving.torchdiffeq import Torchdiffeq
 
 __all__ = ["stopping_time"]
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from discrete import Algorithm, algorithms, stopping_index
+from discrete import Algorithm, stopping_index
+from discrete.rules import algorithms
 from ode_stopping import GradientNorm, LogisticRegression, Problem, QuarticQuadratic
 from ode_stopping.problems import random_rotation
 

@@ -82,8 +82,8 @@ def test_imports_point_one_way() -> None:
     [
         ("ode_stopping", "import discrete"),
         ("ode_stopping", "import theory_checks.report as report"),
-        ("ode_stopping", "def late():\n    from discrete.adjoint import DiscreteAdjoint"),
-        ("ode_stopping", "import importlib\nimportlib.import_module('discrete.updates')"),
+        ("ode_stopping", "def late():\n    from discrete.gradients.adjoint import DiscreteAdjoint"),
+        ("ode_stopping", "import importlib\nimportlib.import_module('discrete.rules.updates')"),
         ("discrete", "if True:\n    from theory_checks import studies"),
         ("discrete", "module = __import__('theory_checks')"),
         ("theory_checks", "from tests.conftest import device"),

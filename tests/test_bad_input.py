@@ -8,12 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ode_stopping import (
-    GradientNorm,
-    StoppingWarning,
-    Torchdiffeq,
-    stopping_time,
-)
+from ode_stopping import GradientNorm, StoppingWarning, Torchdiffeq, stopping_time
 
 F64 = torch.float64
 X0 = torch.tensor([2.0], dtype=F64)

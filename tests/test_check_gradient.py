@@ -20,10 +20,10 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
-from ode_stopping.check import check_stopping_gradient
+from ode_stopping.checking.check import check_stopping_gradient
 from ode_stopping.checking.report import GradientReport
 from ode_stopping.gradients import PullBack
-from ode_stopping.solved import StoppingProblem
+from ode_stopping.gradients.problem import StoppingProblem
 
 EPS = 1e-1
 FORMS = {case.name.partition("-")[0]: case for case in CLOSED_FORMS}

@@ -22,9 +22,9 @@ from discrete import (
     Unrolled,
     stopping_index,
 )
-from discrete.adjoint import DiscretePullBack
 from discrete.check import check_index_gradient
-from discrete.solved import IndexProblem
+from discrete.gradients.adjoint import DiscretePullBack
+from discrete.gradients.problem import IndexProblem
 from discrete.stopping import Interpolation
 from ode_stopping.checking.report import GradientReport
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ode_stopping import ForwardSensitivity, InterpolatingAdjoint, Torchdiffeq, stopping_time
-from ode_stopping.check import check_stopping_gradient
+from ode_stopping.checking.check import check_stopping_gradient
 from ode_stopping.checking.ladder import Slope, measure_slope
 from ode_stopping.checking.report import judge
 from ode_stopping.gradients import PullBack
 from ode_stopping.gradients.forward import Column, push_forward
-from ode_stopping.implicit import cotangent_at_crossing
-from ode_stopping.solved import StoppingProblem
+from ode_stopping.gradients.problem import StoppingProblem
+from ode_stopping.gradients.quotient import cotangent_at_crossing
 
 EPS = 1e-1
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from discrete import adjoint, index
+from discrete.gradients import adjoint, index
 from theory_checks.checks import identity12, proposition1, truncation
 from theory_checks.checks._problems import Setup
 from theory_checks.context import Context

@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ode_stopping import BacksolveAdjoint, backward, implicit
-from ode_stopping.evaluation import CriterionMap, FlowMap, Vjp
-from ode_stopping.implicit import Crossing
+from ode_stopping import BacksolveAdjoint
+from ode_stopping.core.functions import CriterionMap, Vjp
+from ode_stopping.crossing.point import Crossing
+from ode_stopping.gradients import judge as backward
+from ode_stopping.gradients import quotient as implicit
+from ode_stopping.solving.flow_map import FlowMap
 from theory_checks.checks import theorem1_closed_forms
 from theory_checks.checks._closed_forms import CLOSED_FORMS
 from theory_checks.checks._rotated import ROUTES, Answer, Cell, eigen_truth, make, plain_road

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from discrete import adjoint, index
+from discrete.gradients import adjoint, index
 from theory_checks.checks import _cells, figure1, orders, theorem2
 from theory_checks.checks._cells import Series, run_series
 from theory_checks.checks._problems import Setup, build

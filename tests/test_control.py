@@ -14,11 +14,12 @@ from ode_stopping import (
     GradientAccuracyWarning,
     InterpolatingAdjoint,
     Torchdiffeq,
-    control,
     stopping_time,
 )
-from ode_stopping.control import StateError, Tolerances, Trial, VelocityError
-from ode_stopping.states import StateLayout
+from ode_stopping.core.states import StateLayout
+from ode_stopping.solving import errors as control
+from ode_stopping.solving.errors import StateError, Trial, VelocityError
+from ode_stopping.solving.tolerances import Tolerances
 
 LAYOUT = StateLayout((torch.Size([2]), torch.Size([1])), is_tuple=True)
 
@@ -114,7 +115,7 @@ def test_without_the_control_of_the_velocity_it_is_worse(monkeypatch: pytest.Mon
 
     controlled = error()
     monkeypatch.setattr(control.VelocityError, "_velocity", lambda self, trial: 0.0)
-    monkeypatch.setattr("ode_stopping.search._POLISH_AFTER", 10**9)
+    monkeypatch.setattr("ode_stopping.crossing.run._POLISH_AFTER", 10**9)
     assert error() > 20 * controlled
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ode_stopping.combined_criteria import AllOf, AnyOf
-from ode_stopping.criteria import Criterion, GradientNorm, LossValue, RelativeDecrease
+from ode_stopping.criteria import AllOf, AnyOf, Criterion, GradientNorm, LossValue, RelativeDecrease
 from ode_stopping.problems import (
     LogisticRegression,
     Problem,

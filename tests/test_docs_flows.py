@@ -15,7 +15,8 @@ from test_algorithms import PAIRS, X0, by_flow, quartic
 from torch import Tensor
 
 import ode_stopping
-from discrete import Algorithm, Euler, algorithms
+from discrete import Algorithm, Euler
+from discrete.rules import algorithms
 from ode_stopping import Flow
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -26,10 +26,10 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
-from ode_stopping.evidence import PROMISE_PER_RTOL
+from ode_stopping.crossing.path import _Dips
 from ode_stopping.gradients import PullBack
-from ode_stopping.path import _Dips
-from ode_stopping.solved import StoppingProblem
+from ode_stopping.gradients.evidence import PROMISE_PER_RTOL
+from ode_stopping.gradients.problem import StoppingProblem
 
 EXPONENTIAL = CLOSED_FORMS[0]
 ROUTES = [InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity()]
@@ -183,8 +183,10 @@ def test_single_precision_on_a_stiff_flow_is_named() -> None:
 
 def test_a_loose_tolerance_on_a_stiff_flow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the finer last steps the error of the last ones is what lam(T) is made of."""
-    monkeypatch.setattr("ode_stopping.search._POLISH_AFTER", 10**9)
-    monkeypatch.setattr("ode_stopping.control.VelocityError._velocity", lambda self, trial: 0.0)
+    monkeypatch.setattr("ode_stopping.crossing.run._POLISH_AFTER", 10**9)
+    monkeypatch.setattr(
+        "ode_stopping.solving.errors.VelocityError._velocity", lambda self, trial: 0.0
+    )
     problem = RotatedQuadratic(condition=1e3, dim=5)
     leaves = problem.leaves()
     result = problem.solve(leaves, 1e-5, InterpolatingAdjoint(), 1e-4)

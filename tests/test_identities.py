@@ -18,8 +18,8 @@ from ode_stopping import (
     stopping_time,
 )
 from ode_stopping.gradients import PullBack
-from ode_stopping.implicit import cotangent_at_crossing
-from ode_stopping.solved import StoppingProblem
+from ode_stopping.gradients.problem import StoppingProblem
+from ode_stopping.gradients.quotient import cotangent_at_crossing
 
 THETA = 0.8
 X0 = torch.tensor([1.2, -0.7], dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from discrete import Euler, stopping_index
 from ode_stopping import NotReachedError, stopping_time
-from ode_stopping.means import mean_over_reached
+from ode_stopping.core.means import mean_over_reached
 
 STARTS = (1.0, 2.0, 3.0, 4.0)
 EPS = 0.02

@@ -16,8 +16,8 @@ from iterations import nonlinear, nonlinear_leaves
 from torch import Tensor, nn
 
 from discrete import DiscreteAdjoint, Euler, IndexRoute, Truncated, Unrolled, stopping_index
-from discrete.step_decrease import StepDecrease
-from discrete.store import CheckpointStore, RecentStore
+from discrete.iterating.store import CheckpointStore, RecentStore
+from discrete.rules.step_decrease import StepDecrease
 from ode_stopping import (
     BacksolveAdjoint,
     DirectAdjoint,

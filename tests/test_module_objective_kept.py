@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from discrete import Euler, stopping_index
-from ode_stopping import (
-    GradientFlow,
-    LossValue,
-    NotReproducibleError,
-    Status,
-    stopping_time,
-)
+from ode_stopping import GradientFlow, LossValue, NotReproducibleError, Status, stopping_time
 
 # --- what an evaluation leaves behind ------------------------------------------------------------
 

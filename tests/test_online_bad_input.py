@@ -12,7 +12,7 @@ from torch import Tensor
 
 from discrete import SGDOLA, AdamHD, AdamOLA
 from discrete.online import AdaptationOptions
-from ode_stopping.status import MissingGradientError
+from ode_stopping.core.status import MissingGradientError
 
 BOTH = [AdamOLA, SGDOLA]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import discrete.online.closures
 from discrete import AdamOLA
-from ode_stopping.status import MissingGradientError
+from ode_stopping.core.status import MissingGradientError
 
 
 def signals_of(

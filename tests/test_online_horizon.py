@@ -10,13 +10,7 @@ from online_runs import STILL, Bumpy, D, adam_signals, last_signals, leaf, rando
 from torch import Tensor
 
 import discrete.online.window
-from discrete import (
-    SGDOLA,
-    AdamOLA,
-    TorchOptimizer,
-    Truncated,
-    stopping_index,
-)
+from discrete import SGDOLA, AdamOLA, TorchOptimizer, Truncated, stopping_index
 from ode_stopping import LossValue
 
 HORIZONS = [1, 2, 3, 5, 20]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from discrete import SGDOLA, AdamOLA
 from discrete.online import AdamHD, OnlineAdaptation
-from ode_stopping.status import StoppingWarning
+from ode_stopping.core.status import StoppingWarning
 
 BEFORE, AFTER = 7, 8
 CASES: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from discrete import SGDOLA, AdamOLA
 from discrete.online.closures import evaluate
 from discrete.online.rules import Observation
-from ode_stopping.status import DivergedError
+from ode_stopping.core.status import DivergedError
 
 
 def barrier(*pieces: Tensor) -> Tensor:

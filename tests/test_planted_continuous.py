@@ -10,9 +10,11 @@ import torch
 from closed_forms import CLOSED_FORMS
 from torch import Tensor
 
-from ode_stopping import InterpolatingAdjoint, backward
-from ode_stopping.evaluation import CriterionMap, Vjp
-from ode_stopping.implicit import Crossing, cotangent_at_crossing
+from ode_stopping import InterpolatingAdjoint
+from ode_stopping.core.functions import CriterionMap, Vjp
+from ode_stopping.crossing.point import Crossing
+from ode_stopping.gradients import judge as backward
+from ode_stopping.gradients.quotient import cotangent_at_crossing
 
 EXPONENTIAL, CLOCK, *_, SHARED = CLOSED_FORMS
 Quotient = Callable[[Crossing, Tensor, Tensor], tuple[Tensor, Tensor]]

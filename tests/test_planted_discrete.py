@@ -9,11 +9,11 @@ import torch
 from iterations import definition_3, gradients, nonlinear, nonlinear_leaves, relative_gap
 from torch import Tensor
 
-import discrete.index
+import discrete.gradients.index
 from discrete import DiscreteAdjoint
-from discrete.adjoint import DiscretePullBack
-from discrete.index import LastStep
-from discrete.solved import IndexProblem
+from discrete.gradients.adjoint import DiscretePullBack
+from discrete.gradients.index import LastStep
+from discrete.gradients.problem import IndexProblem
 
 BAR = 1e-12  # of Proposition 1
 
@@ -92,12 +92,12 @@ def test_explicit_term_of_the_criterion_missing(monkeypatch: pytest.MonkeyPatch)
 def test_wrong_denominator(
     monkeypatch: pytest.MonkeyPatch, slope: Callable[[float], float]
 ) -> None:
-    right = discrete.index._implicit
+    right = discrete.gradients.index._implicit
 
     def wrong(value: float, excess: Tensor, true_slope: float) -> Tensor:
         return right(value, excess, slope(true_slope))
 
-    monkeypatch.setattr(discrete.index, "_implicit", wrong)
+    monkeypatch.setattr(discrete.gradients.index, "_implicit", wrong)
     assert gap() > 100 * BAR
 
 

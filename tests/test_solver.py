@@ -11,9 +11,10 @@ from closed_forms import CLOSED_FORMS
 from torch import Tensor
 
 from ode_stopping import InterpolatingAdjoint, Torchdiffeq, stopping_time
-from ode_stopping.interpolation import accurate_path
-from ode_stopping.method import Step, adaptive_methods
-from ode_stopping.solver import StepFailed, Stepper
+from ode_stopping.solving.interpolation import accurate_path
+from ode_stopping.solving.method import adaptive_methods
+from ode_stopping.solving.step import Step
+from ode_stopping.solving.stepper import StepFailed, Stepper
 
 ONE = torch.ones(1, dtype=torch.float64)
 

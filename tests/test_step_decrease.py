@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from discrete import DiscreteAdjoint, Euler, Heun, Truncated, Unrolled, UpdateRule, stopping_index
 from discrete.result import StoppingIndexResult
-from discrete.step_decrease import StepDecrease
+from discrete.rules.step_decrease import StepDecrease
 from ode_stopping import GradientError, LossValue, Quadratic, Status, StoppingWarning, stopping_time
 
 F64 = torch.float64

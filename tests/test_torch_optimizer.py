@@ -18,7 +18,7 @@ from iterations import number
 from optimizer_cases import CASES, IDLE, ROUNDED, Bowl, adapted, leaves, report_of, start
 from torch import Tensor, nn
 
-import discrete.traced_step
+import discrete.rules.torch_optim.traced_step
 from discrete import (
     DiscreteAdjoint,
     StepDecrease,
@@ -29,7 +29,7 @@ from discrete import (
     stopping_index,
 )
 from ode_stopping import GradientNorm, LossValue
-from ode_stopping.status import MissingGradientError
+from ode_stopping.core.status import MissingGradientError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "how-to-torch-optimisers.md"
@@ -145,13 +145,13 @@ def test_gradient_to_the_bounds_of_adafactor() -> None:
 
 @pytest.mark.parametrize("formula", ["addcdiv", "lerp", "mul", "div", "addcmul", "add"])
 def test_a_planted_sign_is_caught(formula: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = discrete.traced_step._FORMULAS[formula]
+    right = discrete.rules.torch_optim.traced_step._FORMULAS[formula]
 
     def wrong(t: Tensor, *rest: Any, **more: Any) -> Tensor:
         value = right(t, *rest, **more)
         return 2 * value.detach() - value
 
-    monkeypatch.setitem(discrete.traced_step._FORMULAS, formula, wrong)
+    monkeypatch.setitem(discrete.rules.torch_optim.traced_step._FORMULAS, formula, wrong)
     with pytest.raises((MissingGradientError, AssertionError), match=r"wrong|WRONG"):
         assert report_of(adapted("Adam")).passed, "WRONG"
 

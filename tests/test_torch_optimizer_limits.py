@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from discrete import TorchOptimizer, check_index_gradient, stopping_index
 from ode_stopping import GradientNorm
-from ode_stopping.status import GradientError, MissingGradientError
+from ode_stopping.core.status import GradientError, MissingGradientError
 
 optim = torch.optim
 

@@ -19,12 +19,7 @@ from tuned import (
     tune,
 )
 
-from discrete import (
-    Euler,
-    StoppingIndexTask,
-    minimise_stopping_index,
-    stopping_index,
-)
+from discrete import Euler, StoppingIndexTask, minimise_stopping_index, stopping_index
 from ode_stopping import (
     GradientNorm,
     HeavyBallFlow,

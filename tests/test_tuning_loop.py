@@ -23,16 +23,8 @@ from tuned import (
     tune,
 )
 
-from discrete import (
-    StoppingIndexTask,
-)
-from ode_stopping import (
-    Positive,
-    StoppingTask,
-    TuningError,
-    TuningRecord,
-    minimise_stopping_time,
-)
+from discrete import StoppingIndexTask
+from ode_stopping import Positive, StoppingTask, TuningError, TuningRecord, minimise_stopping_time
 
 # Minibatches -------------------------------------------------------------------------------------
 

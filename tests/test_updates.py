@@ -11,7 +11,7 @@ from iterations import nonlinear_flow, nonlinear_leaves, number
 from torch import Tensor, nn
 
 from discrete import Euler, Heun, RungeKutta4, SemiImplicitEuler, UpdateRule, stopping_index
-from discrete.updates import combine
+from discrete.rules.updates import combine
 from ode_stopping.flows import HeavyBallFlow, InertialHessianFlow
 
 RULES = (Euler, Heun, RungeKutta4, SemiImplicitEuler)

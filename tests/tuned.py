@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ode_stopping import (
-    StoppingTask,
-    Torchdiffeq,
-    minimise_stopping_time,
-)
+from ode_stopping import StoppingTask, Torchdiffeq, minimise_stopping_time
 
 EPS = 0.02
 FAST = Torchdiffeq(rtol=1e-6)

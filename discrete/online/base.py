@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ode_stopping.status import DivergedError
+from ode_stopping.core.status import DivergedError
 
 from .bundles import Bundle, Moved, aligned, bundled, clip, flat
 from .closures import Closure, Evaluation, Randomness

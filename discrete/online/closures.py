@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from ode_stopping.status import MissingGradientError
+from ode_stopping.core.status import MissingGradientError
 
 __all__ = [
     "Closure",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ode_stopping.optional import optional_module
-from ode_stopping.plots.style import canvas, legend
+from ode_stopping.core.optional import optional_module, pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,7 +132,8 @@ class AdaptationHistory:
                 f"nothing is recorded of {name!r}: it is not adapted, or record_every is 0 "
                 f"(recorded: {list(self.values)})"
             )
-        axes = canvas(axes, "AdaptationHistory.plot")
+        style = pictures("style")
+        axes = style.canvas(axes, "AdaptationHistory.plot")
         several = len(self.values[name]) > 1
         for number, trace in enumerate(self.values[name]):
             axes.plot(self.step, trace, label=f"group {number}" if several else None)
@@ -150,5 +150,5 @@ class AdaptationHistory:
         axes.set(xlabel="step", ylabel={"lr": "learning rate"}.get(name, name))
         if all(value > 0 for traces in self.values[name] for value in traces):
             axes.set_yscale("log")
-        legend(axes)
+        style.legend(axes)
         return axes

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ode_stopping.status import StoppingWarning
+from ode_stopping.core.status import StoppingWarning
 
 from .bundles import Bundle, flat, unflattened
 from .closures import Evaluation, require_second_derivatives

@@ -15,7 +15,8 @@ from peers import Field, peer_time
 from problems import F64, half_square, parameter
 from rotated_flow import Rotated
 
-from ode_stopping import BacksolveAdjoint, Torchdiffeq, control, stopping_time
+from ode_stopping import BacksolveAdjoint, Torchdiffeq, stopping_time
+from ode_stopping.solving import errors as control
 
 
 def backward() -> Table:
@@ -55,7 +56,7 @@ def without_velocity_control() -> Iterator[None]:
     """The planted omission of tests/test_control.py: the error of the state alone."""
     with (
         patch.object(control.VelocityError, "_velocity", lambda self, trial: 0.0),
-        patch("ode_stopping.search._POLISH_AFTER", 10**9),
+        patch("ode_stopping.crossing.run._POLISH_AFTER", 10**9),
     ):
         yield
 

@@ -14,7 +14,7 @@ from problems import F64, Function, half_square, parameter
 from torch import Tensor, nn
 
 from discrete import Euler, StepDecrease, stopping_index
-from discrete.index import accurate_decrease
+from discrete.gradients.index import accurate_decrease
 from ode_stopping import Torchdiffeq, stopping_time
 
 

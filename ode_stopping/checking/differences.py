@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..status import Status
+from ..core.status import Status
 from .ladder import Slope, measure_slope
 from .subjects import Call, Subject, moved
 

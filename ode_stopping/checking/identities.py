@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.status import GradientError
 from ..gradients import GradientRoute, InterpolatingAdjoint
-from ..implicit import cotangent_at_crossing
-from ..solved import StoppingProblem
-from ..status import GradientError
+from ..gradients.problem import StoppingProblem
+from ..gradients.quotient import cotangent_at_crossing
 from .report import Finding
 
 __all__ = ["identity_findings"]

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..status import StoppingWarning
+from ..core.status import StoppingWarning
 
 __all__ = ["listening", "quiet"]
 

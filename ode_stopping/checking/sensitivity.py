@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..gradients.forward import Column, push_forward
-from ..solved import StoppingProblem
+from ..gradients.problem import StoppingProblem
 from .ladder import Slope
 from .subjects import Directions, Subject
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..leaves import LeafSet
-from ..states import State
-from ..validation import checked_state
+from ..core.leaves import LeafSet
+from ..core.states import State
+from ..core.validation import checked_state
 
 __all__ = ["Call", "Directions", "Subject", "directions_for", "moved", "subjects_of"]
 

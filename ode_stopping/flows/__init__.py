@@ -1,30 +1,20 @@
 """Flows x' = F(t, x) that optimise, and what shapes them."""
 
-from ode_stopping.flows.adaptive import AdamFlow, RMSPropFlow
-from ode_stopping.flows.base import Flow
-from ode_stopping.flows.conditions import (
-    Margins,
-    convergence_margins,
-    hessian_norm,
-    stability_margins,
-)
-from ode_stopping.flows.gradient import GradientFlow, PreconditionedFlow, RescaledGradientFlow
-from ode_stopping.flows.hessian_damping import HighResolutionFlow, InertialHessianFlow
-from ode_stopping.flows.hyperparameters import AtLeast, Bounded, Positive, VanishingDamping
-from ode_stopping.flows.inertial import HeavyBallFlow, NesterovFlow, StronglyConvexNesterovFlow
-from ode_stopping.flows.newton import NewtonFlow
-from ode_stopping.flows.preconditioners import (
+from .adaptive import AdamFlow, RMSPropFlow
+from .base import Flow
+from .conditions import Margins, convergence_margins, hessian_norm, stability_margins
+from .gradient import GradientFlow, PreconditionedFlow, RescaledGradientFlow
+from .hessian_damping import HighResolutionFlow, InertialHessianFlow
+from .hyperparameters import AtLeast, Bounded, Positive, VanishingDamping
+from .inertial import HeavyBallFlow, NesterovFlow, StronglyConvexNesterovFlow
+from .newton import NewtonFlow
+from .preconditioners import (
     CoordinatewisePreconditioner,
     DiagonalPreconditioner,
     NetworkPreconditioner,
 )
-from ode_stopping.flows.quadrature import WithIntegrals
-from ode_stopping.flows.schedules import (
-    ConstantSchedule,
-    ExponentialSchedule,
-    NetworkSchedule,
-    PolynomialSchedule,
-)
+from .quadrature import WithIntegrals
+from .schedules import ConstantSchedule, ExponentialSchedule, NetworkSchedule, PolynomialSchedule
 
 __all__ = [
     "AdamFlow",

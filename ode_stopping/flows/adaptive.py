@@ -8,19 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ode_stopping.flows.base import State, pieces
-from ode_stopping.flows.gradient import GradientFlow
-from ode_stopping.flows.hyperparameters import (
-    NONNEGATIVE,
-    POSITIVE,
-    Hyperparameter,
-    at_time,
-    hold,
-    number,
-)
-from ode_stopping.flows.roots import root_without_derivative_at_zero
-from ode_stopping.problems.base import Objective
-from ode_stopping.status import GradientError
+from ..core.states import State, pieces
+from ..core.status import GradientError
+from ..problems.base import Objective
+from .gradient import GradientFlow
+from .hyperparameters import NONNEGATIVE, POSITIVE, Hyperparameter, at_time, hold, number
+from .roots import root_without_derivative_at_zero
 
 _AGE_ZERO = (
     "the flow starts at age 0, where its velocity has an infinite derivative to the moments: T is "

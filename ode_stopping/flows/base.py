@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, TypeAlias, cast
+from typing import Any
 
 from torch import Tensor, nn
 
-State: TypeAlias = Tensor | tuple[Tensor, ...]
+from ..core.states import State, first_entry
 
 
 class Flow(nn.Module, ABC):
@@ -45,23 +45,3 @@ class Flow(nn.Module, ABC):
         The semi-implicit Euler method moves the position with it, after all other states.
         """
         return first_entry(self(t, state))
-
-
-def first_entry(state: State) -> Tensor:
-    """The library's convention for augmented states (x, v, ...): the position comes first."""
-    return state[0] if isinstance(state, tuple) else state
-
-
-def pieces(state: object, count: int, name: str) -> tuple[Tensor, ...]:
-    """The pieces of a state that has so many.
-
-    Raises:
-        TypeError: It has not.
-    """
-    if isinstance(state, tuple) and len(state) == count:
-        return cast("tuple[Tensor, ...]", state)
-    what = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
-    raise TypeError(
-        f"the state of {name} is a tuple of {count} tensors, got {what}: start from "
-        "flow.initial_state(x0)"
-    )

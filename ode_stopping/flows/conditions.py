@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ode_stopping.flows.hessian_damping import Coefficients, InertialHessianFlow
-from ode_stopping.flows.roots import root_without_derivative_at_zero
-from ode_stopping.problems.base import Objective, objective_gradient
-from ode_stopping.problems.differentiation import value_and_gradient
+from ..problems.base import Objective, objective_gradient
+from ..problems.differentiation import value_and_gradient
+from .hessian_damping import Coefficients, InertialHessianFlow
+from .roots import root_without_derivative_at_zero
 
 Curvature = Callable[[Tensor], Tensor | float]
 

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from ode_stopping.flows.base import Flow
-from ode_stopping.problems.base import Objective, check_objective, objective_gradient
-from ode_stopping.problems.tensors import attach
+from ..problems.base import Objective, check_objective, objective_gradient
+from ..problems.tensors import attach
+from .base import Flow
 
 Schedule: TypeAlias = Callable[[Tensor], Tensor | float]
 Preconditioner: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor | float]

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ode_stopping.flows.base import State
-from ode_stopping.flows.gradient import GradientFlow
-from ode_stopping.flows.hyperparameters import (
+from ..core.states import State
+from ..problems.base import Objective
+from .gradient import GradientFlow
+from .hyperparameters import (
     NONNEGATIVE,
     POSITIVE,
     Hyperparameter,
@@ -30,8 +31,7 @@ from ode_stopping.flows.hyperparameters import (
     number,
     rate_at_time,
 )
-from ode_stopping.flows.inertial import checked_velocity, pair
-from ode_stopping.problems.base import Objective
+from .inertial import checked_velocity, pair
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ode_stopping.problems.differentiation import value_and_gradient
-from ode_stopping.problems.tensors import Number, attach, scalar
+from ..problems.differentiation import value_and_gradient
+from ..problems.tensors import Number, attach, scalar
 
 Hyperparameter: TypeAlias = Tensor | Number | Callable[[Tensor], Tensor | float]
 

@@ -8,17 +8,10 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from ode_stopping.flows.base import State, pieces
-from ode_stopping.flows.gradient import GradientFlow
-from ode_stopping.flows.hyperparameters import (
-    NONNEGATIVE,
-    POSITIVE,
-    Hyperparameter,
-    VanishingDamping,
-    at_time,
-    hold,
-)
-from ode_stopping.problems.base import Objective
+from ..core.states import State, pieces
+from ..problems.base import Objective
+from .gradient import GradientFlow
+from .hyperparameters import NONNEGATIVE, POSITIVE, Hyperparameter, VanishingDamping, at_time, hold
 
 PhaseState: TypeAlias = tuple[Tensor, Tensor]
 

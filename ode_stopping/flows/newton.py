@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ode_stopping.flows.gradient import GradientFlow
-from ode_stopping.flows.hyperparameters import NONNEGATIVE, Hyperparameter, at_time, hold
-from ode_stopping.problems.base import Objective, gradient_and_batch_dims
+from ..problems.base import Objective, gradient_and_batch_dims
+from .gradient import GradientFlow
+from .hyperparameters import NONNEGATIVE, Hyperparameter, at_time, hold
 
 
 class NewtonFlow(GradientFlow):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ode_stopping.problems.tensors import ArrayLike, as_floating, attach
+from ..problems.tensors import ArrayLike, as_floating, attach
 
 # softplus(_UNIT) = log(1 + (e - 1)) = 1.
 _UNIT = math.log(math.e - 1.0)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ode_stopping.flows.base import Flow, State, first_entry
+from ..core.states import State, first_entry
+from .base import Flow
 
 Integrand = Callable[[Tensor, Any], Tensor]
 

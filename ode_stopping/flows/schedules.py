@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ode_stopping.problems.tensors import Number, attach, scalar
+from ..problems.tensors import Number, attach, scalar
 
 
 class ConstantSchedule(nn.Module):

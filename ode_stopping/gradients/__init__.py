@@ -5,10 +5,10 @@ is for few parameters; `BacksolveAdjoint` needs no memory and raises where it wo
 """
 
 from .backsolve import BacksolveAdjoint
-from .base import GradientRoute, PullBack
 from .direct import DirectAdjoint
 from .forward import ForwardSensitivity
 from .interpolating import InterpolatingAdjoint
+from .route import GradientRoute, PullBack
 
 __all__ = [
     "BacksolveAdjoint",

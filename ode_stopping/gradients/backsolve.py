@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..method import Step
-from ..solved import StoppingProblem
-from ..status import BacksolveMismatchError, GradientError
-from .base import Blocks, GradientRoute, Ledger, PullBack, integrate_backward
+from ..core.status import BacksolveMismatchError, GradientError
+from ..solving.step import Step
+from .backward_solve import Blocks, Ledger, integrate_backward
+from .problem import StoppingProblem
+from .route import GradientRoute, PullBack
 
 __all__ = ["BacksolveAdjoint"]
 

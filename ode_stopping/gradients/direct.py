@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..implicit import differentiable_crossing
-from ..method import replay_step
-from ..solved import StoppingProblem
-from .base import GradientRoute, PullBack
+from ..solving.method import replay_step
+from .problem import StoppingProblem
+from .quotient import differentiable_crossing
+from .route import GradientRoute, PullBack
 
 __all__ = ["DirectAdjoint"]
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..solved import StoppingProblem
-from ..solver import StepFailed, Stepper
-from ..status import GradientError
-from .base import Blocks, GradientRoute, PullBack
+from ..core.status import GradientError
+from ..solving.stepper import StepFailed, Stepper
+from .backward_solve import Blocks
+from .problem import StoppingProblem
+from .route import GradientRoute, PullBack
 
 __all__ = ["Column", "ForwardSensitivity", "push_forward"]
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..interpolation import accurate_path
-from ..method import Step, needs_wide_interpolation
-from ..solved import StoppingProblem
-from .base import Blocks, GradientRoute, Ledger, PullBack, integrate_backward
+from ..solving.interpolation import accurate_path
+from ..solving.method import needs_wide_interpolation
+from ..solving.step import Step
+from .backward_solve import Blocks, Ledger, integrate_backward
+from .problem import StoppingProblem
+from .route import GradientRoute, PullBack
 
 __all__ = ["InterpolatingAdjoint"]
 

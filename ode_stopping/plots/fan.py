@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from ode_stopping.optional import optional_module
-
+from ..core.optional import optional_module
 from .curves import Curve, draw_targets, keep_in_sight, mark
 from .runs import View, views
 from .style import array, canvas, is_log, legend

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from ode_stopping.states import State
-
+from ..core.states import State
 from .curves import keep_in_sight
 from .paths import draw_course, mark_starts
 from .runs import finite, views

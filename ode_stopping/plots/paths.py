@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ode_stopping.states import State
-
+from ..core.states import State
 from .levels import draw_objective, draw_target, on_grid
 from .runs import View, finite, position_of, views
 from .style import INK, array, canvas, legend, look

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ode_stopping.states import State
-
+from ..core.states import State
 from .style import array
 
 __all__ = ["POINTS", "View", "between", "finite", "position_of", "views"]

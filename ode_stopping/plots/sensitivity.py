@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ode_stopping.status import StoppingError
-
+from ..core.status import StoppingError
 from .style import array, canvas, legend
 
 if TYPE_CHECKING:

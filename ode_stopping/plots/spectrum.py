@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ode_stopping.states import State, StateLayout
-
+from ..core.states import State, StateLayout
 from .style import DASHES, GREY, canvas, legend
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from ode_stopping.optional import optional_module
+from ..core.optional import optional_module
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

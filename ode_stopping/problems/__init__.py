@@ -1,17 +1,13 @@
 """Objectives with their gradients and constants, and data for them."""
 
-from ode_stopping.problems.base import Objective, Problem, objective_gradient
-from ode_stopping.problems.datasets import breast_cancer, digits, synthetic_logistic
-from ode_stopping.problems.libsvm import available_libsvm, libsvm
-from ode_stopping.problems.linear_models import LinearModel, LogisticRegression, SmoothSVM
-from ode_stopping.problems.module_objective import ModuleObjective
-from ode_stopping.problems.quadratic import Quadratic, QuarticQuadratic
-from ode_stopping.problems.rosenbrock import Rosenbrock
-from ode_stopping.problems.rotations import (
-    HouseholderRotation,
-    geometric_spectrum,
-    random_rotation,
-)
+from .base import Objective, Problem, objective_gradient
+from .datasets import breast_cancer, digits, synthetic_logistic
+from .libsvm import available_libsvm, libsvm
+from .linear_models import LinearModel, LogisticRegression, SmoothSVM
+from .module_objective import ModuleObjective
+from .quadratic import Quadratic, QuarticQuadratic
+from .rosenbrock import Rosenbrock
+from .rotations import HouseholderRotation, geometric_spectrum, random_rotation
 
 __all__ = [
     "HouseholderRotation",

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ode_stopping.problems.differentiation import value_and_gradient
+from .differentiation import value_and_gradient
 
 Objective: TypeAlias = Callable[[Tensor], Tensor]
 

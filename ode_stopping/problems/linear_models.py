@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ode_stopping.problems.base import Problem
-from ode_stopping.problems.tensors import ArrayLike, Number, as_floating, attach, scalar
+from .base import Problem
+from .tensors import ArrayLike, Number, as_floating, attach, scalar
 
 # log(1 + e^z) - z is below one unit of rounding in float64 from z = 37 on. The default threshold of
 # softplus is 20, where it would make a jump of 2e-9.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ode_stopping.leaves import walk
-from ode_stopping.problems.base import Problem
-from ode_stopping.validation import described, require_callable
+from ..core.leaves import walk
+from ..core.validation import described, require_callable
+from .base import Problem
 
 __all__ = ["ModuleObjective"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ode_stopping.problems.base import Problem
-from ode_stopping.problems.rotations import HouseholderRotation
-from ode_stopping.problems.tensors import ArrayLike, Number, as_floating, attach, scalar
+from .base import Problem
+from .rotations import HouseholderRotation
+from .tensors import ArrayLike, Number, as_floating, attach, scalar
 
 
 class Quadratic(Problem):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ode_stopping.problems.base import Problem
+from .base import Problem
 
 
 class Rosenbrock(Problem):

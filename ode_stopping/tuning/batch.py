@@ -11,9 +11,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from ode_stopping.result import detached_state
-from ode_stopping.status import GradientError, Status
-
+from ..core.describe import detached_state
+from ..core.status import GradientError, Status
 from .tasks import Censored, TuningTask
 
 __all__ = ["Batch", "Evaluation", "Penalty"]

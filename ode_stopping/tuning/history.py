@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ode_stopping.optional import optional_module
-
+from ..core.optional import optional_module
 from .parameters import checked_parameters
 
 __all__ = ["Best", "TuningError", "TuningHistory", "TuningRecord"]
@@ -140,7 +139,7 @@ class TuningHistory:
         Raises:
             ImportError: matplotlib is missing; the message says what to install.
         """
-        from ode_stopping.plots.style import GREY, INK, canvas, legend
+        from ..plots.style import GREY, INK, canvas, legend
 
         axes = canvas(axes, "plot")
         full = [r for r in self.records if r.full_objective is not None]

@@ -11,9 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ode_stopping.status import GradientError, Status
-from ode_stopping.validation import described, require_count, require_flag
-
+from ..core.status import GradientError, Status
+from ..core.validation import described, require_count, require_flag
 from .batch import Batch, Evaluation, Penalty
 from .history import TuningError, TuningHistory, TuningRecord, copy_into
 from .parameters import OptimizerLike, checked_optimizer, checked_parameters, needs_closure

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ode_stopping.validation import described
+from ..core.validation import described
 
 __all__ = ["OptimizerLike", "checked_optimizer", "checked_parameters", "needs_closure"]
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-from ode_stopping.optional import optional_module
-
+from ..core.optional import optional_module
 from .history import TuningRecord, shown
 
 __all__ = ["progress_bar"]

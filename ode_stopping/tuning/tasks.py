@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
-from ode_stopping.gradients import GradientRoute, InterpolatingAdjoint
-from ode_stopping.result import StoppingResult
-from ode_stopping.solver import Torchdiffeq
-from ode_stopping.states import State
-from ode_stopping.stopping import stopping_time
-from ode_stopping.validation import require_callable
+from ..core.states import State
+from ..core.validation import require_callable
+from ..gradients import GradientRoute, InterpolatingAdjoint
+from ..result import StoppingResult
+from ..solving.torchdiffeq import Torchdiffeq
+from ..stopping import stopping_time
 
 __all__ = ["Censored", "Start", "StoppingTask", "TuningTask"]
 

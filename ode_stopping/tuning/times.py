@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ode_stopping.gradients import GradientRoute, InterpolatingAdjoint
-from ode_stopping.result import StoppingResult
-from ode_stopping.solver import Torchdiffeq
-from ode_stopping.validation import require_instance
-
+from ..core.validation import require_instance
+from ..gradients import GradientRoute, InterpolatingAdjoint
+from ..result import StoppingResult
+from ..solving.torchdiffeq import Torchdiffeq
 from .history import TuningHistory, TuningRecord
 from .loop import TuningOptions, minimise
 from .parameters import OptimizerLike

@@ -29,6 +29,7 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
+from ode_stopping.core.states import State
 from ode_stopping.flows import (
     AdamFlow,
     AtLeast,
@@ -44,7 +45,6 @@ from ode_stopping.flows import (
 )
 from ode_stopping.flows.gradient import GradientFlow
 from ode_stopping.problems.rotations import random_rotation
-from ode_stopping.states import State
 from theory_checks.measurements import Measurement, measure_index, measure_time
 
 CURVATURES = (1.0, 3.0, 8.0)

@@ -27,11 +27,7 @@ from ode_stopping import (
     SmoothSVM,
 )
 from ode_stopping.problems.datasets import breast_cancer, digits
-from ode_stopping.problems.rotations import (
-    HouseholderRotation,
-    geometric_spectrum,
-    random_rotation,
-)
+from ode_stopping.problems.rotations import HouseholderRotation, geometric_spectrum, random_rotation
 from theory_checks.context import Context
 
 # A dense basis of d = 1e4 would take 800 MB.

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from discrete import Algorithm, Euler, UpdateRule, algorithms
+from discrete import Algorithm, Euler, UpdateRule
+from discrete.rules import algorithms
 from ode_stopping import LogisticRegression, Problem, QuarticQuadratic
+from ode_stopping.core.states import State
 from ode_stopping.problems.datasets import breast_cancer
 from ode_stopping.problems.rotations import geometric_spectrum, random_rotation
-from ode_stopping.states import State
 from theory_checks.plotting import COLOURS, new_figure
 from theory_checks.registry import Context, Figure, Outcome, Table, check
 

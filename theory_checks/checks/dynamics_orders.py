@@ -8,14 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from theory_checks.checks._flows import (
-    FLOWS,
-    ONE_STATE,
-    TARGET,
-    Cell,
-    measure,
-    minima_before,
-)
+from theory_checks.checks._flows import FLOWS, ONE_STATE, TARGET, Cell, measure, minima_before
 from theory_checks.checks._from_rest import from_rest_figure, from_rest_points
 from theory_checks.measurements import Measurement
 from theory_checks.plotting import COLOURS, MARKERS, log_axes, new_figure

@@ -19,10 +19,10 @@ from ode_stopping import (
     RescaledGradientFlow,
     StoppingResult,
     Torchdiffeq,
-    implicit,
     stopping_time,
 )
-from ode_stopping.gradients.base import PullBack
+from ode_stopping.gradients import quotient as implicit
+from ode_stopping.gradients.route import PullBack
 from theory_checks.checks._closed_forms import CLOSED_FORMS
 from theory_checks.checks._problems import Setup, build, quadratic, unit_start
 from theory_checks.plotting import COLOURS, new_figure

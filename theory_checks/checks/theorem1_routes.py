@@ -6,14 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from theory_checks.checks._rotated import (
-    PLAIN_MAX_STEPS,
-    PLAIN_RTOL,
-    ROUTES,
-    Answer,
-    Cell,
-    solve,
-)
+from theory_checks.checks._rotated import PLAIN_MAX_STEPS, PLAIN_RTOL, ROUTES, Answer, Cell, solve
 from theory_checks.plotting import COLOURS, MARKERS, new_figure
 from theory_checks.registry import Context, Figure, Outcome, Table, check
 

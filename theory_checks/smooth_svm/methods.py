@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from discrete import SGDOLA, AdamHD, AdamOLA
-from ode_stopping.optional import optional_module
+from ode_stopping.core.optional import optional_module
 from theory_checks.smooth_svm.problems import SVMProblem
 
 __all__ = ["METHODS", "PRINTED", "Method", "Setting", "available_methods"]

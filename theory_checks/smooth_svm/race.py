@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import optimize
 
-from ode_stopping.status import DivergedError
+from ode_stopping.core.status import DivergedError
 from theory_checks.smooth_svm.methods import METHODS, Method, Setting
 from theory_checks.smooth_svm.problems import SVMProblem, load, start
 from theory_checks.smooth_svm.statistics import Outcome

@@ -1,0 +1,1 @@
+"""Derivatives of the index: its definitions, the discrete adjoint, and their graph."""

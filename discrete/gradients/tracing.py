@@ -1,0 +1,146 @@
+"""Which tensors an iteration depends on, and whether it knows its own derivatives.
+
+Looked at before a gradient is promised; see `core.leaves` and `core.consistency`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ode_stopping.core.consistency import check_derivatives, check_reproducible, check_time
+from ode_stopping.core.functions import CriterionMap
+from ode_stopping.core.leaves import LeafSet
+from ode_stopping.core.status import Status
+
+from ..iterating.iteration import UpdateMap
+from ..iterating.run import IndexSearch
+from ..iterating.store import StateStore
+from .problem import IndexProblem
+
+__all__ = ["check_functions", "trace_leaves"]
+
+_TRACE_POINTS = 8
+
+
+def trace_leaves(
+    search: IndexSearch,
+    update: UpdateMap,
+    criterion: CriterionMap,
+    leaves: LeafSet,
+    store: StateStore,
+) -> None:
+    """Find every tensor that update and criterion depend on.
+
+    Looked at are the last step, twice, which tells nodes older than the evaluation (a
+    hyper-network's history) from its own, and some kept states, for a parameter that is used on
+    another branch only.
+    """
+    clock, last = update.clock, max(search.index - 1, search.first)
+
+    def of_update(k: int, state: Tensor) -> tuple[Tensor, set[Any]]:
+        time, point = update.inputs(clock.time(k), state)
+        value = update.step_traced(k, point, time)
+        return value.detach(), leaves.add_from([value], inputs=(time, point))
+
+    def of_criterion() -> tuple[Tensor, set[Any]]:
+        time, point = criterion.inputs(clock.time(search.index), search.state)
+        value = criterion.traced(time, point)
+        return value.detach(), leaves.add_from([value], inputs=(time, point))
+
+    for name, evaluated in (
+        ("update", [of_update(last, search.previous) for _ in range(2)]),
+        ("criterion", [of_criterion() for _ in range(2)]),
+    ):
+        (first, nodes), (second, others) = evaluated
+        if search.status is Status.REACHED:
+            check_reproducible(first, second, name=name)
+        leaves.note_history(nodes, others)
+    # The step belongs to the clock even where the update does not use it through its own graph.
+    if isinstance(clock.step, Tensor):
+        leaves.add_from([clock.step], inputs=())
+    kept = [k for k in store.indices() if k < last]
+    for k in kept[:: max(len(kept) // _TRACE_POINTS, 1)][:_TRACE_POINTS]:
+        state = store.get(k)
+        if state is not None:
+            of_update(k, state)
+
+
+def check_functions(problem: IndexProblem, *, clock_matters: bool) -> None:
+    """Compare the derivatives of update and criterion with differences.
+
+    Args:
+        problem: The solved problem.
+        clock_matters: Whether the update's derivative to t is used: for t0, the step, or an index
+            that shortens the last step.
+
+    Of an update, what it adds to x is looked at: in x_{k+1} itself a wrong derivative would be
+    small by a factor h and could pass for rounding.
+
+    Raises:
+        MissingGradientError: A derivative is missing or partly missing.
+    """
+    update, criterion, last = problem.update, problem.criterion, problem.index - 1
+    end = problem.clock.time(problem.index)
+    # The first step as well: an optimiser's first step may be another than the others (a buffer
+    # that starts as a copy of the gradient, without its graph).
+    if problem.first < last:
+        _note_history(problem, problem.first, problem.x0)
+        _check_update(problem, problem.first, problem.x0)
+    _check_update(problem, last, problem.previous)
+    check_derivatives(
+        lambda y: criterion.plain(end, y),
+        lambda y: criterion.traced(criterion.time_tensor(end), y),
+        problem.state,
+        problem.leaves,
+        name="criterion",
+    )
+    begin = problem.clock.time(last)
+    check_time(
+        lambda t: criterion.plain(t, problem.state),
+        lambda t: criterion.traced(t, problem.state),
+        end,
+        bounds=(begin, end),
+        like=problem.state,
+        name="criterion",
+    )
+    if clock_matters and update.rule is not None:
+        check_time(
+            lambda t: update.step(last, problem.previous, t),
+            lambda t: update.step_traced(last, problem.previous, t),
+            begin,
+            bounds=(begin, end),
+            like=problem.previous,
+            name="update",
+            layout=update.layout,
+        )
+
+
+def _note_history(problem: IndexProblem, k: int, x: Tensor) -> None:
+    """Nodes that two evaluations of step k share are older: a hyper-network used there alone."""
+    nodes = []
+    for _ in range(2):
+        time, point = problem.update.inputs(problem.clock.time(k), x)
+        value = problem.update.step_traced(k, point, time)
+        nodes.append(problem.leaves.add_from([value], inputs=(time, point)))
+    problem.leaves.note_history(*nodes)
+
+
+def _check_update(problem: IndexProblem, k: int, x: Tensor) -> None:
+    """Compare the derivatives of step k at x with differences."""
+    update = problem.update
+    # Fixed numbers: the comparison moves the parameters, h among them.
+    time = torch.tensor(problem.clock.time(k), dtype=torch.float64, device=x.device)
+
+    def added(y: Tensor) -> Tensor:
+        if update.adds:
+            return update.increment(k, y, time)
+        # x_k is added again, so that the value says how much rounding there is in it.
+        return update.step_traced(k, y, time) - y + x
+
+    def added_plain(y: Tensor) -> Tensor:
+        return added(y.detach().requires_grad_(True)).detach()
+
+    check_derivatives(added_plain, added, x, problem.leaves, name="update", layout=update.layout)

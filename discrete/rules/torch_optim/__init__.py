@@ -1,0 +1,1 @@
+"""Optimisers of torch.optim as update rules with derivatives."""

@@ -1,0 +1,370 @@
+"""`check_stopping_gradient`: the gradient of a stopping time against independent roads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, is_dataclass, replace
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.states import State
+from ..core.status import GradientError, Status, StoppingError
+from ..core.validation import require_instance
+from ..gradients import ForwardSensitivity, GradientRoute, InterpolatingAdjoint
+from ..gradients.evidence import PROMISE_PER_RTOL
+from ..gradients.problem import StoppingProblem
+from ..result import StoppingResult
+from ..solving.method import adaptive_methods
+from ..solving.torchdiffeq import Torchdiffeq
+from ..stopping import stopping_time
+from .differences import (
+    difference_slopes,
+    gradients_of,
+    require_directions,
+    require_reached,
+    require_subjects,
+)
+from .identities import identity_findings
+from .ladder import Slope
+from .quiet import listening, quiet
+from .report import (
+    AT_A_KINK,
+    FINITE_DIFFERENCES,
+    FORWARD_SENSITIVITY,
+    SAME_ROAD,
+    Finding,
+    GradientReport,
+    judge,
+)
+from .sensitivity import sensitivity_slopes
+from .subjects import Call, Directions, Subject, directions_for, subjects_of
+
+__all__ = ["check_stopping_gradient"]
+
+# The references are solved at this fraction of rtol, but no looser and no tighter than these.
+_TIGHTER = 1e-2
+
+_TIGHT = 1e-10
+
+_FLOOR_IN_EPS = 20.0
+
+# A method of high order takes long steps at a tight tolerance.
+_TIGHT_METHOD = "dopri8"
+
+# A moved problem that takes this many times as long as the one that is checked is too far from it.
+_PATIENCE = 3.0
+
+# A ladder of differences may stop where it is this much more certain than the promise.
+_ENOUGH = 0.1
+
+
+def check_stopping_gradient(
+    flow: Callable[..., Any],
+    x0: State,
+    criterion: Callable[..., Any],
+    target: float | Tensor,
+    *,
+    gradient: GradientRoute = InterpolatingAdjoint(),  # noqa: B008 - immutable
+    solver: Torchdiffeq | None = None,
+    t0: float | Tensor = 0.0,
+    max_time: float | None = None,
+    directions: int = 3,
+    seed: int = 0,
+    params: Iterable[Tensor] | None = None,
+    breakpoints: Iterable[float] | None = None,
+) -> GradientReport:
+    """Compare the gradient of T by one route with independent roads, leaf by leaf.
+
+    The roads, each along the same random directions in every leaf, x0, target and t0 that requires
+    grad:
+
+    - central differences of T on a ladder of step sizes, solved at a tight tolerance without any
+      gradient; the best plateau counts. At a kink the two one-sided slopes are reported, and the
+      gradient has to be one of them or lie between them (path-differentiable);
+    - forward sensitivity, s' = F_x s + F_theta d, at the tight tolerance: no adjoint, no dense
+      output, and dT = -(grad J^T s + dJ/dtheta d)/J'(T) (Theorem 1 of arXiv 2505.22509);
+    - the identities of the adjoint (dT/dt0 two ways; lam^T x' = -1 on autonomous problems);
+    - the same route again at a tenth of the tolerance.
+
+    A row passes within the promise (50 rtol, see `evidence`), relative to the largest figure of its
+    leaf, and three times what its reference is uncertain by. The check passes where no row fails
+    and every leaf was judged by differences or sensitivity.
+
+    Cost: about 6 to 16 solves at a tight tolerance for every leaf and direction (a kink takes 16),
+    and one joint solve with all directions; a single number has one direction. It moves parameters
+    in place and puts them back exactly; x0, target and t0 are copied, and no `.grad` is touched.
+
+    Args:
+        flow: As for `stopping_time`.
+        x0: As for `stopping_time`.
+        criterion: As for `stopping_time`.
+        target: As for `stopping_time`.
+        gradient: The route that is checked.
+        solver: The solver that is checked with it.
+        t0: As for `stopping_time`.
+        max_time: As for `stopping_time`.
+        directions: Random directions a leaf.
+        seed: Seed of the directions.
+        params: As for `stopping_time`.
+        breakpoints: As for `stopping_time`.
+
+    Returns:
+        The report. A route that refuses (a GradientError) has failed, with its reason.
+
+    Raises:
+        TypeError, ValueError: Bad input; nothing requires grad; or the problem itself has no
+            transversal crossing (the message names its status).
+    """
+    if gradient is None:
+        raise TypeError("gradient must be a route, as InterpolatingAdjoint(); got None")
+    require_instance(gradient, GradientRoute, name="gradient")
+    require_directions(directions)
+    call = Call.of(x0, target, t0)
+    job = _Job(
+        flow,
+        criterion,
+        solver if solver is not None else Torchdiffeq(),
+        max_time,
+        None if params is None else list(params),
+        None if breakpoints is None else list(breakpoints),
+    )
+    with torch.enable_grad():
+        return _checked(job, call, gradient, directions, seed)
+
+
+@dataclass
+class _Job:
+    """The arguments that stay the same from one solve to the next.
+
+    Attributes:
+        runs: Number of solves so far.
+    """
+
+    flow: Callable[..., Any]
+    criterion: Callable[..., Any]
+    solver: Torchdiffeq
+    max_time: float | None
+    params: list[Tensor] | None
+    breakpoints: list[float] | None
+    runs: int = 0
+
+    def solve(
+        self,
+        call: Call,
+        route: GradientRoute | None,
+        solver: Torchdiffeq,
+        *,
+        params: list[Tensor] | None = None,
+        horizon: float = inf,
+    ) -> StoppingResult:
+        """One run; a bad end is in the status."""
+        self.runs += 1
+        limit = self.max_time if self.max_time is None else min(float(self.max_time), horizon)
+        if limit is None and horizon < inf:
+            limit = horizon
+        return stopping_time(
+            self.flow,
+            call.x0,
+            self.criterion,
+            call.target,
+            t0=call.t0,
+            max_time=limit,
+            solver=solver,
+            gradient=route,
+            params=params if params is not None else self.params,
+            breakpoints=self.breakpoints,
+            throw=False,
+        )
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The gradient by the route that is checked."""
+
+    problem: StoppingProblem
+    subjects: list[Subject]
+    gradients: list[Tensor]
+
+
+def _checked(
+    job: _Job, call: Call, route: GradientRoute, directions: int, seed: int
+) -> GradientReport:
+    name = type(route).__name__
+    error = ""
+    answer = None
+    with listening() as warned:
+        try:
+            result = job.solve(call, route, job.solver)
+            require_reached(result)
+            subjects = _subjects(job, call, result)
+            assert result.problem is not None
+            gradients = gradients_of(result.time, subjects)
+            answer = _Answer(result.problem, subjects, gradients)
+        except GradientError as refused:
+            error = f"{type(refused).__name__}: {refused}"
+    if answer is None:
+        with quiet():
+            result = job.solve(call.detached(), None, job.solver)
+        require_reached(result)
+        time, rate = float(result.time), float(result.rate)
+        return GradientReport("T", name, time, rate, error=error, warnings=tuple(warned))
+    problem = answer.problem
+    promise = problem.evidence.promise
+    generator = torch.Generator().manual_seed(seed)
+    chosen: Directions = [
+        (subject, directions_for(subject, directions, generator)) for subject in answer.subjects
+    ]
+    with quiet():
+        findings = _against_references(job, call, answer, chosen, promise)
+        findings += identity_findings(problem, route, promise)
+        kinks = {finding.subject for finding in findings if finding.sides is not None}
+        findings += _against_itself(job, call, answer, route, promise, kinks)
+    return GradientReport(
+        "T",
+        name,
+        problem.end,
+        problem.crossing.rate,
+        tuple(findings),
+        tuple(subject.name for subject in answer.subjects),
+        warnings=tuple(warned),
+        solves=job.runs - 1,
+    )
+
+
+def _subjects(job: _Job, call: Call, result: StoppingResult) -> list[Subject]:
+    problem = result.problem
+    assert problem is not None
+    height = float(result.trajectory.values[0]) - problem.crossing.value
+    subjects = subjects_of(
+        call,
+        problem.leaves,
+        {"flow": job.flow, "criterion": job.criterion},
+        job.params,
+        span=problem.end - problem.start,
+        height=height,
+    )
+    require_subjects(subjects, "T")
+    return subjects
+
+
+def _against_references(
+    job: _Job, call: Call, answer: _Answer, chosen: Directions, promise: float
+) -> list[Finding]:
+    """Finite differences and forward sensitivities, both at the tight tolerance."""
+    tight = _tight(answer.problem)
+    leaves = answer.problem.leaves.tensors
+    reference, sums, why_not = None, None, ""
+    try:
+        # Sensitivities need no kept trajectory; what the route's run found need not be found again.
+        result = job.solve(call, ForwardSensitivity(), tight, params=list(leaves))
+        reference = result.problem
+        why_not = f"{result.status.name} at the tight tolerance"
+        if reference is not None:
+            sums = sensitivity_slopes(reference, chosen, PROMISE_PER_RTOL)
+    except (GradientError, StoppingError) as error:
+        why_not = f"{type(error).__name__}: {error}"
+    findings = []
+    for index, ((subject, moves), gradient) in enumerate(
+        zip(chosen, answer.gradients, strict=True)
+    ):
+        figures = [float((gradient * move).sum()) for move in moves]
+        slopes, note = _differences(job, call, subject, moves, reference, tight, promise)
+        pairs = list(zip(figures, slopes, strict=True))
+        findings += judge(
+            subject.name, FINITE_DIFFERENCES, pairs, promise=promise, why_not=note or why_not
+        )
+        forward = sums[index] if sums is not None else [None] * len(moves)
+        pairs = list(zip(figures, forward, strict=True))
+        findings += judge(
+            subject.name,
+            FORWARD_SENSITIVITY,
+            pairs,
+            promise=promise,
+            why_not=why_not,
+            kinked=[slope is not None and slope.sides is not None for slope in slopes],
+        )
+    return findings
+
+
+def _tight(problem: StoppingProblem) -> Torchdiffeq:
+    """The solver of the references."""
+    settings, rtol = problem.settings, problem.tolerances.rtol
+    floor = _FLOOR_IN_EPS * torch.finfo(problem.x0.dtype).eps
+    tight = max(min(_TIGHTER * rtol, _TIGHT), floor)
+    atol = None if settings.atol is None else settings.atol * min(tight / rtol, 1.0)
+    method = _TIGHT_METHOD if _TIGHT_METHOD in adaptive_methods() else settings.method
+    return replace(settings, method=method, rtol=tight, atol=atol)
+
+
+def _differences(
+    job: _Job,
+    call: Call,
+    subject: Subject,
+    moves: list[Tensor],
+    reference: StoppingProblem | None,
+    tight: Torchdiffeq,
+    promise: float,
+) -> tuple[list[Slope | None], str]:
+    """Slopes of T at the tight tolerance, and why there are none where there are none."""
+    if reference is None:
+        return [None] * len(moves), ""
+    span = reference.end - reference.start
+    horizon = reference.end + _PATIENCE * span
+
+    def solve(shifted: Call) -> tuple[Status, float]:
+        result = job.solve(shifted, None, tight, horizon=horizon)
+        return result.status, float(result.time)
+
+    return difference_slopes(
+        call,
+        subject,
+        moves,
+        solve,
+        at=reference.end,
+        noise=reference.tolerances.rtol * span,
+        goal=_ENOUGH * promise,
+    )
+
+
+def _against_itself(
+    job: _Job,
+    call: Call,
+    answer: _Answer,
+    route: GradientRoute,
+    promise: float,
+    kinks: set[str],
+) -> list[Finding]:
+    """The same route at a tenth of the tolerance: the difference is an error of this run's size."""
+    rtol = 0.1 * answer.problem.tolerances.rtol
+    nan = float("nan")
+    if rtol < _FLOOR_IN_EPS * torch.finfo(answer.problem.x0.dtype).eps:
+        note = f"rtol = {rtol:g} is below what the dtype can hold"
+        return [Finding("all", SAME_ROAD, nan, nan, nan, promise, None, note=note)]
+    settings = job.solver
+    atol = None if settings.atol is None else 0.1 * settings.atol
+    own = getattr(route, "rtol", None)
+    if own is not None and is_dataclass(route):
+        route = replace(route, rtol=0.1 * own)
+    try:
+        result = job.solve(call, route, replace(settings, rtol=rtol, atol=atol))
+        require_reached(result)
+        again = gradients_of(result.time, answer.subjects)
+    except (GradientError, StoppingError, ValueError) as error:
+        note = f"{type(error).__name__}: {error}"
+        return [Finding("all", SAME_ROAD, nan, nan, nan, promise, None, note=note)]
+    findings = []
+    for subject, first, second in zip(answer.subjects, answer.gradients, again, strict=True):
+        size, other = float(first.norm()), float(second.norm())
+        gap = float((first - second).norm())
+        difference = gap / other if other > 0 else (0.0 if gap == 0 else inf)
+        passed: bool | None = difference <= promise
+        note = ""
+        if not passed and subject.name in kinks:
+            passed, note = None, AT_A_KINK
+        findings.append(
+            Finding(subject.name, SAME_ROAD, size, other, difference, promise, passed, note=note)
+        )
+    return findings

@@ -1,0 +1,1 @@
+"""What both sides share: states, functions on flat vectors, leaves, statuses, guards."""

@@ -1,0 +1,285 @@
+"""Does the user's function know its own derivative? Checked before any gradient is promised.
+
+A flow that calls `autograd.grad(f(x), x)` without `create_graph=True` still requires grad through
+its parameters, while its derivative with respect to x is missing, and no error is raised by anyone.
+So one vector-Jacobian product is compared with a central difference along a random direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .functions import sum_of_products
+from .leaves import LeafSet
+from .states import StateLayout
+from .status import MissingGradientError, NotReproducibleError
+
+__all__ = ["check_derivatives", "check_reproducible", "check_same_value", "check_time"]
+
+_SHARE_OF_STEP = 1e-2
+
+# Leaves beyond these are compared together.
+_SINGLE_LEAVES = 12
+
+
+@dataclass(frozen=True)
+class _Thresholds:
+    """Relative size of the perturbation, and of a mismatch that counts."""
+
+    perturbation: float
+    mismatch: float
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> _Thresholds:
+        eps = torch.finfo(dtype).eps
+        return cls(perturbation=eps ** (1 / 3), mismatch=max(1e-4, 20 * eps ** (2 / 3)))
+
+
+def check_reproducible(first: Tensor, second: Tensor, *, name: str) -> None:
+    """Two evaluations at one point must agree.
+
+    Raises:
+        NotReproducibleError: Naming the function.
+    """
+    eps = torch.finfo(first.dtype).eps
+    finite = first[torch.isfinite(first)]
+    allowed = 1e3 * eps * float(finite.abs().max()) if finite.numel() else 0.0
+    # NaN at the same places is reproducible: that the run diverged is for its status to say.
+    if not torch.allclose(first, second, rtol=0.0, atol=allowed, equal_nan=True):
+        raise NotReproducibleError(
+            f"the {name} gave two different values at the same point (a minibatch drawn inside, "
+            "dropout, hidden "
+            "state?). Its derivative along a stored path would belong to another path. Fix the "
+            "sample, seed "
+            "it by the step or the time, or put the module into eval mode."
+        )
+
+
+def check_derivatives(
+    evaluate: Callable[[Tensor], Tensor],
+    traced: Callable[[Tensor], Tensor],
+    x: Tensor,
+    leaves: LeafSet,
+    *,
+    name: str,
+    layout: StateLayout | None = None,
+) -> None:
+    """Compare the vector-Jacobian product of `traced` with central differences of `evaluate` at x.
+
+    Args:
+        evaluate: x, shape (n,), to a value without graph.
+        traced: x that requires grad to a value with graph.
+        x: The point.
+        leaves: Parameters, which are perturbed in place for a moment (exactly restored).
+        name: "flow", "criterion" or "update", for the message.
+        layout: Pieces of the value, none of which is to hide behind a larger one.
+
+    Raises:
+        MissingGradientError: A derivative is missing or partly missing.
+    """
+    limits = _Thresholds.of(x.dtype)
+    generator = torch.Generator().manual_seed(0)
+
+    def random_like(tensor: Tensor) -> Tensor:
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        return noise.to(dtype=tensor.dtype, device=tensor.device)
+
+    point = x.detach().clone().requires_grad_(True)
+    value = traced(point)
+    cotangent = random_like(value) / _piece_sizes(value.detach(), layout)
+    parameters = leaves.detached_from_history()
+    grads: list[Tensor | None] = [None] * (1 + len(parameters))
+    if value.requires_grad:
+        grads = list(
+            torch.autograd.grad(
+                value,
+                [point, *parameters],
+                cotangent,
+                allow_unused=True,
+                retain_graph=leaves.has_history,
+            )
+        )
+    x_direction = random_like(x) * (x.abs() + 1e-2 * _rms(x) + _tiny_scale(x))
+    exact = float((grads[0] * x_direction).sum()) if grads[0] is not None else 0.0
+
+    def along_x(size: float) -> Tensor:
+        return evaluate(x + size * x_direction)
+
+    _compare(along_x, cotangent, exact, limits, f"the state in the {name}", value)
+    # Each leaf by itself: a small one must not hide behind a large one.
+    groups = [[k] for k in range(min(len(parameters), _SINGLE_LEAVES))]
+    rest = list(range(len(groups), len(parameters)))
+    for group in [*groups, rest] if rest else groups:
+        moved = [parameters[k] for k in group]
+        directions = [
+            random_like(p) * (p.detach().abs() + _rms(p.detach()) + _tiny_scale(p)) for p in moved
+        ]
+        filled = [
+            torch.zeros_like(p) if g is None else g
+            for g, p in zip((grads[1 + k] for k in group), moved, strict=True)
+        ]
+        _compare_leaves(
+            lambda: evaluate(x), moved, directions, filled, cotangent, limits, name, value
+        )
+
+
+def _compare_leaves(
+    evaluate: Callable[[], Tensor],
+    leaves: list[Tensor],
+    directions: list[Tensor],
+    gradients: list[Tensor],
+    cotangent: Tensor,
+    limits: _Thresholds,
+    name: str,
+    value: Tensor,
+) -> None:
+    def along(size: float) -> Tensor:
+        return _perturbed(leaves, directions, size, evaluate)
+
+    exact = float(sum_of_products(gradients, directions))
+    _compare(along, cotangent, exact, limits, f"the parameters of the {name}", value)
+
+
+def check_time(
+    evaluate: Callable[[float], Tensor],
+    traced: Callable[[Tensor], Tensor],
+    t: float,
+    *,
+    bounds: tuple[float, float],
+    like: Tensor,
+    name: str,
+    layout: StateLayout | None = None,
+) -> None:
+    """Compare the derivative to t with a central difference.
+
+    Args:
+        evaluate: t to a value without graph.
+        traced: t, a tensor that requires grad, to a value with graph.
+        t: The time.
+        bounds: Times between which the function may be evaluated; the difference takes a small
+            fraction of their distance.
+        like: A state, for the dtype in which the function sees t.
+        name: "flow", "criterion" or "update", for the message.
+        layout: Pieces of the value.
+
+    Raises:
+        MissingGradientError: The derivative is missing or partly missing.
+    """
+    # The scale of t is known, that of a step: larger differences see through a clock that is
+    # rounded to single precision on the way.
+    limits = replace(_Thresholds.of(like.dtype), perturbation=_SHARE_OF_STEP)
+    low, high = bounds
+    span = high - low
+    reach = limits.perturbation * span
+    # Where the clock cannot tell the two sides apart there is no difference to compare with.
+    if not reach > 1e4 * torch.finfo(like.dtype).eps * max(abs(low), abs(high)):
+        return
+    middle = min(max(t, low + reach), high - reach)
+    time = torch.tensor(middle, dtype=like.dtype, device=like.device, requires_grad=True)
+    value = traced(time)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    cotangent = noise.to(value) / _piece_sizes(value.detach(), layout)
+    exact = 0.0
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(
+            value, time, cotangent, allow_unused=True, retain_graph=True
+        )
+        exact = 0.0 if gradient is None else float(gradient) * span
+    _compare(
+        lambda h: evaluate(middle + h * span), cotangent, exact, limits, f"t in the {name}", value
+    )
+
+
+def check_same_value(again: float, before: float, scale: float, *, name: str) -> None:
+    """A value of the forward run, computed again in the backward pass, must be the same.
+
+    Args:
+        again: The value now.
+        before: The value in the forward run.
+        scale: Size of what it was computed from, for rounding.
+        name: Of the function.
+
+    Raises:
+        NotReproducibleError: It is another one.
+    """
+    allowed = 1e3 * torch.finfo(torch.float64).eps * (abs(before) + scale)
+    if not abs(again - before) <= allowed:
+        raise NotReproducibleError(
+            f"the {name} gave {before:.9g} in the forward run and {again:.9g} now, at the same "
+            "point: something that it uses has changed since (a loop variable in a closure, a "
+            "buffer of a module), so its derivative would belong to another problem. Take the "
+            "gradient before the change, or bind the value when the function is made."
+        )
+
+
+def _piece_sizes(value: Tensor, layout: StateLayout | None) -> Tensor:
+    """Root mean square of the piece of each element; 1 where it is zero, or there are no pieces."""
+    if layout is None or value.ndim == 0:
+        return torch.ones_like(value)
+    sizes = layout.piecewise_rms(value)
+    return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+
+
+def _perturbed(
+    parameters: list[Tensor], directions: list[Tensor], size: float, evaluate: Callable[[], Tensor]
+) -> Tensor:
+    """Evaluate with shifted parameters; values and version counters survive the swap of storage."""
+    originals = [p.data for p in parameters]
+    try:
+        for p, original, direction in zip(parameters, originals, directions, strict=True):
+            p.data = original + size * direction
+        return evaluate()
+    finally:
+        for p, original in zip(parameters, originals, strict=True):
+            p.data = original
+
+
+def _compare(
+    path: Callable[[float], Tensor],
+    cotangent: Tensor,
+    exact: float,
+    limits: _Thresholds,
+    what: str,
+    value: Tensor,
+) -> None:
+    size = limits.perturbation
+
+    def difference(h: float) -> float:
+        return float((cotangent * (path(h) - path(-h))).sum()) / (2 * h)
+
+    def one_sided() -> tuple[float, float]:
+        ahead, here, behind = (float((cotangent * path(h)).sum()) for h in (size, 0.0, -size))
+        return (here - behind) / size, (ahead - here) / size
+
+    coarse, fine = difference(size), difference(0.5 * size)
+    noise = torch.finfo(value.dtype).eps * float((cotangent * value.detach()).abs().sum()) / size
+    gap = abs(fine - exact)
+    allowed = limits.mismatch * max(abs(fine), abs(exact)) + 100 * noise
+    # A difference that has not settled (a kink nearby) is no witness.
+    if gap > allowed and abs(fine - coarse) < 0.1 * gap:
+        slopes = one_sided()
+        # With room for the curvature of the sides: on a kink, autograd's value is one of the ends.
+        inside = min(slopes) - allowed <= exact <= max(slopes) + allowed
+        if max(slopes) - min(slopes) > gap and inside:
+            return  # on a kink, or next to it: autograd takes one side, a central difference both
+        raise MissingGradientError(
+            f"the derivative with respect to {what} is wrong or missing: autograd gives "
+            f"{exact:.6g} along a "
+            f"random direction, a central difference {fine:.6g}. The usual cause is a call of "
+            "torch.autograd.grad without create_graph=True inside; others are .detach(), .item(), "
+            "torch.no_grad() and NumPy."
+        )
+
+
+def _rms(tensor: Tensor) -> Tensor:
+    return tensor.square().mean().sqrt() if tensor.numel() else torch.zeros((), dtype=tensor.dtype)
+
+
+def _tiny_scale(tensor: Tensor) -> float:
+    """A scale for all-zero tensors, where a relative perturbation would be none."""
+    return 1e-3 if not bool(tensor.detach().any()) else 0.0

@@ -1,0 +1,1 @@
+"""First times: the criterion watched along the steps. Knows no gradients."""

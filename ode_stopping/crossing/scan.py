@@ -1,0 +1,270 @@
+"""The first downward crossing of the target inside one accepted step, and its refinement.
+
+Solvers look at step ends only. A criterion that dips below the target and comes back inside one
+step would be missed, so J is sampled on the dense output and followed by a local cubic. Where the
+cubic, less twice its error, stays above the target, the interval is cleared; else it is split, at
+the cubic's lowest point. A step over which the samples do not look like a cubic at all (a trivial
+flow with an oscillating criterion: the solver's steps grow without limit) is taken again, shorter,
+and the growth of steps is held to what J allows.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite, sqrt
+from typing import cast
+
+from scipy.optimize import brentq
+
+from ..core.functions import CriterionMap
+from ..solving.step import Step
+
+__all__ = ["NonFiniteCriterion", "Scan", "scan_step"]
+
+# Two interior points, not symmetric and not at simple fractions, so that a periodic J is not
+# aliased.
+_INTERIOR = (0.36, 0.71)
+
+# In a step that the flow does not limit in any way nothing is known of the scale on which J lives.
+_MANY = (0.07, 0.15, 0.24, 0.31, 0.4, 0.46, 0.55, 0.62, 0.69, 0.78, 0.86, 0.93)
+
+_MAX_DEPTH = 14
+
+_SAFETY = 2.0
+
+# Misfit of a parabola to the four samples, relative to their range, up to which steps may keep
+# their length, and above which J was not resolved.
+_SMOOTH = 0.05
+
+_ROUGH = 0.15
+
+_MAX_SHRINK = 0.1
+
+_MAX_GROWTH = 3.0
+
+
+class NonFiniteCriterion(Exception):
+    """J became NaN or infinite at `time`."""
+
+    def __init__(self, time: float) -> None:
+        super().__init__(f"non-finite criterion at t = {time:.9g}")
+        self.time = time
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What was seen of J in one step.
+
+    Attributes:
+        end_value: J at the end of the step.
+        best_value: Smallest J seen.
+        best_time: Where.
+        crossing: Time of the first crossing on the dense output, or None.
+        grazing: Whether J only touches the target there: it turns back within the tolerance of it.
+        growth: By which factor the next step may be longer than this one for J to stay resolved.
+        resolved: Whether the samples of J look smooth; if not, the step is to be taken again,
+            `growth` times as long, and `crossing` was not looked for.
+        points: (t, J) in order, without the start of the step.
+    """
+
+    end_value: float
+    best_value: float
+    best_time: float
+    crossing: float | None = None
+    grazing: bool = False
+    growth: float = _MAX_GROWTH
+    resolved: bool = True
+    points: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Cubic:
+    """The cubic through four points, as a polynomial in s - origin."""
+
+    origin: float
+    coefficients: tuple[float, float, float, float]
+
+    @classmethod
+    def through(cls, points: list[tuple[float, float]]) -> _Cubic:
+        (s0, v0), (s1, v1), (s2, v2), (s3, v3) = points
+        a, b, c = (v1 - v0) / (s1 - s0), (v2 - v1) / (s2 - s1), (v3 - v2) / (s3 - s2)
+        d, e = (b - a) / (s2 - s0), (c - b) / (s3 - s1)
+        third = (e - d) / (s3 - s0)
+        u1, u2 = s1 - s0, s2 - s0
+        return cls(s0, (v0, a - d * u1 + third * u1 * u2, d - third * (u1 + u2), third))
+
+    def __call__(self, s: float) -> float:
+        u = s - self.origin
+        c0, c1, c2, c3 = self.coefficients
+        return c0 + u * (c1 + u * (c2 + u * c3))
+
+    def lowest(self, a: float, b: float) -> float:
+        """Where in [a, b] the cubic is smallest."""
+        _, c1, c2, c3 = self.coefficients
+        candidates = [a, b]
+        root = c2 * c2 - 3 * c1 * c3
+        if root >= 0:
+            # The minimum of a cubic is the root of its derivative with positive curvature.
+            denominator = c2 + sqrt(root) if c2 >= 0 else None
+            if denominator:
+                candidates.append(self.origin - c1 / denominator)
+            elif denominator is None and c3 != 0:
+                candidates.append(self.origin + (sqrt(root) - c2) / (3 * c3))
+        return min((s for s in candidates if a <= s <= b), key=self)
+
+
+class _Samples:
+    """J at the points of a step that were looked at."""
+
+    def __init__(
+        self,
+        step: Step,
+        criterion: CriterionMap,
+        target: float,
+        start_value: float,
+    ) -> None:
+        self.step = step
+        self.criterion = criterion
+        self.target = target
+        self.points = [(0.0, start_value)]
+        for s in (*_INTERIOR, 1.0):
+            self.points.append((s, self._value(s)))
+
+    def time(self, s: float) -> float:
+        return self.step.t1 if s == 1.0 else self.step.t0 + s * (self.step.t1 - self.step.t0)
+
+    def _value(self, s: float) -> float:
+        state = self.step.y1 if s == 1.0 else self.step.at_fraction(s)
+        value = self.criterion.value(self.time(s), state)
+        if not isfinite(value):
+            raise NonFiniteCriterion(self.time(s))
+        return value
+
+    def at(self, s: float) -> float:
+        value = self._value(s)
+        insort(self.points, (s, value))
+        return value
+
+    def excess(self, s: float) -> float:
+        return self._value(s) - self.target
+
+    def model(self, a: float) -> _Cubic:
+        """The cubic through the four points around the interval that starts at a."""
+        index = next(i for i, (s, _) in enumerate(self.points) if s >= a)
+        first = min(max(index - 1, 0), len(self.points) - 4)
+        return _Cubic.through(self.points[first : first + 4])
+
+    def resolution(self) -> tuple[float, bool]:
+        """By how much the next step may be longer for J to stay resolved, and whether it is now."""
+        values = [value for _, value in self.points]
+        # Wiggles that are small against the distance to the target do not matter.
+        extent = max(values) - min(values) + 0.25 * max(min(values) - self.target, 0.0)
+        roughness = self.misfit() / extent if extent > 0 else 0.0
+        growth = 0.9 * (_SMOOTH / max(roughness, 1e-9)) ** (1 / 3)
+        return min(max(growth, _MAX_SHRINK), _MAX_GROWTH), roughness <= _ROUGH
+
+    def lowest(self) -> tuple[float, float]:
+        """(s, J) of the smallest value seen."""
+        return min(self.points, key=lambda point: point[1])
+
+    def misfit(self) -> float:
+        """By how much the third of four samples misses the parabola through the others, at most."""
+        worst = 0.0
+        for first in range(len(self.points) - 3):
+            four = self.points[first : first + 4]
+            (s0, _), (s1, _), (s, _), (s3, _) = four
+            third = _Cubic.through(four).coefficients[3]
+            worst = max(worst, abs(third * (s - s0) * (s - s1) * (s - s3)))
+        return worst
+
+
+def scan_step(
+    step: Step,
+    criterion: CriterionMap,
+    start_value: float,
+    target: float,
+    *,
+    rtol: float = 0.0,
+    may_retake: bool = False,
+    unlimited: bool = False,
+) -> Scan:
+    """Look for the first crossing in a step whose start is above the target.
+
+    Args:
+        step: The accepted step.
+        criterion: J.
+        start_value: J at the start of the step, > target.
+        target: eps.
+        rtol: Relative tolerance of the solve: a dip below the target that is shallower than this,
+            relative to the target, is a touch.
+        may_retake: Whether an unresolved step may be given back; else it is searched as it is.
+        unlimited: Whether nothing limited the length of the step: J is looked at more often.
+
+    Raises:
+        NonFiniteCriterion: J is NaN or infinite at a point that was looked at.
+    """
+    samples = _Samples(step, criterion, target, start_value)
+    growth, resolved = samples.resolution()
+    if resolved and unlimited:
+        for fraction in _MANY:
+            samples.at(fraction)
+        finer, resolved = samples.resolution()
+        growth = min(growth, finer)
+    values = [value for _, value in samples.points]
+    end_value = values[-1]
+    if may_retake and not resolved:
+        return Scan(end_value, start_value, step.t0, growth=growth, resolved=False)
+    misfit = samples.misfit()
+    bracket = None
+    for (a, va), (b, vb) in pairwise(list(samples.points)):
+        bracket = _first_bracket(samples, a, va, b, vb, misfit, 0)
+        if bracket is not None:
+            break
+    low, value = samples.lowest()
+    best = (value, samples.time(low))
+    touch = rtol * max(abs(target), 0.01 * (max(values) - min(values)))
+    turns_back = 0.0 < low < 1.0 and end_value > target
+    points = tuple((samples.time(s), v) for s, v in samples.points[1:])
+    if bracket is not None:
+        s = _root(samples.excess, bracket)
+        grazing = turns_back and target - value <= touch
+        return Scan(end_value, *best, samples.time(s), grazing, growth, points=points)
+    if turns_back and value - target <= touch:
+        return Scan(end_value, *best, samples.time(low), True, growth, points=points)
+    return Scan(end_value, *best, growth=growth, points=points)
+
+
+def _root(function: Callable[[float], float], bracket: tuple[float, float]) -> float:
+    """The root in the bracket."""
+    # SciPy leaves a reference cycle around its argument; through the cell it holds nothing of size.
+    cell = [function]
+    try:
+        return cast("float", brentq(lambda s: cell[0](s), *bracket, xtol=1e-15, rtol=1e-14))
+    finally:
+        cell.clear()
+
+
+def _first_bracket(
+    samples: _Samples, a: float, va: float, b: float, vb: float, error: float, depth: int
+) -> tuple[float, float] | None:
+    """The first subinterval with J(a) > target >= J(b), or None if there is no room for one."""
+    model = samples.model(a)
+    low = model.lowest(a, b)
+    below = vb <= samples.target
+    if below and (depth >= _MAX_DEPTH or (low == b and va - vb > _SAFETY * error)):
+        return a, b
+    cleared = model(low) - _SAFETY * error > samples.target
+    if not below and (cleared or depth >= _MAX_DEPTH):
+        return None
+    # Splitting at the lowest point finds a dip, and a touch, in a few evaluations.
+    margin = 0.1 * (b - a)
+    m = min(max(low, a + margin), b - margin) if a < low < b else 0.5 * (a + b)
+    vm = samples.at(m)
+    error = abs(vm - model(m))
+    left = _first_bracket(samples, a, va, m, vm, error, depth + 1)
+    if left is not None or vm <= samples.target:
+        return left
+    return _first_bracket(samples, m, vm, b, vb, error, depth + 1)

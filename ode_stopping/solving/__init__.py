@@ -1,0 +1,1 @@
+"""x(t): methods, adaptive steps, their errors, the trajectory. Knows no criterion."""
