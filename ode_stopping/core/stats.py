@@ -1,9 +1,4 @@
-"""The user's flow and criterion, evaluated so that no gradient is lost.
-
-A `FlowMap` and a `CriterionMap` sit between the solvers, which see flat vectors without gradients,
-and the user's functions, which see states and may call `torch.autograd.grad` themselves. They count
-evaluations, keep t inside [t0, max_time], check shapes, and build a graph only on request.
-"""
+"""What a run and its gradient cost, in counts: returned by who spent them, and added up."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["Stats"]
+__all__ = ["Costs", "Stats", "TotalStats"]
 
 
 @dataclass
@@ -28,8 +23,11 @@ class Stats:
         rejected: Rejected steps.
         control: Evaluations of the flow, among `nfe_forward`, that the control of the velocity
             took.
-        checks: Evaluations spent on tracing the parameters and on comparing the derivatives of flow
-            and criterion with differences, before any gradient is promised.
+        checks: Evaluations spent on tracing the parameters, on comparing the derivatives of flow
+            and criterion with differences before any gradient is promised, and on the evidence.
+        route: The gradient route whose numbers the latest backward pass gave; None before there was
+            one.
+        fallback: Why that is not the route that was asked for; None where it is.
     """
 
     nfe_forward: int = 0
@@ -40,10 +38,43 @@ class Stats:
     rejected: int = 0
     control: int = 0
     checks: int = 0
+    route: str | None = None
+    fallback: str | None = None
 
-    def to_dict(self) -> dict[str, int | None]:
+    def __add__(self, other: Stats) -> Stats:
+        """The counts of both; of the names those of `other`, where it has any."""
+        return Stats(*(_sum(getattr(self, f.name), getattr(other, f.name)) for f in fields(Stats)))
+
+    def to_dict(self) -> dict[str, int | str | None]:
         """The counts by name."""
         return asdict(self)
+
+
+def _sum(first: Any, second: Any) -> Any:
+    if first is None or second is None:
+        return first if second is None else second
+    return second if isinstance(second, str) else first + second
+
+
+class Costs:
+    """What a result has cost so far: its forward run, and the latest of its backward passes.
+
+    Args:
+        forward: The counts of the forward run, and of the checks after it.
+    """
+
+    def __init__(self, forward: Stats) -> None:
+        self._forward = forward
+        self._backward = Stats()
+
+    def note(self, backward: Stats) -> None:
+        """A backward pass has ended; it takes the place of the one before."""
+        self._backward = backward
+
+    @property
+    def total(self) -> Stats:
+        """Both together."""
+        return self._forward + self._backward
 
 
 class TotalStats(Stats):
@@ -65,4 +96,6 @@ class TotalStats(Stats):
         return sum(known) if known else None
 
 
-_COUNTS = frozenset(field.name for field in fields(Stats))
+_COUNTS = frozenset(
+    field.name for field in fields(Stats) if field.name not in ("route", "fallback")
+)
