@@ -11,6 +11,7 @@ VENV_MADE := $(VENV)/.made
 CHECKS_INSTALLED := $(VENV)/.checks-installed
 NOTEBOOKS_INSTALLED := $(VENV)/.notebooks-installed
 DEV_INSTALLED := $(VENV)/.dev-installed
+BENCH_INSTALLED := $(VENV)/.bench-installed
 INSTALL := $(BIN) -m pip install --disable-pip-version-check -c constraints.txt
 # The test problems are small: threads inside a worker cost more than they give.
 PYTEST := OMP_NUM_THREADS=1 $(BIN) -m pytest
@@ -63,7 +64,7 @@ test-notebooks: $(NOTEBOOKS_INSTALLED) ## Run every notebook from clean; the fir
 write-notebooks: $(NOTEBOOKS_INSTALLED) ## The same, and put the outputs into the files
 	OMP_NUM_THREADS=1 $(BIN) notebooks/run.py --write
 
-bench: $(CHECKS_INSTALLED) ## Run the benchmarks
+bench: $(BENCH_INSTALLED) ## Run the benchmarks
 	@set -e; for script in benchmarks/[!_]*.py; do \
 		if [ ! -e "$$script" ]; then echo "there are no benchmarks yet"; break; fi; \
 		echo "running $$script"; \
@@ -104,4 +105,8 @@ $(NOTEBOOKS_INSTALLED): $(VENV_MADE) pyproject.toml constraints.txt
 
 $(DEV_INSTALLED): $(VENV_MADE) pyproject.toml constraints.txt
 	$(INSTALL) -e ".[dev]"
+	@touch $(CHECKS_INSTALLED) $@
+
+$(BENCH_INSTALLED): $(VENV_MADE) pyproject.toml constraints.txt
+	$(INSTALL) -e ".[bench]"
 	@touch $(CHECKS_INSTALLED) $@
