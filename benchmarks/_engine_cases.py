@@ -146,7 +146,7 @@ class Network:
         return Subject(flow, criterion, self.target, (first, second, x0))
 
     def truth(self) -> list[Tensor]:
-        """-J_x x_theta(T) / J' by torchdiffeq's dopri8 at rtol 1e-10, not by its event's formula."""
+        """-J_x x_theta(T) / J' by torchdiffeq's dopri8 at rtol 1e-10, without its event rule."""
         subject = self.closures()
         tight: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-13, "method": "dopri8"}
         start = torch.zeros((), dtype=DTYPE)
