@@ -158,9 +158,10 @@ def race(runs: Mapping[str, Run], rounds: int) -> dict[str, list[Sample]]:
 def ratios(
     ours_: Sequence[Sample], peer: Sequence[Sample], seconds: Callable[[Sample], float]
 ) -> tuple[float, str]:
-    """Median over the rounds of a ratio of times, and its range as text."""
+    """Median over the rounds of a ratio of times, and its quartiles as text."""
     each = [seconds(own) / seconds(other) for own, other in zip(ours_, peer, strict=True)]
-    return statistics.median(each), f"{min(each):.2f} to {max(each):.2f}"
+    low, middle, high = statistics.quantiles(each, method="inclusive")
+    return middle, f"{low:.2f} to {high:.2f}"
 
 
 def median(samples: Sequence[Sample], seconds: Callable[[Sample], float]) -> float:
