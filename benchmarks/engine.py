@@ -255,7 +255,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds, at least 2")
+    parser.add_argument("--repetitions", type=int, default=5, help="at least 2")
     parser.add_argument("--quick", action="store_true", help="small sizes, two repetitions")
     parser.add_argument("--out", type=Path, help=f"default, where all is measured: {RESULTS.name}")
     arguments = parser.parse_args()
@@ -274,7 +274,7 @@ def main() -> None:
         "",
         f"By `python benchmarks/engine.py --repetitions {rounds}`: float64, one thread, rtol 1e-6. "
         f"{machine()}. A figure is a ratio of CPU times (ours over the peer's; the median over "
-        "interleaved rounds, with the quartiles) unless it names a unit. Errors: the largest relative "
+        "interleaved rounds, with quartiles) unless it names a unit. Errors: largest relative "
         "error of a leaf's gradient, ours and the peer's. The times are for orientation; only "
         "ratios are meant to be quoted.",
         "",
