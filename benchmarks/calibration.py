@@ -39,7 +39,7 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
-from ode_stopping.gradients.evidence import LARGEST_PROMISE, PROMISE_PER_RTOL
+from ode_stopping.solving.solver import LARGEST_PROMISE, PROMISE_PER_RTOL
 from ode_stopping.problems import geometric_spectrum, random_rotation
 from theory_checks.checks._closed_forms import CLOSED_FORMS
 from theory_checks.checks._rotated import eigen_gradient

@@ -64,6 +64,9 @@ from .gradients import (
     ForwardSensitivity,
     GradientRoute,
     InterpolatingAdjoint,
+    Piece,
+    PullBack,
+    StepAdjoint,
 )
 from .gradients.evidence import Evidence
 from .problems import (
@@ -76,6 +79,9 @@ from .problems import (
     SmoothSVM,
 )
 from .result import StoppingResult
+from .solving.runge_kutta import RungeKutta
+from .solving.solver import Method, Solver
+from .solving.step import Step
 from .solving.torchdiffeq import Torchdiffeq
 from .solving.trajectory import Trajectory
 from .stopm import LearnedISHD, StoPMConstants, learned_ishd, stopm_penalty, stopm_task, train_stopm
@@ -128,6 +134,7 @@ __all__ = [
     "LogisticRegression",
     "LossValue",
     "Margins",
+    "Method",
     "MissingGradientError",
     "ModuleObjective",
     "NearMiss",
@@ -137,10 +144,12 @@ __all__ = [
     "NewtonFlow",
     "NotReachedError",
     "NotReproducibleError",
+    "Piece",
     "PolynomialSchedule",
     "Positive",
     "PreconditionedFlow",
     "Problem",
+    "PullBack",
     "Quadratic",
     "QuarticQuadratic",
     "RMSPropFlow",
@@ -148,9 +157,13 @@ __all__ = [
     "RelativeDecrease",
     "RescaledGradientFlow",
     "Rosenbrock",
+    "RungeKutta",
     "SmoothSVM",
+    "Solver",
     "StalledError",
     "Status",
+    "Step",
+    "StepAdjoint",
     "StoPMConstants",
     "StoppingError",
     "StoppingResult",

@@ -5,17 +5,47 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .core.describe import detached_state, each, joined, numbers
 from .core.optional import optional_module, pictures
 from .core.states import State
-from .core.stats import Stats
+from .core.stats import Costs, Stats
+from .core.status import ERROR_OF_STATUS, Status
 from .crossing.near_miss import NearMiss
+from .crossing.run import Run
+from .gradients.attach import Attached, Differentiation
 from .gradients.problem import StoppingProblem
 from .solving.trajectory import Trajectory
 
-__all__ = ["StoppingResult"]
+__all__ = ["StoppingResult", "require_success", "result_of"]
+
+_HITS = (Status.REACHED, Status.AT_START, Status.DEGENERATE)
+
+
+class _Evidences:
+    """The evidence for each target: of the latest backward pass, or as it was pickled.
+
+    Args:
+        fixed: One entry a target; used where there is nothing to differentiate.
+        differentiation: The solved problem.
+    """
+
+    def __init__(
+        self, fixed: tuple[Any, ...], differentiation: Differentiation | None = None
+    ) -> None:
+        self._fixed = fixed
+        self._differentiation = differentiation
+
+    def latest(self) -> list[Any]:
+        """One entry a target, None for those without a gradient."""
+        found = list(self._fixed)
+        if self._differentiation is not None:
+            parts = self._differentiation
+            for hit, evidence in zip(parts.problem.hits, parts.evidence, strict=True):
+                found[hit.watch.index] = evidence
+        return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,7 +54,7 @@ class StoppingResult:
 
     With targets of shape (K,): `time`, `reached` and `rate` have shape (K,), the state a first axis
     of K, `status` and `evidence` are lists of K, in the order of the targets; the trajectory and
-    the counts are those of the whole run, and `problem` is None.
+    the counts are those of the whole run.
 
     Attributes:
         time: T in flow time, shape (); differentiable to the parameters of flow and criterion, to
@@ -37,16 +67,17 @@ class StoppingResult:
         rate: J'(T) = grad J^T F + dJ/dt, shape (), without gradient; NaN where there is no
             crossing.
         trajectory: The path on [t0, T].
-        stats: Counts; those of the backward pass are None until a gradient was taken.
         best: Smallest value of J that was seen.
         best_time: Where it was seen, in flow time.
         note: One more sentence on how the run ended; may be empty.
         near_miss: The interior minimum of J before T that came closest to the target (a small
             margin means that T is about to jump); None where J only fell.
-        evidence: Figures for the error of the gradient, an `Evidence` filled in by the backward
-            pass; None where no gradient was asked for.
         problem: The solved problem, for studies of the adjoint (None if no gradient was asked for,
             and after pickling).
+        stats: Counts; those of the backward pass are None until a gradient was taken, then those of
+            the latest.
+        evidence: Figures for the error of the latest gradient, an `Evidence`; None where no
+            gradient was asked for, and for targets that have none.
     """
 
     time: Tensor
@@ -55,13 +86,24 @@ class StoppingResult:
     reached: Tensor
     rate: Tensor
     trajectory: Trajectory
-    stats: Stats
     best: float
     best_time: float
     note: str = ""
     near_miss: NearMiss | None = None
-    evidence: Any = None
+    _costs: Costs = field(default_factory=lambda: Costs(Stats()), compare=False)
+    _evidence: _Evidences = field(default_factory=lambda: _Evidences(()), compare=False)
     problem: StoppingProblem | None = field(default=None, compare=False)
+
+    @property
+    def stats(self) -> Stats:
+        """What it cost so far."""
+        return self._costs.total
+
+    @property
+    def evidence(self) -> Any:
+        """What speaks for the latest gradient; a list for several targets."""
+        found = self._evidence.latest()
+        return found if isinstance(self.status, list) else found[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers and strings only; the state as nested lists."""
@@ -99,7 +141,12 @@ class StoppingResult:
 
     def __getstate__(self) -> dict[str, Any]:
         plain = replace(
-            self, time=self.time.detach(), state=detached_state(self.state), problem=None
+            self,
+            time=self.time.detach(),
+            state=detached_state(self.state),
+            problem=None,
+            _costs=Costs(self.stats),
+            _evidence=_Evidences(tuple(self._evidence.latest())),
         )
         return dict(plain.__dict__)
 
@@ -130,4 +177,66 @@ class StoppingResult:
                 f"  backward    {s.vjps} vector-Jacobian products, {s.nfe_backward} flow "
                 "evaluations"
             )
+        if s.fallback is not None:
+            lines.append(f"  route       {s.route}: {s.fallback}")
         return "\n".join(lines)
+
+
+def result_of(run: Run, found: Attached, *, several: bool) -> StoppingResult:
+    """The result of a run.
+
+    Args:
+        run: What was found.
+        found: The same with graphs.
+        several: Whether the target was a vector.
+    """
+    call = run.call
+    hits = [run.hit(index) for index in range(len(call.targets))]
+    status = [run.status if hit is None else hit.status for hit in hits]
+    reached = torch.tensor([s in _HITS for s in status], device=run.state.device)
+    rates = [h.point.rate if h is not None and h.point is not None else float("nan") for h in hits]
+    rate = torch.tensor(rates, dtype=torch.float64, device=run.state.device)
+    misses = [run.near_miss if hit is None else hit.near_miss for hit in hits]
+    near = [miss for miss in misses if miss is not None]
+    differentiation = found.differentiation
+    time, state = torch.stack(found.times), torch.stack(found.states)
+    return StoppingResult(
+        time=time if several else found.times[0],
+        state=call.layout.unpack(state if several else found.states[0]),
+        status=status if several else status[0],
+        reached=reached if several else reached[0],
+        rate=rate if several else rate[0],
+        trajectory=run.trajectory,
+        best=run.best[0],
+        best_time=run.best[1],
+        note=run.note,
+        near_miss=min(near, key=lambda miss: miss.margin, default=None),
+        _costs=found.costs,
+        _evidence=_Evidences((None,) * len(hits), differentiation),
+        problem=None if differentiation is None else differentiation.problem,
+    )
+
+
+def require_success(run: Run, result: StoppingResult) -> None:
+    """Raise what the status of a target calls for.
+
+    Raises:
+        StoppingError: DEGENERATE, DIVERGED or STALLED.
+    """
+    several = isinstance(result.status, list)
+    for index in sorted(range(len(run.call.targets)), key=lambda k: -run.call.targets[k]):
+        hit = run.hit(index)
+        status = run.status if hit is None else hit.status
+        error = ERROR_OF_STATUS.get(status)
+        if error is None:
+            continue
+        time, note = (run.time, run.note) if hit is None else (hit.time, hit.note)
+        where = f"target {run.call.targets[index]:g}: " if several else ""
+        raise error(
+            f"{where}{status.name}: {status.value} [{note}; t = {time:.9g}, "
+            f"{run.stats.accepted} steps, best J = {run.best[0]:.6g} at t = {run.best[1]:.6g}]",
+            time=time,
+            step=run.stats.accepted,
+            best=run.best[0],
+            result=result,
+        )

@@ -38,6 +38,7 @@ from .flows.hessian_damping import Coefficients
 from .flows.hyperparameters import at_time, is_constant
 from .problems.base import Objective, objective_gradient
 from .problems.differentiation import value_and_gradient
+from .solving.solver import Solver
 from .solving.torchdiffeq import Torchdiffeq
 from .tuning import StoppingTask, TuningHistory, TuningRecord, minimise_stopping_time
 
@@ -255,7 +256,7 @@ def train_stopm(
     rate: float = 0.08,
     rho: float = 3.0,
     clip: float = 6.0,
-    solver: Torchdiffeq | None = None,
+    solver: Solver | None = None,
     callback: Callable[[TuningRecord], bool | None] | None = None,
     **options: Any,
 ) -> TuningHistory:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from .call import Call
 from .core.functions import CriterionMap
 from .core.leaves import LeafSet
 from .core.states import State, StateLayout
-from .core.stats import Stats
 from .core.validation import (
     checked_scalar,
     checked_state,
@@ -22,13 +22,14 @@ from .core.validation import (
     require_flag,
     require_instance,
 )
-from .gradients import GradientRoute, InterpolatingAdjoint
-from .gradients.one_target import Setup, attached
-from .gradients.several_targets import solve_targets
-from .outcome import finished, finished_many
-from .result import StoppingResult
+from .crossing.run import find_crossings
+from .gradients import GradientRoute, StepAdjoint
+from .gradients.attach import Inputs, attached
+from .gradients.tracing import check_start
+from .result import StoppingResult, require_success, result_of
 from .solving.breakpoints import smooth_pieces
 from .solving.flow_map import FlowMap
+from .solving.solver import Solver
 from .solving.torchdiffeq import Torchdiffeq
 
 __all__ = ["stopping_time"]
@@ -45,8 +46,8 @@ def stopping_time(
     *,
     t0: float | Tensor = 0.0,
     max_time: float | None = None,
-    solver: Torchdiffeq | None = None,
-    gradient: GradientRoute | None = InterpolatingAdjoint(),  # noqa: B008 - immutable
+    solver: Solver | None = None,
+    gradient: GradientRoute | None = StepAdjoint(),  # noqa: B008 - immutable
     params: Iterable[Tensor] | None = None,
     breakpoints: Iterable[float] | None = None,
     censored: float | Literal["horizon"] | None = None,
@@ -71,8 +72,11 @@ def stopping_time(
             the targets, from one solve and with one backward pass.
         t0: Start time, in flow time.
         max_time: Absolute horizon, in flow time; None: t0 + 1e6.
-        solver: Adaptive method with its tolerances; None: `Torchdiffeq()`.
-        gradient: Route of the derivatives; None: the time only, and no states are kept.
+        solver: Adaptive method with its tolerances: `Torchdiffeq(...)`, or a `Solver` of one's own;
+            None: `Torchdiffeq()`.
+        gradient: Route of the derivatives: `StepAdjoint()`, the exact transpose of the accepted
+            steps; `InterpolatingAdjoint()`, the continuous adjoint; another, or one of one's own.
+            None: the time only, and no states are kept.
         params: Tensors to differentiate to that cannot be found from a traced evaluation; non-leaf
             tensors named here receive their gradient themselves instead of through their history.
         breakpoints: Times at which the flow jumps, in flow time. Steps end there, forward and
@@ -113,36 +117,40 @@ def stopping_time(
     start = float(start_time.detach())
     horizon = _checked_horizon(max_time, start, packed)
     limit = _checked_censoring(censored, horizon)
-    settings = solver if solver is not None else Torchdiffeq()
-    tolerances = settings.tolerances(packed.dtype)
+    chosen = solver if solver is not None else Torchdiffeq()
+    tolerances = chosen.tolerances(packed.dtype)
     x_start = packed.detach().clone()  # an optimiser may move x0 before the backward pass
     times, jumps_at_start = smooth_pieces(start, horizon, breakpoints, x_start)
-    setup = Setup(
+    call = Call(
         flow=FlowMap(flow, layout, x_start, times=times, jumps_at_start=jumps_at_start),
         criterion=CriterionMap(criterion, layout, x_start),
         leaves=LeafSet.collect(flow, criterion, params=params),
-        settings=settings,
+        solver=chosen,
+        method=chosen.method(packed.dtype),
         tolerances=tolerances,
         times=times,
         x0=x_start,
-        target=float(targets[0].detach()),
-        stats=Stats(),
+        targets=tuple(float(one.detach()) for one in targets),
+        gradient=gradient,
         censored=limit,
         thorough=evidence == "thorough",
     )
-    inputs = (packed, start_time, targets[0])
-    if isinstance(target, Tensor) and target.ndim == 1:
-        outcomes = solve_targets(setup, gradient, inputs, targets)
-        return finished_many(outcomes, layout, throw=throw)
-    search = setup.search(gradient)
-    return finished(attached(setup, search, gradient, inputs), layout, throw=throw)
+    if gradient is not None:
+        check_start(call)
+    run = find_crossings(call)
+    found = attached(run, Inputs(packed, start_time, tuple(targets)))
+    several = isinstance(target, Tensor) and target.ndim == 1
+    result = result_of(run, found, several=several)
+    if throw:
+        require_success(run, result)
+    return result
 
 
 def _check_kinds(flow: object, criterion: object, solver: object, gradient: object) -> None:
     require_callable(flow, name="flow")
     require_callable(criterion, name="criterion")
-    require_instance(solver, Torchdiffeq, name="solver", example='Torchdiffeq(method="dopri5")')
-    require_instance(gradient, GradientRoute, name="gradient", example="InterpolatingAdjoint()")
+    require_instance(solver, Solver, name="solver", example='Torchdiffeq(method="dopri5")')
+    require_instance(gradient, GradientRoute, name="gradient", example="StepAdjoint()")
 
 
 def _refuse_unavailable(*, batched: bool) -> None:

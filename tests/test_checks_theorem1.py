@@ -246,14 +246,14 @@ def test_identities_notice_a_wrong_adjoint(
     monkeypatch: pytest.MonkeyPatch, of_state: float, of_time: float
 ) -> None:
     """F_x^T lam off by a thousandth breaks both identities; a lost F_t breaks the second."""
-    right = FlowMap.vjp
+    right = FlowMap.pull
 
     def wrong(self: FlowMap, *args: Any, **options: Any) -> Vjp:
         product = right(self, *args, **options)
         state, time = of_state * product.state, of_time * product.time
         return Vjp(product.value, state, time, product.leaves)
 
-    monkeypatch.setattr(FlowMap, "vjp", wrong)
+    monkeypatch.setattr(FlowMap, "pull", wrong)
     outcome = judge_identities(Context(), SMALL, (CLOSED,), (1e-6,))
     assert not outcome.passed
     assert measured(outcome)[f"two forms of dT/dt0: {CLOSED}"] > 1e-4

@@ -18,15 +18,17 @@ from ode_stopping import (
 )
 from ode_stopping.core.states import StateLayout
 from ode_stopping.solving import errors as control
-from ode_stopping.solving.errors import StateError, Trial, VelocityError
-from ode_stopping.solving.tolerances import Tolerances
+from ode_stopping.solving.errors import StateError, VelocityError
+from ode_stopping.solving.solver import Tolerances
+from ode_stopping.solving.step import Step
 
+ZERO = torch.zeros((), dtype=torch.float64)
 LAYOUT = StateLayout((torch.Size([2]), torch.Size([1])), is_tuple=True)
 
 
-def trial(*, y1: Tensor, error: Tensor, f1: Tensor | None = None) -> Trial:
+def trial(*, y1: Tensor, error: Tensor, f1: Tensor | None = None) -> Step:
     velocity = torch.ones_like(y1) if f1 is None else f1
-    return Trial(0.0, 0.1, y1, velocity, y1, velocity, error)
+    return Step(0.0, 0.1, y1, velocity, y1, velocity, error)
 
 
 def test_error_is_measured_in_the_size_of_each_piece() -> None:
@@ -66,7 +68,7 @@ def test_noise_in_a_fast_direction_is_rejected() -> None:
         state = StateError(layout, tolerances)
         measure = VelocityError(lambda t, x: -matrix @ x, state, layout, tolerances)
         step = trial(y1=y, error=error, f1=-matrix @ y)
-        return state(step), measure(step)
+        return float(state(step)), measure(step)
 
     assert ratio(5e-7 * y) == pytest.approx((0.5, 0.5), rel=1e-3)
     # The velocity errs by 5e-3 where 1e-5 is allowed.
@@ -114,7 +116,7 @@ def test_without_the_control_of_the_velocity_it_is_worse(monkeypatch: pytest.Mon
         return float((leaves["p"].grad - truth["p"]).norm() / truth["p"].norm())
 
     controlled = error()
-    monkeypatch.setattr(control.VelocityError, "_velocity", lambda self, trial: 0.0)
+    monkeypatch.setattr(control.VelocityError, "_velocity", lambda self, step: [ZERO, ZERO])
     monkeypatch.setattr("ode_stopping.crossing.run._POLISH_AFTER", 10**9)
     assert error() > 20 * controlled
 

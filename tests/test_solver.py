@@ -12,29 +12,30 @@ from torch import Tensor
 
 from ode_stopping import InterpolatingAdjoint, Torchdiffeq, stopping_time
 from ode_stopping.solving.interpolation import accurate_path
-from ode_stopping.solving.method import adaptive_methods
+from ode_stopping.solving.solver import StepFailed
 from ode_stopping.solving.step import Step
-from ode_stopping.solving.stepper import StepFailed, Stepper
+from ode_stopping.solving.stepper import Stepper
+from ode_stopping.solving.torchdiffeq import adaptive_methods
 
 ONE = torch.ones(1, dtype=torch.float64)
 
 
 def stepper(function: object, *, end: float = 1.0, method: str = "dopri5") -> Stepper:
     return Stepper(
-        Torchdiffeq(method=method),
+        Torchdiffeq(method=method).method(torch.float64),
         function,  # type: ignore[arg-type]
         0.0,
         end,
         ONE,
-        measure=lambda trial: float((trial.error / (1e-10 + 1e-8 * trial.y1.abs())).abs().max()),
+        measure=lambda step: float((step.error / (1e-10 + 1e-8 * step.y1.abs())).abs().max()),
     )
 
 
 def test_steps_end_exactly_at_the_end() -> None:
     seen: list[float] = []
 
-    def function(t: Tensor, y: Tensor) -> Tensor:
-        seen.append(t.item())
+    def function(t: float, y: Tensor) -> Tensor:
+        seen.append(t)
         return -y
 
     steps: list[Step] = []
@@ -69,7 +70,7 @@ def test_non_finite_trial_steps_are_shortened() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_function_fails_as_such(bad: float) -> None:
-    run = stepper(lambda t, y: torch.where(t > 0.3, bad, -y))
+    run = stepper(lambda t, y: torch.full_like(y, bad) if t > 0.3 else -y)
     with pytest.raises(StepFailed) as failure:
         run.integrate(10_000)
     assert failure.value.nonfinite
@@ -83,8 +84,9 @@ def test_step_limit_fails() -> None:
 
 @pytest.mark.parametrize("method", adaptive_methods())
 def test_dense_output(method: str) -> None:
-    """Inside the steps, and its derivative at their ends."""
+    """Inside the steps, and the velocities at their ends."""
     steps: list[Step] = []
+    dense = Torchdiffeq(method=method).method(torch.float64).dense
     end = 0.1 if method == "adaptive_heun" else 1.0
     run = stepper(lambda t, y: -y, end=end, method=method)
     run.integrate(100_000, after_step=steps.append)
@@ -93,9 +95,9 @@ def test_dense_output(method: str) -> None:
     for step in steps[:: max(len(steps) // 10, 1)]:
         for s in (0.0, 0.3, 0.5, 0.9, 1.0):
             t = step.t0 + s * (step.t1 - step.t0)
-            assert step.at(t).item() == pytest.approx(math.exp(-t), rel=allowed)
-        assert step.velocity(0.0).item() == pytest.approx(-math.exp(-step.t0), rel=1e-6)
-        assert step.velocity(1.0).item() == pytest.approx(-math.exp(-step.t1), rel=1e-6)
+            assert dense(step)(t).item() == pytest.approx(math.exp(-t), rel=allowed)
+        assert step.f0.item() == pytest.approx(-math.exp(-step.t0), rel=1e-6)
+        assert step.f1.item() == pytest.approx(-math.exp(-step.t1), rel=1e-6)
 
 
 ACHIEVED = {"adaptive_heun": (1e-4, 1e-3), "fehlberg2": (1e-5, 2e-2), "bosh3": (1e-6, 1e-4)}
@@ -127,7 +129,7 @@ def test_path_between_the_long_steps_of_order_8() -> None:
     )
     problem = result.problem
     assert problem is not None
-    path = accurate_path(problem.trajectory, problem.settings, problem.flow.plain)
+    path = accurate_path(problem.trajectory, problem.flow, problem.segments)
     times = torch.linspace(0, problem.end, 200, dtype=torch.float64).tolist()
     coarse = max(abs(problem.trajectory.flat(t).item() / (2 * math.exp(-t)) - 1) for t in times)
     fine = max(abs(path(t).item() / (2 * math.exp(-t)) - 1) for t in times)

@@ -200,7 +200,7 @@ def _kept_bytes(result: StoppingResult) -> int:
     """Memory of the dense output, tensors that steps share counted once."""
     stores: dict[int, int] = {}
     for step in result.trajectory.steps:
-        for tensor in (step.y0, step.y1, *step.coefficients):
+        for tensor in (step.y0, step.y1, step.f0, step.f1, step.error):
             storage = tensor.untyped_storage()
             stores[storage.data_ptr()] = storage.nbytes()
     return sum(stores.values())

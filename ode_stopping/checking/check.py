@@ -13,12 +13,11 @@ from torch import Tensor
 from ..core.states import State
 from ..core.status import GradientError, Status, StoppingError
 from ..core.validation import require_instance
-from ..gradients import ForwardSensitivity, GradientRoute, InterpolatingAdjoint
-from ..gradients.evidence import PROMISE_PER_RTOL
+from ..gradients import ForwardSensitivity, GradientRoute, StepAdjoint
 from ..gradients.problem import StoppingProblem
 from ..result import StoppingResult
-from ..solving.method import adaptive_methods
-from ..solving.torchdiffeq import Torchdiffeq
+from ..solving.solver import PROMISE_PER_RTOL, Solver
+from ..solving.torchdiffeq import Torchdiffeq, adaptive_methods
 from ..stopping import stopping_time
 from .differences import (
     difference_slopes,
@@ -67,8 +66,8 @@ def check_stopping_gradient(
     criterion: Callable[..., Any],
     target: float | Tensor,
     *,
-    gradient: GradientRoute = InterpolatingAdjoint(),  # noqa: B008 - immutable
-    solver: Torchdiffeq | None = None,
+    gradient: GradientRoute = StepAdjoint(),  # noqa: B008 - immutable
+    solver: Solver | None = None,
     t0: float | Tensor = 0.0,
     max_time: float | None = None,
     directions: int = 3,
@@ -119,7 +118,7 @@ def check_stopping_gradient(
             transversal crossing (the message names its status).
     """
     if gradient is None:
-        raise TypeError("gradient must be a route, as InterpolatingAdjoint(); got None")
+        raise TypeError("gradient must be a route, as StepAdjoint(); got None")
     require_instance(gradient, GradientRoute, name="gradient")
     require_directions(directions)
     call = Call.of(x0, target, t0)
@@ -145,7 +144,7 @@ class _Job:
 
     flow: Callable[..., Any]
     criterion: Callable[..., Any]
-    solver: Torchdiffeq
+    solver: Solver
     max_time: float | None
     params: list[Tensor] | None
     breakpoints: list[float] | None
@@ -155,7 +154,7 @@ class _Job:
         self,
         call: Call,
         route: GradientRoute | None,
-        solver: Torchdiffeq,
+        solver: Solver,
         *,
         params: list[Tensor] | None = None,
         horizon: float = inf,
@@ -212,7 +211,7 @@ def _checked(
         time, rate = float(result.time), float(result.rate)
         return GradientReport("T", name, time, rate, error=error, warnings=tuple(warned))
     problem = answer.problem
-    promise = problem.evidence.promise
+    promise = problem.call.promise
     generator = torch.Generator().manual_seed(seed)
     chosen: Directions = [
         (subject, directions_for(subject, directions, generator)) for subject in answer.subjects
@@ -291,12 +290,15 @@ def _against_references(
 
 def _tight(problem: StoppingProblem) -> Torchdiffeq:
     """The solver of the references."""
-    settings, rtol = problem.settings, problem.tolerances.rtol
+    solver, rtol = problem.solver, problem.tolerances.rtol
     floor = _FLOOR_IN_EPS * torch.finfo(problem.x0.dtype).eps
     tight = max(min(_TIGHTER * rtol, _TIGHT), floor)
-    atol = None if settings.atol is None else settings.atol * min(tight / rtol, 1.0)
-    method = _TIGHT_METHOD if _TIGHT_METHOD in adaptive_methods() else settings.method
-    return replace(settings, method=method, rtol=tight, atol=atol)
+    atol = None if solver.atol is None else solver.atol * min(tight / rtol, 1.0)
+    # Another method than the one that is checked, where there is one.
+    method = _TIGHT_METHOD if _TIGHT_METHOD in adaptive_methods() else "dopri5"
+    return Torchdiffeq(
+        method, rtol=tight, atol=atol, max_steps=solver.max_steps, max_step=solver.max_step
+    )
 
 
 def _differences(
@@ -305,7 +307,7 @@ def _differences(
     subject: Subject,
     moves: list[Tensor],
     reference: StoppingProblem | None,
-    tight: Torchdiffeq,
+    tight: Solver,
     promise: float,
 ) -> tuple[list[Slope | None], str]:
     """Slopes of T at the tight tolerance, and why there are none where there are none."""

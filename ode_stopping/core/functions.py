@@ -1,8 +1,8 @@
-"""The user's flow and criterion, evaluated so that no gradient is lost.
+"""The user's functions on flat vectors, evaluated so that no gradient is lost.
 
-A `FlowMap` and a `CriterionMap` sit between the solvers, which see flat vectors without gradients,
-and the user's functions, which see states and may call `torch.autograd.grad` themselves. They count
-evaluations, keep t inside [t0, max_time], check shapes, and build a graph only on request.
+The solvers see flat vectors without gradients; the user's functions see states and may call
+`torch.autograd.grad` themselves. In between stands a `UserFunction`: it counts evaluations, checks
+shapes, and builds a graph only on request.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from .leaves import LeafSet
-from .states import StateLayout
+from .states import State, StateLayout
 
-__all__ = ["CriterionMap", "UserFunction", "Vjp"]
+__all__ = ["CriterionMap", "UserFunction", "Vjp", "sum_of_products"]
 
 
 @dataclass(frozen=True)
 class Vjp:
-    """One vector-Jacobian product of the flow F(theta, x, t) with a cotangent lam.
+    """One vector-Jacobian product of a function f(theta, x, t) with a cotangent lam.
 
     Attributes:
-        value: F, shape (n,), without graph.
-        state: F_x^T lam, shape (n,).
-        time: F_t^T lam, shape ().
-        leaves: F_theta^T lam, one tensor a leaf.
+        value: f, shape (n,), without graph.
+        state: f_x^T lam, shape (n,).
+        time: f_t^T lam, shape ().
+        leaves: f_theta^T lam, one tensor a leaf.
     """
 
     value: Tensor
@@ -38,7 +38,17 @@ class Vjp:
 
 
 class UserFunction:
-    """A user's callable (t, state), called in the cheapest autograd mode in which it works."""
+    """A user's callable (t, state), called in the cheapest autograd mode in which it works.
+
+    Args:
+        function: The callable.
+        layout: Layout of the state.
+        like: A state, for dtype and device.
+
+    Attributes:
+        calls: How often it was evaluated.
+        products: How many vector-Jacobian products were taken of it.
+    """
 
     name: str
 
@@ -48,16 +58,34 @@ class UserFunction:
         self.dtype = like.dtype
         self.device = like.device
         self.calls = 0
+        self.products = 0
         self._needs_graph = False
+        # A state that is one vector is handed on as it is.
+        self._is_vector = not layout.is_tuple and len(layout.shapes[0]) == 1
+        self._output_shape = layout.shapes[0] if self._is_vector else None
 
     def time_tensor(self, t: float | Tensor) -> Tensor:
         """A 0-d tensor of the state's dtype and device."""
         if isinstance(t, Tensor):
             return t.to(dtype=self.dtype, device=self.device)
-        return torch.tensor(t, dtype=self.dtype, device=self.device)
+        return torch.scalar_tensor(t, dtype=self.dtype, device=self.device)
 
     def _checked(self, output: Any) -> Tensor:
         raise NotImplementedError("subclasses check the output")
+
+    def _call(self, time: Tensor, flat: Tensor) -> Tensor:
+        """The function at a flat state; its output flat, too, and checked."""
+        if not self._is_vector:
+            return self._checked(self.function(time, self.layout.unpack(flat)))
+        output = self.function(time, flat)
+        # What is right is seen at a glance; `_checked` says what is wrong with the rest.
+        if (
+            type(output) is Tensor
+            and output.shape == self._output_shape
+            and output.dtype is self.dtype
+        ):
+            return output
+        return self._checked(output)
 
     def plain(self, t: float | Tensor, flat: Tensor) -> Tensor:
         """Value without graph.
@@ -65,29 +93,31 @@ class UserFunction:
         The function is tried without gradients first. One that differentiates inside (autograd.grad
         on the state) fails there with a RuntimeError, and is given a graph from then on.
         """
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.plain(t, flat)
         self.calls += 1
         time = self.time_tensor(t)
         if not self._needs_graph:
             version = flat._version
             try:
-                with torch.no_grad():
-                    return self._checked(self.function(time, self.layout.unpack(flat)))
+                return self._call(time, flat)
             except RuntimeError:
                 # Either it needs a graph, or it is broken: then the same error comes again below.
                 self._needs_graph = True
             finally:
-                self._require_unchanged(flat, version)
+                if flat._version != version:
+                    self._refuse_change()
         with torch.enable_grad():
             leaf = flat.detach().requires_grad_(True)
-            return self._checked(self.function(time, self.layout.unpack(leaf))).detach()
+            return self._call(time, leaf).detach()
 
-    def _require_unchanged(self, flat: Tensor, version: int) -> None:
-        """Raise if the function changed the state that it was given: it is the run's own."""
-        if flat._version != version:
-            raise ValueError(
-                f"{self.name} changed x in place; it must return a new tensor, since x is needed "
-                "again (write -x, not x.neg_())"
-            )
+    def _refuse_change(self) -> None:
+        """Raise, for the function changed the state that it was given: it is the run's own."""
+        raise ValueError(
+            f"{self.name} changed x in place; it must return a new tensor, since x is needed "
+            "again (write -x, not x.neg_())"
+        )
 
     def traced(self, t: Tensor, flat: Tensor) -> Tensor:
         """Value with graph; `t` and `flat` are made to require grad by the caller."""
@@ -95,7 +125,7 @@ class UserFunction:
         with torch.enable_grad():
             if not flat.requires_grad:
                 flat = flat.detach().requires_grad_(True)
-            return self._checked(self.function(t, self.layout.unpack(flat)))
+            return self._call(t, flat)
 
     def inputs(self, t: float | Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Fresh leaves (t, flat) that require grad."""
@@ -129,6 +159,7 @@ class UserFunction:
         look: bool,
     ) -> Vjp:
         """Vector-Jacobian products of an evaluation that was traced already."""
+        self.products += 1
         if not value.requires_grad:
             zeros = leaves.zeros()
             return Vjp(value.detach(), torch.zeros_like(state), torch.zeros_like(time), zeros)
@@ -159,6 +190,12 @@ class CriterionMap(UserFunction):
 
     name = "criterion"
 
+    def __init__(self, function: Callable[..., Any], layout: StateLayout, like: Tensor) -> None:
+        super().__init__(function, layout, like)
+        self._output_shape = torch.Size(())
+        # A criterion that says so gives one number a sample; the flow's time must not matter.
+        self._takes_rows = bool(getattr(function, "takes_rows", False))
+
     def _checked(self, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             raise TypeError(f"criterion must return a 0-d tensor; got {type(output).__name__}")
@@ -169,14 +206,36 @@ class CriterionMap(UserFunction):
         if output.shape != ():
             raise ValueError(
                 f"criterion must return a scalar (shape ()); got shape {tuple(output.shape)}. For "
-                "a batch "
-                "of problems see batched=."
+                "a batch of problems see batched=."
             )
         return output
 
     def value(self, t: float | Tensor, flat: Tensor) -> float:
         """J as a Python float."""
         return float(self.plain(t, flat))
+
+    def values(self, points: Sequence[tuple[float, Tensor]]) -> list[float]:
+        """J at several points (t, x), read from the device in one go."""
+        if len(points) == 1:
+            return [self.value(*points[0])]
+        # The last point is the end of a step, whose product the flow has just made: by itself.
+        *inner, last = points
+        rows = self._rows(inner) if self._takes_rows and len(inner) > 1 else None
+        found = [self.plain(t, x) for t, x in inner] if rows is None else rows
+        return torch.stack([*found, self.plain(*last)]).tolist()
+
+    def _rows(self, points: Sequence[tuple[float, Tensor]]) -> list[Tensor] | None:
+        """J at several states in one call; None where the function cannot after all."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._rows(points)
+        states: State = self.layout.unpack(torch.stack([x for _, x in points]))
+        output = self.function(self.time_tensor(points[-1][0]), states)
+        if type(output) is not Tensor or output.shape != (len(points),):
+            self._takes_rows = False
+            return None
+        self.calls += len(points)
+        return list(output.detach().unbind())
 
     def gradient(self, t: float | Tensor, flat: Tensor) -> tuple[float, Tensor, float]:
         """J, grad J (shape (n,)) and dJ/dt."""

@@ -61,20 +61,19 @@ class Costs:
 
     Args:
         forward: The counts of the forward run, and of the checks after it.
+
+    Attributes:
+        total: Both together; brought up to date by every backward pass.
     """
 
     def __init__(self, forward: Stats) -> None:
         self._forward = forward
-        self._backward = Stats()
+        self.total = forward + Stats()
 
     def note(self, backward: Stats) -> None:
         """A backward pass has ended; it takes the place of the one before."""
-        self._backward = backward
-
-    @property
-    def total(self) -> Stats:
-        """Both together."""
-        return self._forward + self._backward
+        for name, value in vars(self._forward + backward).items():
+            setattr(self.total, name, value)
 
 
 class TotalStats(Stats):

@@ -279,13 +279,13 @@ def refuse_batched_cotangent(cotangent: Tensor) -> None:
     """Raise in a backward pass that is asked for many rows at once.
 
     Args:
-        cotangent: A 0-d cotangent.
+        cotangent: A cotangent.
 
     Raises:
         RuntimeError: Naming is_grads_batched and vectorize.
     """
     try:
-        cotangent.item()
+        cotangent.sum().item()
     except RuntimeError as error:
         raise RuntimeError(
             "this backward pass cannot run for a batch of cotangents (is_grads_batched=True, "

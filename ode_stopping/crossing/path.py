@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from ..core.states import StateLayout
+from ..call import Call
 from ..solving.step import Step
 from ..solving.trajectory import Trajectory
-from .near_miss import NearMiss
+from .near_miss import Dips
 from .scan import Scan
 
 __all__ = ["Path"]
@@ -23,121 +23,91 @@ class Path:
     """Steps, times and values of J so far, and what J did between them.
 
     Attributes:
-        grid: Accepted times, from t0.
+        grid: Accepted times, from t0: the nodes of the path.
         values: J there.
         steps: The steps, where they are kept.
+        state: The state at the last node.
         best: Smallest J that was seen, and where.
-        recent: The last few steps.
-        near_miss: The interior minimum of J that came closest to the target, if there was one.
+        dips: Interior minima of J.
     """
 
-    def __init__(
-        self, layout: StateLayout, start: float, x0: Tensor, keep: bool, target: float
-    ) -> None:
-        self.layout = layout
-        self.start = start
-        self.x0 = x0
-        self.state = x0
+    def __init__(self, call: Call, value: float) -> None:
+        self._call = call
+        self._keep = call.keeps
+        self._recent: deque[Step] = deque(maxlen=_RECENT)
+        self._errors: deque[Tensor] = deque(maxlen=_RECENT)
+        self._held = 0
+        self._largest = call.x0.norm()
+        self.state = call.x0
         self.steps: list[Step] = []
-        self.grid = [start]
-        self.values: list[float] = []
-        self.best = (float("inf"), float("nan"))
-        self.recent: deque[Step] = deque(maxlen=_RECENT)
-        self._keep = keep
-        self._largest = float(x0.norm())
-        self._dips = _Dips(target)
+        self.grid = [call.start]
+        self.values = [value]
+        self.best = (value, call.start)
+        self.dips = Dips()
+        self.dips.add([(call.start, value)])
 
-    def begin(self, value: float) -> None:
-        """Note J at the start."""
-        self.values.append(value)
-        self.best = (value, self.start)
-        self._dips.add([(self.start, value)])
+    @property
+    def node(self) -> int:
+        """Number of the last node; that of t0 is 0."""
+        return len(self.grid) - 1
 
-    def look(self, scan: Scan) -> None:
-        """Note what was seen of J inside a step."""
+    def look(self, scan: Scan, until: float) -> None:
+        """Note what was seen of J inside a step, up to a time."""
         self.best = min(self.best, (scan.best_value, scan.best_time))
-        self._dips.add(
-            point for point in scan.points if scan.crossing is None or point[0] < scan.crossing
-        )
+        self.dips.add(point for point in scan.points if point[0] < until)
 
     def add(self, step: Step, value: float) -> None:
         """Append an accepted step, with J at its end."""
-        self.recent.append(step)
+        self._recent.append(step)
+        self._errors.append(step.error)
         if self._keep:
             self.steps.append(step)
-        self._largest = max(self._largest, float(step.y1.norm()))
+        else:
+            self._largest = torch.maximum(self._largest, step.y1.norm())
         self.grid.append(step.t1)
         self.values.append(value)
         self.state = step.y1
 
+    def begin_piece(self) -> None:
+        """From here on the steps before are not taken again, and say nothing of the error."""
+        self._recent.clear()
+        self._errors.clear()
+
+    def hold(self, node: int) -> None:
+        """Steps up to this node stay, for something begins there."""
+        self._held = max(self._held, node)
+
+    def recent(self) -> list[Step]:
+        """The last few steps, as far back as they may be taken again."""
+        count = min(len(self._recent), self.node - self._held)
+        return list(self._recent)[len(self._recent) - count :]
+
     def replace_recent(self, steps: Sequence[tuple[Step, float]]) -> None:
-        """Put other steps, with the values of J at their ends, in the place of the recent ones."""
+        """Put other steps, with J at their ends, in the place of the recent ones."""
+        count = len(self.recent())
         kept = (self.steps, self.grid, self.values) if self._keep else (self.grid, self.values)
         for entries in kept:
-            del entries[len(entries) - len(self.recent) :]
-        self.recent.clear()
+            del entries[len(entries) - count :]
+        self.begin_piece()
         for step, value in steps:
             self.add(step, value)
 
-    def state_error(self) -> Tensor:
+    def state_error(self, *further: Step) -> Tensor:
         """Root of the summed squares of the last steps' error estimates, by element, shape (n,)."""
-        squares = [step.error.square() for step in self.recent]
-        return sum(squares, self.x0.new_zeros(self.x0.shape)).sqrt()
+        errors = [*self._errors, *(step.error for step in further)][-_RECENT:]
+        squares = [error.square() for error in errors]
+        return sum(squares, torch.zeros_like(self._call.x0)).sqrt()
 
-    @property
-    def near_miss(self) -> NearMiss | None:
-        """The dip of J that came closest to the target without reaching it."""
-        return self._dips.closest
-
-    def trajectory(self) -> Trajectory:
-        """The path as a trajectory."""
+    def trajectory(self, marks: Mapping[float, tuple[float, Tensor]]) -> Trajectory:
+        """The path as a trajectory, with marks inside its steps."""
+        call = self._call
         return Trajectory(
-            self.layout,
-            self.start,
-            self.x0,
+            call.layout,
+            call.method,
+            call.x0,
             self.steps,
             self.grid,
             self.values,
             largest=self._largest,
+            marks=marks,
         )
-
-
-class _Dips:
-    """Interior minima of J, from its values in order of time."""
-
-    def __init__(self, target: float) -> None:
-        self._target = target
-        self._points: deque[tuple[float, float]] = deque(maxlen=3)
-        self.closest: NearMiss | None = None
-
-    def add(self, points: Iterable[tuple[float, float]]) -> None:
-        """Go on with further points (t, J)."""
-        for point in points:
-            if self._points and not point[0] > self._points[-1][0]:
-                continue  # a step so short that the clock does not tell its samples apart
-            self._points.append(point)
-            if len(self._points) == 3:
-                (_, before), (_, middle), (_, after) = self._points
-                if before > middle < after:
-                    self._dip(_vertex(list(self._points)))
-            if self.closest is not None:
-                # The height to which J rises again after the closest dip: what it is small against.
-                lowest = self._target + self.closest.margin
-                height = max(self.closest.rebound, point[1] - lowest)
-                self.closest = replace(self.closest, rebound=height)
-
-    def _dip(self, vertex: tuple[float, float]) -> None:
-        margin = vertex[1] - self._target
-        if self.closest is None or margin < self.closest.margin:
-            self.closest = NearMiss(vertex[0], margin, 0.0)
-
-
-def _vertex(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The lowest point of the parabola through three points whose middle one is the lowest."""
-    (t0, v0), (t1, v1), (t2, v2) = points
-    a, b = (v1 - v0) / (t1 - t0), (v2 - v1) / (t2 - t1)
-    curvature = (b - a) / (t2 - t0)
-    if not curvature > 0:
-        return t1, v1
-    t = 0.5 * (t0 + t1) - 0.5 * a / curvature
-    return t, min(v1, v0 + (t - t0) * (a + curvature * (t - t1)))

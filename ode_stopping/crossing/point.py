@@ -1,28 +1,20 @@
-"""The implicit-function quotient, written once (Theorem 1 of arXiv 2505.22509).
-
-The stopping time solves J(T, x(T)) = eps. With g = grad J(x_T), F = F(T, x_T) and the transversal
-rate J' = g^T F + J_t, a cotangent c on T and a cotangent w on x_T pull back to
-
-    lam(T) = w + scale g,     scale = -(w^T F + c) / J',
-
-after which the flow map at fixed T does the rest, and to `scale dJ/dphi` on the criterion's
-parameters and `-scale` on the target. There is no epsilon in the denominator: whether J' is large
-enough is decided by the transversality test, on a scale of its own, and a crossing that fails it
-has no gradient.
-"""
+"""What is known at a crossing: everything that a derivative of its time needs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-__all__ = ["Crossing"]
+from ..call import Call
+
+__all__ = ["Crossing", "lam_change"]
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """Everything that the quotient needs, at the crossing.
+    """A point (T, x_T) at which the criterion meets its target.
 
     Attributes:
         time: T.
@@ -40,6 +32,12 @@ class Crossing:
     gradient: Tensor
     explicit_rate: float
 
+    @classmethod
+    def at(cls, call: Call, time: float, state: Tensor, velocity: Tensor) -> Crossing:
+        """The point, with the criterion evaluated and differentiated there."""
+        value, gradient, explicit = call.criterion.gradient(time, state)
+        return cls(time, state, value, velocity, gradient, explicit)
+
     @property
     def rate(self) -> float:
         """J'(T) = g^T F + J_t."""
@@ -50,7 +48,35 @@ class Crossing:
         """sum_i |g_i F_i| + |J_t|: what J'(T) would be without cancellation."""
         return float((self.gradient * self.velocity).abs().sum()) + abs(self.explicit_rate)
 
+    @property
+    def rounding(self) -> float:
+        """Rounding of J at x_T: eps_machine (|J| + sum_i |g_i x_i|), for x is rounded, too."""
+        size = abs(self.value) + float((self.gradient * self.state).abs().sum())
+        return torch.finfo(self.state.dtype).eps * size
+
     def is_transversal(self, rtol: float) -> bool:
         """Whether |J'(T)| stands clear of the cancellation in it: > 10 rtol times its scale."""
         rate = self.rate
         return rate == rate and abs(rate) > 10 * rtol * self.rate_scale
+
+    def is_finite(self) -> bool:
+        """Whether value, velocity and gradient are."""
+        parts = torch.cat([self.velocity, self.gradient]).isfinite().all()
+        return self.value - self.value == 0.0 and bool(parts)
+
+
+def lam_change(call: Call, crossing: Crossing, state_error: Tensor) -> float:
+    """Relative change of lam(T) = -g / J' if x_T errs by `state_error`, shape (n,).
+
+    J(x_T) = eps holds in spite of the error, as T gives way: so the error is moved along the path
+    back to the level set.
+    """
+    delay = -float(crossing.gradient @ state_error) / crossing.rate
+    t, x = crossing.time + delay, crossing.state + state_error + delay * crossing.velocity
+    moved = Crossing.at(call, t, x, call.flow.plain(t, x))
+    if moved.rate == 0.0:
+        return float("inf")
+    lam = crossing.gradient / crossing.rate
+    change = float((moved.gradient / moved.rate - lam).norm())
+    size = float(lam.norm())
+    return change / size if size > 0 else 0.0

@@ -7,21 +7,15 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from ..solving.flow_map import FlowMap
+from ..solving.solver import Function, Tolerances
 from ..solving.step import Step
-from ..solving.stepper import Stepper
-from ..solving.tolerances import Tolerances
 
 __all__ = ["Rest"]
 
 _WINDOW = 256
-
 _PROBES = 32
-
 _SHARE_OF_TIME = 1e-3
-
 _POWERS = 60
-
 _GROWTH = 1e-4
 
 
@@ -40,13 +34,15 @@ class Rest:
         self._window: deque[tuple[float, Tensor, float]] = deque(maxlen=_WINDOW)
         self._start: float | None = None
         self._until_next = _WINDOW
-        self._largest = 0.0
+        self._largest: Tensor | None = None
 
     def is_resting(self, step: Step, excess: float) -> bool:
         """Whether the state has hardly moved for a while, up to the end of this step."""
         self._window.append((step.t1, step.y1, excess))
         self._start = step.t0 if self._start is None else self._start
-        self._largest = max(self._largest, float(step.y1.square().mean().sqrt()))
+        # Read from the device now and then only.
+        size = torch.linalg.vector_norm(step.y1)
+        self._largest = size if self._largest is None else torch.maximum(self._largest, size)
         self._until_next -= 1
         if self._until_next > 0:
             return False
@@ -58,26 +54,26 @@ class Rest:
         if step.t1 - time < _SHARE_OF_TIME * (step.t1 - self._start):
             return False
         moved = (step.y1 - state).abs()
-        floor = self._tolerances.floor(self._largest)
+        floor = self._tolerances.floor(self._largest_rms(step.y1))
         allowed = 10 * (floor + self._tolerances.rtol * step.y1.abs())
         return bool((moved <= allowed).all())
 
-    def stays(self, flow: FlowMap, stepper: Stepper, max_time: float) -> bool:
+    def _largest_rms(self, x: Tensor) -> float:
+        return 0.0 if self._largest is None else float(self._largest) / x.numel() ** 0.5
+
+    def stays(self, flow: Function, now: float, x: Tensor, horizon: float) -> bool:
         """Whether the velocity at this state stays at its present noise until the horizon."""
-        now, x = stepper.time, stepper.value
-        speed = max(
-            float(flow.plain(s, y).abs().max()) for s, y in [(now, x), (now, self._window[0][1])]
-        )
-        remaining = max_time - now
+        speed = max(float(flow(now, y).abs().max()) for y in (x, self._window[0][1]))
+        remaining = horizon - now
         for i in range(1, _PROBES + 1):
             # Half of the probes evenly, half of them crowded towards the present.
             fraction = i / _PROBES if i % 2 == 0 else 2.0 ** -(_PROBES - i)
-            probe = flow.plain(now + fraction * remaining, x)
+            probe = flow(now + fraction * remaining, x)
             if not float(probe.abs().max()) <= 10 * speed:
                 return False
         return not self._grows(flow, now, x)
 
-    def _grows(self, flow: FlowMap, t: float, x: Tensor) -> bool:
+    def _grows(self, flow: Function, t: float, x: Tensor) -> bool:
         """Whether a small departure from x grows: a saddle is left in the end, however slowly.
 
         Power iteration with the derivative of a Runge-Kutta step, by differences; stable flows,
@@ -87,7 +83,7 @@ class Rest:
         length = (times[-1] - times[0]) / (len(times) - 1) / 3
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-        size = torch.finfo(x.dtype).eps ** 0.5 * max(float(x.norm()), self._largest)
+        size = torch.finfo(x.dtype).eps ** 0.5 * max(float(x.norm()), self._largest_rms(x))
         base = _runge_kutta(flow, t, x, length)
         direction, growth = noise / noise.norm(), 1.0
         for k in range(_POWERS):
@@ -101,10 +97,10 @@ class Rest:
         return growth > 1 + _GROWTH
 
 
-def _runge_kutta(flow: FlowMap, t: float, x: Tensor, length: float) -> Tensor:
+def _runge_kutta(flow: Function, t: float, x: Tensor, length: float) -> Tensor:
     """One classical step of the flow as it is at time t."""
-    first = flow.plain(t, x)
-    second = flow.plain(t, x + 0.5 * length * first)
-    third = flow.plain(t, x + 0.5 * length * second)
-    fourth = flow.plain(t, x + length * third)
+    first = flow(t, x)
+    second = flow(t, x + 0.5 * length * first)
+    third = flow(t, x + 0.5 * length * second)
+    fourth = flow(t, x + length * third)
     return x + length / 6 * (first + 2 * second + 2 * third + fourth)

@@ -1,4 +1,4 @@
-"""The forward loop: step until the criterion is down to the target, or say why it is not.
+"""The forward loop: step until the criterion has met every target, or say why it has not.
 
 Knows nothing of gradients.
 """
@@ -7,275 +7,384 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nextafter
+from math import inf, isfinite, nextafter
 
 import torch
 from torch import Tensor
 
-from ..core.functions import CriterionMap
+from ..call import Call
+from ..core.memo import Memo, sharing
 from ..core.stats import Stats
 from ..core.status import Status
 from ..solving.errors import StateError, VelocityError
-from ..solving.flow_map import FlowMap
+from ..solving.flow_map import FlowPiece
+from ..solving.solver import StepFailed, Tolerances
 from ..solving.step import Step
-from ..solving.stepper import StepFailed, Stepper
-from ..solving.tolerances import Tolerances
-from ..solving.torchdiffeq import Torchdiffeq
+from ..solving.stepper import Stepper
 from ..solving.trajectory import Trajectory
 from .near_miss import NearMiss
 from .path import Path
-from .point import Crossing
+from .point import Crossing, lam_change
 from .refine import refine
 from .rest import Rest
-from .scan import NonFiniteCriterion, Scan, scan_step
+from .scan import Met, NonFiniteCriterion, Scan, scan_step
+from .watch import Hit, Watch
 
-__all__ = ["Search", "find_crossing"]
+__all__ = ["Run", "find_crossings"]
 
 # Steps that are taken again in a row because J was not resolved: a J that jumps never is.
 _MAX_RETAKES = 12
-
 # The last steps before the crossing are taken again at a fraction of the tolerance, on runs long
 # enough to be stiff.
 _POLISH_AFTER = 20
-
 _POLISH = 1e-2
-
 _POLISH_LIMIT = 500
-
 # A step whose error is this small against the tolerance, on a run that has found its pace, was not
 # limited by the flow, and J is looked at more often inside.
 _EASY = 1e-3
-
 _EASY_AFTER = 4
 
 
-@dataclass
-class Search:
-    """Outcome of the forward run.
+@dataclass(frozen=True)
+class Run:
+    """What a forward run found.
 
     Attributes:
-        status: How it ended.
+        call: What was asked.
+        hits: The watches that were met, in order of time.
+        status: How the run ended: what the watches that are in no hit came to.
         time: Flow time at which it ended.
         state: State there, shape (n,).
-        trajectory: The path.
-        crossing: Present for REACHED and DEGENERATE.
-        best: Smallest J seen, and where.
         note: One more sentence on how it ended.
-        near_miss: The interior minimum of J before the crossing that came closest to the target.
+        trajectory: The path.
+        best: Smallest J seen, and where.
+        near_miss: Of the lowest target: the interior minimum of J that came closest to it.
         velocity_error: Largest relative error of the velocity in the steps that were looked at.
-        state_error: Estimate of the error of the state by the last steps, shape (n,).
-        next_step: Size of the step that would have come next, in flow time; None without steps.
+        stats: Its costs.
     """
 
+    call: Call
+    hits: tuple[Hit, ...]
     status: Status
     time: float
     state: Tensor
+    note: str
     trajectory: Trajectory
-    crossing: Crossing | None
     best: tuple[float, float]
-    note: str = ""
-    near_miss: NearMiss | None = None
-    velocity_error: float = 0.0
-    state_error: Tensor | None = None
-    next_step: float | None = None
+    near_miss: NearMiss | None
+    velocity_error: float
+    stats: Stats
+
+    def hit(self, target: int) -> Hit | None:
+        """The hit of a target, by its place among those of the call; None for a miss."""
+        return next((hit for hit in self.hits if hit.watch.index == target), None)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The step that has the crossing in it, and who took it."""
-
-    stepper: Stepper
-    step: Step
-    scan: Scan
-
-
-def find_crossing(
-    flow: FlowMap,
-    criterion: CriterionMap,
-    x0: Tensor,
-    target: float,
-    *,
-    times: Sequence[float],
-    settings: Torchdiffeq,
-    tolerances: Tolerances,
-    keep: bool,
-    stats: Stats,
-    steps_before: int = 0,
-    first_step: float | None = None,
-) -> Search:
-    """Integrate from (times[0], x0) until J <= target for the first time.
-
-    Args:
-        flow: dx/dt.
-        criterion: J.
-        x0: Start, shape (n,).
-        target: eps.
-        times: The start, the times at which the flow jumps, and the horizon, increasing.
-        settings: Solver.
-        tolerances: Of the solve.
-        keep: Whether to keep the dense output of the steps.
-        stats: Counts, filled in.
-        steps_before: Steps that were tried before, where this run goes on with another.
-        first_step: Size of the first step, in flow time; None: the solver's choice.
-    """
-    path = Path(flow.layout, times[0], x0, keep, target)
-    run = _Run(flow, criterion, path, target, settings, tolerances)
-    run.steps_before, run.first_step = steps_before, first_step
-    calls = flow.calls
-    try:
-        return run.through(times)
-    finally:
-        flow.leave()
-        stats.nfe_forward = flow.calls - calls
-        stats.criterion_calls = criterion.calls
-        stats.control = run.control.evaluations
-        stats.accepted = len(path.grid) - 1
-        stats.rejected = run.rejected
+def find_crossings(call: Call) -> Run:
+    """Integrate from (t0, x0) until J has been down to every target for the first time."""
+    flow, criterion = call.flow, call.criterion
+    evaluations, calls = flow.calls, criterion.calls
+    with torch.no_grad(), sharing(Memo()):
+        loop = _Loop(call)
+        try:
+            loop.through()
+        except _Ended as end:
+            ended = end
+        stats = Stats(
+            nfe_forward=flow.calls - evaluations,
+            criterion_calls=criterion.calls - calls,
+            control=sum(control.evaluations for control in loop.controls),
+            accepted=loop.path.node,
+            rejected=loop.rejected,
+        )
+    path = loop.path
+    return Run(
+        call=call,
+        hits=tuple(loop.hits),
+        status=ended.status,
+        time=ended.time,
+        state=ended.state,
+        note=ended.note,
+        trajectory=path.trajectory(
+            {hit.time: (hit.point.value, hit.state) for hit in loop.hits if hit.point is not None}
+        ),
+        best=path.best,
+        near_miss=path.dips.near_miss(min(call.targets)),
+        velocity_error=max((control.largest for control in loop.controls), default=0.0),
+        stats=stats,
+    )
 
 
-class _Run:
-    """One forward run: the loop over segments between breakpoints, and over steps in each."""
+class _Ended(Exception):
+    """The end of the run, wherever it is found."""
 
-    def __init__(
-        self,
-        flow: FlowMap,
-        criterion: CriterionMap,
-        path: Path,
-        target: float,
-        settings: Torchdiffeq,
-        tolerances: Tolerances,
-    ) -> None:
-        self.flow = flow
-        self.criterion = criterion
-        self.path = path
-        self.target = target
-        self.settings = settings
-        self.tolerances = tolerances
-        self.steps_before = 0
-        self.first_step: float | None = None
-        self.steppers: list[Stepper] = []
-        self.control = self._control(tolerances)
-        self.rest = Rest(tolerances)
+    def __init__(self, status: Status, time: float, state: Tensor, note: str = "") -> None:
+        super().__init__(note)
+        self.status = status
+        self.time = time
+        self.state = state
+        self.note = note
 
-    @property
-    def rejected(self) -> int:
-        """Steps that were rejected, over all segments."""
-        return sum(stepper.rejected for stepper in self.steppers)
 
-    @property
-    def taken(self) -> int:
-        """Steps that were tried, over all segments and in the runs that this one goes on with."""
-        own = sum(stepper.accepted + stepper.rejected for stepper in self.steppers)
-        return self.steps_before + own
+class _Retakes:
+    """Steps that J does not allow: taken again, shorter, but not for ever."""
 
-    def _control(self, tolerances: Tolerances) -> VelocityError:
-        layout = self.flow.layout
-        state = StateError(layout, tolerances)
-        return VelocityError(self.flow.plain, state, layout, tolerances)
+    def __init__(self) -> None:
+        self.in_a_row = 0
+        self.edge: NonFiniteCriterion | None = None
 
-    def through(self, times: Sequence[float]) -> Search:
-        """Run through the segments between `times`, the start and the horizon at its ends."""
-        path = self.path
-        value = self.criterion.value(path.start, path.x0)
-        path.begin(value)
-        if not _finite(value):
-            return self._end(Status.DIVERGED, path.start, path.x0, "J is not finite at t0")
-        if value <= self.target:
-            return self._end(Status.AT_START, path.start, path.x0)
-        for index in range(len(times) - 1):
-            self.flow.enter(index)
-            found = self._segment(times[index], times[index + 1], last=index == len(times) - 2)
-            if found is not None:
-                return found
-        note = f"at the horizon {times[-1]:g}"
-        return self._end(Status.NOT_REACHED, path.grid[-1], path.state, note)
+    def passed(self, time: float) -> None:
+        """A step was accepted that ends at this time."""
+        self.in_a_row = 0
+        if self.edge is not None and time > self.edge.time:
+            self.edge = None
 
-    def _segment(self, begin: float, end: float, *, last: bool) -> Search | None:
-        """From breakpoint to breakpoint; None where it was passed without an outcome."""
-        path = self.path
-        # Steps before a jump are not taken again after it.
-        path.recent.clear()
-        if begin > path.start:
-            # J may jump with the flow.
-            value = self.criterion.value(nextafter(begin, end), path.state)
-            if value <= self.target:
-                return self._jumped(begin, path.state, value)
-            path.values[-1] = value
+
+class _Loop:
+    """One forward run: the loop over the pieces between breakpoints, and over steps in each."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.controls: list[VelocityError] = []
+        self.rest = Rest(call.tolerances)
+        self.rejected = 0
+        self.hits: list[Hit] = []
+        watches = [Watch(index, target) for index, target in enumerate(call.targets)]
+        # J falls: the highest is met first.
+        self.watches = sorted(watches, key=lambda watch: -watch.target)
+        self.path = Path(call, call.criterion.value(call.start, call.x0))
+
+    def _control(self, flow: FlowPiece, tolerances: Tolerances) -> VelocityError:
+        layout = self.call.layout
+        return VelocityError(flow, StateError(layout, tolerances), layout, tolerances)
+
+    def through(self) -> None:
+        """Run until it ends.
+
+        Raises:
+            _Ended: Always.
+        """
+        call, path = self.call, self.path
+        value = path.values[0]
+        if not isfinite(value):
+            raise _Ended(Status.DIVERGED, call.start, call.x0, "J is not finite at t0")
+        for watch in self._below(value):
+            self.hits.append(Hit(watch, Status.AT_START, call.start, call.x0))
+        self._end_if_met(Status.AT_START, call.start, call.x0)
+        for index in range(len(call.times) - 1):
+            self._piece(index)
+        note = f"at the horizon {call.times[-1]:g}"
+        raise _Ended(Status.NOT_REACHED, path.grid[-1], path.state, note)
+
+    def _below(self, value: float) -> list[Watch]:
+        """Take the watches that a value of J meets from those that are left."""
+        met = [watch for watch in self.watches if value <= watch.target]
+        self.watches = self.watches[len(met) :]
+        return met
+
+    def _end_if_met(self, status: Status, time: float, state: Tensor, note: str = "") -> None:
+        if not self.watches:
+            raise _Ended(status, time, state, note)
+
+    def _piece(self, index: int) -> None:
+        """From breakpoint to breakpoint."""
+        call, path = self.call, self.path
+        begin, end = call.times[index], call.times[index + 1]
+        flow = call.flow.on(index)
+        path.begin_piece()
+        path.hold(path.node)
+        if index > 0:
+            self._over_the_jump(flow, nextafter(begin, end))
+        stepper = self._stepper(flow, begin, end)
+        retakes = _Retakes()
+        try:
+            while not stepper.done:
+                step = self._attempt(stepper, retakes)
+                scan = None if step is None else self._look(step, stepper, retakes)
+                if step is None or scan is None:
+                    continue
+                self._meet(flow, step, scan, end)
+                stepper.limit_next_step(scan.growth * step.length)
+                path.add(step, scan.end_value)
+                if end == call.times[-1] and self.rest.is_resting(step, self._excess(scan)):
+                    self._end_if_at_rest(flow, step, end)
+        finally:
+            self.rejected += stepper.rejected
+
+    def _stepper(self, flow: FlowPiece, begin: float, end: float) -> Stepper:
+        call = self.call
+        self.controls.append(self._control(flow, call.tolerances))
         stepper = Stepper(
-            self.settings,
-            self.flow.plain,
+            call.method,
+            flow,
             begin,
             end,
-            path.state,
-            measure=self.control,
-            first_step=None if self.steppers else self.first_step,
+            self.path.state,
+            measure=self.controls[-1],
+            max_step=call.solver.max_step,
+            first_step=call.solver.first_step,
         )
-        self.steppers.append(stepper)
         if not bool(torch.isfinite(stepper.derivative).all()):
             note = f"the flow is not finite at t = {begin:.6g}"
-            return self._end(Status.DIVERGED, begin, path.state, note)
-        retakes = 0
-        ends_at: NonFiniteCriterion | None = None
-        while not stepper.done:
-            if self.taken >= self.settings.max_steps:
-                note = f"the step limit of {self.settings.max_steps} was used up"
-                return self._end(Status.STALLED, stepper.time, stepper.value, note)
-            try:
-                step = stepper.attempt()
-            except StepFailed as failure:
-                if ends_at is not None:
-                    return self._end(Status.DIVERGED, ends_at.time, stepper.value, str(ends_at))
-                status = Status.DIVERGED if failure.nonfinite else Status.STALLED
-                return self._end(status, stepper.time, stepper.value, str(failure))
-            if step is None:
-                continue
-            try:
-                unlimited = stepper.ratio < _EASY and stepper.accepted > _EASY_AFTER
-                scan = self._scan(
-                    step, path.values[-1], may_retake=retakes < _MAX_RETAKES, unlimited=unlimited
-                )
-            except NonFiniteCriterion as failure:
-                # The crossing may come before the point where J ends: walk up to it in shorter
-                # steps.
-                ends_at = failure
-                stepper.take_back(0.1)
-                continue
-            if not scan.resolved:
-                stepper.take_back(scan.growth)
-                retakes += 1
-                continue
-            retakes = 0
-            if ends_at is not None and step.t1 > ends_at.time:
-                ends_at = None
-            path.look(scan)
-            if scan.crossing is not None:
-                coarse = _Found(stepper, step, scan)
-                return self._finish(self._polished(coarse, end) or coarse)
-            stepper.limit_next_step(scan.growth * (step.t1 - step.t0))
-            path.add(step, scan.end_value)
-            if (
-                last
-                and self.rest.is_resting(step, scan.end_value - self.target)
-                and self.rest.stays(self.flow, stepper, end)
-            ):
-                note = f"the state has come to rest at t = {step.t1:.6g}"
-                return self._end(Status.NOT_REACHED, step.t1, step.y1, note)
-        return None
+            raise _Ended(Status.DIVERGED, begin, self.path.state, note)
+        return stepper
+
+    def _excess(self, scan: Scan) -> float:
+        return scan.end_value - self.watches[0].target
+
+    def _attempt(self, stepper: Stepper, retakes: _Retakes) -> Step | None:
+        """A step, or None where it was rejected."""
+        limit = self.call.solver.max_steps
+        if self.path.node + self.rejected + stepper.rejected >= limit:
+            note = f"the step limit of {limit} was used up"
+            raise _Ended(Status.STALLED, stepper.time, stepper.value, note)
+        try:
+            return stepper.attempt()
+        except StepFailed as failure:
+            if retakes.edge is not None:
+                time, note = retakes.edge.time, str(retakes.edge)
+                raise _Ended(Status.DIVERGED, time, stepper.value, note) from failure
+            status = Status.DIVERGED if failure.nonfinite else Status.STALLED
+            raise _Ended(status, stepper.time, stepper.value, str(failure)) from failure
+
+    def _look(self, step: Step, stepper: Stepper, retakes: _Retakes) -> Scan | None:
+        """What J did in an accepted step, or None where the step was given back for it."""
+        try:
+            scan = self._scan(
+                step,
+                self.path.values[-1],
+                [watch.target for watch in self.watches],
+                may_retake=retakes.in_a_row < _MAX_RETAKES,
+                unlimited=stepper.ratio < _EASY and stepper.accepted > _EASY_AFTER,
+            )
+        except NonFiniteCriterion as failure:
+            # The crossing may come before the point where J ends: walk up to it in shorter steps.
+            retakes.edge = failure
+            stepper.take_back(0.1)
+            return None
+        if not scan.resolved:
+            stepper.take_back(scan.growth)
+            retakes.in_a_row += 1
+            return None
+        retakes.passed(step.t1)
+        return scan
 
     def _scan(
-        self, step: Step, value: float, *, may_retake: bool = False, unlimited: bool = False
+        self,
+        step: Step,
+        value: float,
+        targets: Sequence[float],
+        *,
+        may_retake: bool = False,
+        unlimited: bool = False,
     ) -> Scan:
         return scan_step(
             step,
-            self.criterion,
+            self.call.method.dense(step),
+            self.call.criterion,
             value,
-            self.target,
-            rtol=self.tolerances.rtol,
+            targets,
+            rtol=self.call.tolerances.rtol,
             may_retake=may_retake,
             unlimited=unlimited,
         )
 
-    def _polished(self, coarse: _Found, end: float) -> _Found | None:
+    def _meet(self, flow: FlowPiece, step: Step, scan: Scan, end: float) -> None:
+        """Note the targets that are met in a step; the last of all ends the run."""
+        path = self.path
+        for met in scan.met:
+            path.look(scan, met.time)
+            if len(self.watches) == 1:
+                self._finish(flow, step, met, end)
+            watch, self.watches = self.watches[0], self.watches[1:]
+            self.hits.append(self._side_hit(flow, watch, step, met, end))
+        path.look(scan, inf)
+
+    def _side_hit(self, flow: FlowPiece, watch: Watch, step: Step, met: Met, end: float) -> Hit:
+        """A target that is passed: by a partial step, or finer steps where that is too noisy."""
+        path = self.path
+        partial, point = refine(self.call, flow, step, watch.target, met.time)
+        error = path.state_error(partial)
+        hit = self._judged(watch, point, met, node=path.node, steps=(partial,), error=error)
+        if hit.status is Status.REACHED and self._is_noisy(point, error):
+            finer = self._polished(flow, step, end, watch.target)
+            if finer is not None:
+                steps, last, again = finer
+                node = path.node - len(path.recent())
+                partial, point = refine(self.call, flow, last, watch.target, again.time)
+                taken = (*(s for s, _ in steps), partial)
+                error = _root_of_squares(taken[-3:])
+                hit = self._judged(watch, point, again, node=node, steps=taken, error=error)
+        self._end_if_diverged(hit)
+        path.hold(hit.node)
+        return hit
+
+    def _is_noisy(self, point: Crossing, error: Tensor) -> bool:
+        """Whether a gradient is wanted that the error of the last steps would spoil."""
+        if not (self.call.keeps and self._is_long()):
+            return False
+        return lam_change(self.call, point, error) > self.call.promise
+
+    @staticmethod
+    def _end_if_diverged(hit: Hit) -> None:
+        if hit.status is Status.DIVERGED:
+            raise _Ended(Status.DIVERGED, hit.time, hit.state, hit.note)
+
+    def _is_long(self) -> bool:
+        return len(self.path.grid) > _POLISH_AFTER
+
+    def _finish(self, flow: FlowPiece, step: Step, met: Met, end: float) -> None:
+        """The last target: its steps become part of the path, and the run ends."""
+        path, watch = self.path, self.watches[0]
+        if self._is_long():
+            finer = self._polished(flow, step, end, watch.target)
+            if finer is not None:
+                steps, step, met = finer
+                path.replace_recent(steps)
+        last, point = refine(self.call, flow, step, watch.target, met.time)
+        path.add(last, point.value)
+        path.best = (point.value, last.t1)
+        hit = self._judged(watch, point, met, node=path.node, steps=(), error=path.state_error())
+        self._end_if_diverged(hit)
+        self.watches = []
+        self.hits.append(hit)
+        raise _Ended(hit.status, hit.time, hit.state, hit.note)
+
+    def _judged(
+        self,
+        watch: Watch,
+        point: Crossing,
+        met: Met,
+        *,
+        node: int,
+        steps: tuple[Step, ...],
+        error: Tensor,
+    ) -> Hit:
+        """The hit, with the verdict on its crossing."""
+        status, note = Status.REACHED, ""
+        if not point.is_finite():
+            status, note = Status.DIVERGED, "a derivative at the crossing is not finite"
+        elif self._is_jump(watch, point):
+            status = Status.DEGENERATE
+            note = f"J jumps over the target: J(T) - eps = {point.value - watch.target:.3g}"
+        elif met.grazing or not point.is_transversal(self.call.tolerances.rtol):
+            status = Status.DEGENERATE
+            note = f"J'(T) = {point.rate:.3g} against a scale of {point.rate_scale:.3g}"
+        near_miss = self.path.dips.near_miss(watch.target)
+        return Hit(
+            watch, status, point.time, point.state, point, node, steps, note, near_miss, error
+        )
+
+    def _is_jump(self, watch: Watch, point: Crossing) -> bool:
+        """Whether J misses the target by more than T can be moved by tolerance and rounding."""
+        start, eps = self.call.start, torch.finfo(point.state.dtype).eps
+        in_time = 10 * self.call.tolerances.rtol * (point.time - start)
+        in_time += 4 * eps * max(abs(point.time), abs(start))
+        return abs(point.value - watch.target) > in_time * abs(point.rate) + 100 * point.rounding
+
+    def _polished(
+        self, flow: FlowPiece, coarse: Step, end: float, target: float
+    ) -> tuple[list[tuple[Step, float]], Step, Met] | None:
         """The last few steps again, at a hundredth of the tolerance.
 
         The control of the velocity keeps the noise of explicit steps at their limit of stability
@@ -284,112 +393,71 @@ class _Run:
         itself damps that noise, whatever the criterion.
 
         Returns:
-            The crossing among the finer steps, the others having replaced those in the path; or
-            None, the path being as it was, where the run was short or the finer steps have no
-            crossing (a touch within the tolerance).
+            The finer steps with J at their ends, the one with the crossing, and that; or None where
+            they have no crossing (a touch within the tolerance).
         """
-        path = self.path
-        if self.steps_before + len(path.grid) <= _POLISH_AFTER:
-            return None
+        call, path = self.call, self.path
+        recent = path.recent()
         # Right after a jump, or after another target, the step with the crossing alone.
-        first = path.recent[0] if path.recent else coarse.step
-        tolerances = finer(self.tolerances, _POLISH, path.x0.dtype)
+        first = recent[0] if recent else coarse
+        tolerances = call.tolerances.finer(_POLISH, call.x0.dtype)
         fine = Stepper(
-            self.settings,
-            self.flow.plain,
+            call.method,
+            flow,
             first.t0,
-            min(coarse.step.t1 + (coarse.step.t1 - coarse.step.t0), end),
+            min(coarse.t1 + coarse.length, end),
             first.y0,
-            measure=self._control(tolerances),
-            first_step=0.25 * (first.t1 - first.t0),
+            measure=self._control(flow, tolerances),
+            max_step=call.solver.max_step,
+            first_step=0.25 * first.length,
         )
-        value = path.values[-1 - len(path.recent)]
+        value = path.values[-1 - len(recent)]
         steps: list[tuple[Step, float]] = []
-        while not fine.done and fine.accepted + fine.rejected < _POLISH_LIMIT:
+        while not fine.done and fine.tried < _POLISH_LIMIT:
             try:
                 step = fine.attempt()
                 if step is None:
                     continue
-                scan = self._scan(step, value)
+                scan = self._scan(step, value, [target])
             except (StepFailed, NonFiniteCriterion):
                 return None
-            if scan.crossing is not None:
-                path.replace_recent(steps)
-                return _Found(fine, step, scan)
+            if scan.met:
+                return steps, step, scan.met[0]
             steps.append((step, scan.end_value))
             value = scan.end_value
         return None
 
-    def _finish(self, found: _Found) -> Search:
-        assert found.scan.crossing is not None
-        criterion = self.criterion
-        last = refine(found.stepper, found.step, criterion, self.target, found.scan.crossing)
-        value, g, explicit = criterion.gradient(last.t1, last.y1)
-        velocity = self.flow.plain(last.t1, last.y1)
-        crossing = Crossing(last.t1, last.y1, value, velocity, g, explicit)
-        self.path.add(last, value)
-        self.path.best = (value, last.t1)
-        if not (
-            _finite(value)
-            and bool(torch.isfinite(velocity).all())
-            and bool(torch.isfinite(g).all())
-        ):
-            note = "a derivative at the crossing is not finite"
-            return self._end(Status.DIVERGED, last.t1, last.y1, note)
-        if self._is_jump(crossing):
-            note = f"J jumps over the target: J(T) - eps = {value - self.target:.3g}"
-            return self._end(Status.DEGENERATE, last.t1, last.y1, note, crossing=crossing)
-        if crossing.is_transversal(self.tolerances.rtol) and not found.scan.grazing:
-            return self._end(Status.REACHED, last.t1, last.y1, crossing=crossing)
-        note = f"J'(T) = {crossing.rate:.3g} against a scale of {crossing.rate_scale:.3g}"
-        return self._end(Status.DEGENERATE, last.t1, last.y1, note, crossing=crossing)
+    def _over_the_jump(self, flow: FlowPiece, time: float) -> None:
+        """J may jump with the flow: targets that it jumps over are met without a derivative."""
+        path, state = self.path, self.path.state
+        value = self.call.criterion.value(time, state)
+        for watch in self._below(value):
+            point = Crossing.at(self.call, path.grid[-1], state, flow(time, state))
+            note = f"J jumps over the target: J(T) - eps = {value - watch.target:.3g}"
+            self.hits.append(
+                Hit(
+                    watch,
+                    Status.DEGENERATE,
+                    point.time,
+                    state,
+                    point,
+                    path.node,
+                    note=note,
+                    near_miss=path.dips.near_miss(watch.target),
+                    state_error=path.state_error(),
+                )
+            )
+            self._end_if_met(Status.DEGENERATE, point.time, state, note)
+        path.values[-1] = value
 
-    def _is_jump(self, crossing: Crossing) -> bool:
-        """Whether J misses the target by more than T can be moved by tolerance and rounding."""
-        eps = torch.finfo(crossing.state.dtype).eps
-        rate, value = abs(crossing.rate), abs(crossing.value)
-        in_time = 10 * self.tolerances.rtol * (crossing.time - self.path.start)
-        in_time += 4 * eps * max(abs(crossing.time), abs(self.path.start))
-        rounding = eps * (value + float((crossing.gradient * crossing.state).abs().sum()))
-        return abs(crossing.value - self.target) > in_time * rate + 100 * rounding
-
-    def _jumped(self, time: float, state: Tensor, value: float) -> Search:
-        """J falls below the target where the flow jumps, and not by the flow."""
-        _, g, explicit = self.criterion.gradient(time, state)
-        crossing = Crossing(time, state, value, self.flow.plain(time, state), g, explicit)
-        note = f"J jumps over the target: J(T) - eps = {value - self.target:.3g}"
-        return self._end(Status.DEGENERATE, time, state, note, crossing=crossing)
-
-    def _end(
-        self,
-        status: Status,
-        time: float,
-        state: Tensor,
-        note: str = "",
-        *,
-        crossing: Crossing | None = None,
-    ) -> Search:
-        return Search(
-            status,
-            time,
-            state,
-            self.path.trajectory(),
-            crossing,
-            self.path.best,
-            note,
-            near_miss=self.path.near_miss,
-            velocity_error=self.control.largest,
-            state_error=self.path.state_error(),
-            next_step=self.steppers[-1].next_step if self.steppers else None,
-        )
+    def _end_if_at_rest(self, flow: FlowPiece, step: Step, horizon: float) -> None:
+        if self.rest.stays(flow, step.t1, step.y1, horizon):
+            note = f"the state has come to rest at t = {step.t1:.6g}"
+            raise _Ended(Status.NOT_REACHED, step.t1, step.y1, note)
 
 
-def finer(tolerances: Tolerances, fraction: float, dtype: torch.dtype) -> Tolerances:
-    """Tolerances `fraction` as large, but not below what the dtype can hold."""
-    floor = 30 * torch.finfo(dtype).eps
-    atol = None if tolerances.atol is None else fraction * tolerances.atol
-    return Tolerances(max(fraction * tolerances.rtol, min(floor, tolerances.rtol)), atol)
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0.0
+def _root_of_squares(steps: tuple[Step, ...]) -> Tensor:
+    total = torch.zeros_like(steps[-1].error)
+    for step in steps:
+        total += step.error.square()
+    return total.sqrt()

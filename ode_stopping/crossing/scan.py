@@ -1,4 +1,4 @@
-"""The first downward crossing of the target inside one accepted step, and its refinement.
+"""The first downward crossings of targets inside one accepted step.
 
 Solvers look at step ends only. A criterion that dips below the target and comes back inside one
 step would be missed, so J is sampled on the dense output and followed by a local cubic. Where the
@@ -11,18 +11,18 @@ and the growth of steps is held to what J allows.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite, sqrt
-from typing import cast
 
 from scipy.optimize import brentq
+from torch import Tensor
 
 from ..core.functions import CriterionMap
 from ..solving.step import Step
 
-__all__ = ["NonFiniteCriterion", "Scan", "scan_step"]
+__all__ = ["Met", "NonFiniteCriterion", "Scan", "scan_step"]
 
 # Two interior points, not symmetric and not at simple fractions, so that a periodic J is not
 # aliased.
@@ -55,6 +55,19 @@ class NonFiniteCriterion(Exception):
 
 
 @dataclass(frozen=True)
+class Met:
+    """A target that J meets in a step.
+
+    Attributes:
+        time: When, on the dense output.
+        grazing: Whether J only touches the target there: it turns back within the tolerance of it.
+    """
+
+    time: float
+    grazing: bool = False
+
+
+@dataclass(frozen=True)
 class Scan:
     """What was seen of J in one step.
 
@@ -62,19 +75,17 @@ class Scan:
         end_value: J at the end of the step.
         best_value: Smallest J seen.
         best_time: Where.
-        crossing: Time of the first crossing on the dense output, or None.
-        grazing: Whether J only touches the target there: it turns back within the tolerance of it.
+        met: The targets that are met, from the highest; empty where none is.
         growth: By which factor the next step may be longer than this one for J to stay resolved.
         resolved: Whether the samples of J look smooth; if not, the step is to be taken again,
-            `growth` times as long, and `crossing` was not looked for.
+            `growth` times as long, and targets were not looked for.
         points: (t, J) in order, without the start of the step.
     """
 
     end_value: float
     best_value: float
     best_time: float
-    crossing: float | None = None
-    grazing: bool = False
+    met: tuple[Met, ...] = ()
     growth: float = _MAX_GROWTH
     resolved: bool = True
     points: tuple[tuple[float, float], ...] = ()
@@ -122,23 +133,30 @@ class _Samples:
     def __init__(
         self,
         step: Step,
+        dense: Callable[[float], Tensor],
         criterion: CriterionMap,
-        target: float,
         start_value: float,
     ) -> None:
         self.step = step
-        self.criterion = criterion
-        self.target = target
+        self._dense = dense
+        self._criterion = criterion
         self.points = [(0.0, start_value)]
-        for s in (*_INTERIOR, 1.0):
-            self.points.append((s, self._value(s)))
+        self.look((*_INTERIOR, 1.0))
 
     def time(self, s: float) -> float:
         return self.step.t1 if s == 1.0 else self.step.t0 + s * (self.step.t1 - self.step.t0)
 
+    def look(self, fractions: Sequence[float]) -> None:
+        """Add J at further points, read in one go."""
+        times = [self.time(s) for s in fractions]
+        values = self._criterion.values([(t, self._dense(t)) for t in times])
+        for s, t, value in zip(fractions, times, values, strict=True):
+            if not isfinite(value):
+                raise NonFiniteCriterion(t)
+            insort(self.points, (s, value))
+
     def _value(self, s: float) -> float:
-        state = self.step.y1 if s == 1.0 else self.step.at_fraction(s)
-        value = self.criterion.value(self.time(s), state)
+        value = self._criterion.value(self.time(s), self._dense(self.time(s)))
         if not isfinite(value):
             raise NonFiniteCriterion(self.time(s))
         return value
@@ -148,8 +166,17 @@ class _Samples:
         insort(self.points, (s, value))
         return value
 
-    def excess(self, s: float) -> float:
-        return self._value(s) - self.target
+    def root(self, target: float, bracket: tuple[float, float]) -> float:
+        """Where J meets the target in the bracket, in flow time."""
+        # SciPy leaves a reference cycle around its argument; through the cell it holds nothing of
+        # size.
+        cell = [self._value]
+        try:
+            return self.time(
+                brentq(lambda s: cell[0](s) - target, *bracket, xtol=1e-15, rtol=1e-14)
+            )
+        finally:
+            cell.clear()
 
     def model(self, a: float) -> _Cubic:
         """The cubic through the four points around the interval that starts at a."""
@@ -157,11 +184,11 @@ class _Samples:
         first = min(max(index - 1, 0), len(self.points) - 4)
         return _Cubic.through(self.points[first : first + 4])
 
-    def resolution(self) -> tuple[float, bool]:
+    def resolution(self, target: float) -> tuple[float, bool]:
         """By how much the next step may be longer for J to stay resolved, and whether it is now."""
         values = [value for _, value in self.points]
         # Wiggles that are small against the distance to the target do not matter.
-        extent = max(values) - min(values) + 0.25 * max(min(values) - self.target, 0.0)
+        extent = max(values) - min(values) + 0.25 * max(min(values) - target, 0.0)
         roughness = self.misfit() / extent if extent > 0 else 0.0
         growth = 0.9 * (_SMOOTH / max(roughness, 1e-9)) ** (1 / 3)
         return min(max(growth, _MAX_SHRINK), _MAX_GROWTH), roughness <= _ROUGH
@@ -183,21 +210,23 @@ class _Samples:
 
 def scan_step(
     step: Step,
+    dense: Callable[[float], Tensor],
     criterion: CriterionMap,
     start_value: float,
-    target: float,
+    targets: Sequence[float],
     *,
     rtol: float = 0.0,
     may_retake: bool = False,
     unlimited: bool = False,
 ) -> Scan:
-    """Look for the first crossing in a step whose start is above the target.
+    """Look for the first crossings in a step whose start is above all targets.
 
     Args:
         step: The accepted step.
+        dense: t -> x(t) inside of it.
         criterion: J.
-        start_value: J at the start of the step, > target.
-        target: eps.
+        start_value: J at the start of the step, > every target.
+        targets: The values that are still to be met, from the highest.
         rtol: Relative tolerance of the solve: a dip below the target that is shallower than this,
             relative to the target, is a touch.
         may_retake: Whether an unresolved step may be given back; else it is searched as it is.
@@ -206,57 +235,63 @@ def scan_step(
     Raises:
         NonFiniteCriterion: J is NaN or infinite at a point that was looked at.
     """
-    samples = _Samples(step, criterion, target, start_value)
-    growth, resolved = samples.resolution()
+    samples = _Samples(step, dense, criterion, start_value)
+    growth, resolved = samples.resolution(targets[0])
     if resolved and unlimited:
-        for fraction in _MANY:
-            samples.at(fraction)
-        finer, resolved = samples.resolution()
+        samples.look(_MANY)
+        finer, resolved = samples.resolution(targets[0])
         growth = min(growth, finer)
-    values = [value for _, value in samples.points]
-    end_value = values[-1]
+    end_value = samples.points[-1][1]
     if may_retake and not resolved:
         return Scan(end_value, start_value, step.t0, growth=growth, resolved=False)
     misfit = samples.misfit()
+    met: list[Met] = []
+    for target in targets:
+        found = _first_crossing(samples, target, misfit, rtol)
+        if found is None:
+            break  # nor does J meet the lower ones
+        met.append(found)
+    low, value = samples.lowest()
+    points = tuple((samples.time(s), v) for s, v in samples.points[1:])
+    return Scan(end_value, value, samples.time(low), tuple(met), growth, points=points)
+
+
+def _first_crossing(samples: _Samples, target: float, misfit: float, rtol: float) -> Met | None:
+    """Where J meets one target for the first time in the step, or touches it."""
     bracket = None
     for (a, va), (b, vb) in pairwise(list(samples.points)):
-        bracket = _first_bracket(samples, a, va, b, vb, misfit, 0)
+        bracket = _first_bracket(samples, target, a, va, b, vb, misfit, 0)
         if bracket is not None:
             break
+    values = [value for _, value in samples.points]
     low, value = samples.lowest()
-    best = (value, samples.time(low))
     touch = rtol * max(abs(target), 0.01 * (max(values) - min(values)))
-    turns_back = 0.0 < low < 1.0 and end_value > target
-    points = tuple((samples.time(s), v) for s, v in samples.points[1:])
+    turns_back = 0.0 < low < 1.0 and values[-1] > target
     if bracket is not None:
-        s = _root(samples.excess, bracket)
-        grazing = turns_back and target - value <= touch
-        return Scan(end_value, *best, samples.time(s), grazing, growth, points=points)
+        time = samples.root(target, bracket)
+        return Met(time, grazing=turns_back and target - value <= touch)
     if turns_back and value - target <= touch:
-        return Scan(end_value, *best, samples.time(low), True, growth, points=points)
-    return Scan(end_value, *best, growth=growth, points=points)
-
-
-def _root(function: Callable[[float], float], bracket: tuple[float, float]) -> float:
-    """The root in the bracket."""
-    # SciPy leaves a reference cycle around its argument; through the cell it holds nothing of size.
-    cell = [function]
-    try:
-        return cast("float", brentq(lambda s: cell[0](s), *bracket, xtol=1e-15, rtol=1e-14))
-    finally:
-        cell.clear()
+        return Met(samples.time(low), grazing=True)
+    return None
 
 
 def _first_bracket(
-    samples: _Samples, a: float, va: float, b: float, vb: float, error: float, depth: int
+    samples: _Samples,
+    target: float,
+    a: float,
+    va: float,
+    b: float,
+    vb: float,
+    error: float,
+    depth: int,
 ) -> tuple[float, float] | None:
     """The first subinterval with J(a) > target >= J(b), or None if there is no room for one."""
     model = samples.model(a)
     low = model.lowest(a, b)
-    below = vb <= samples.target
+    below = vb <= target
     if below and (depth >= _MAX_DEPTH or (low == b and va - vb > _SAFETY * error)):
         return a, b
-    cleared = model(low) - _SAFETY * error > samples.target
+    cleared = model(low) - _SAFETY * error > target
     if not below and (cleared or depth >= _MAX_DEPTH):
         return None
     # Splitting at the lowest point finds a dip, and a touch, in a few evaluations.
@@ -264,7 +299,7 @@ def _first_bracket(
     m = min(max(low, a + margin), b - margin) if a < low < b else 0.5 * (a + b)
     vm = samples.at(m)
     error = abs(vm - model(m))
-    left = _first_bracket(samples, a, va, m, vm, error, depth + 1)
-    if left is not None or vm <= samples.target:
+    left = _first_bracket(samples, target, a, va, m, vm, error, depth + 1)
+    if left is not None or vm <= target:
         return left
-    return _first_bracket(samples, m, vm, b, vb, error, depth + 1)
+    return _first_bracket(samples, target, m, vm, b, vb, error, depth + 1)

@@ -1,14 +1,17 @@
 """Gradient routes: different roads to the same derivative of the flow map.
 
-`InterpolatingAdjoint` is the default; `DirectAdjoint` has second derivatives; `ForwardSensitivity`
-is for few parameters; `BacksolveAdjoint` needs no memory and raises where it would be wrong.
+`StepAdjoint`, the default, is the exact transpose of the accepted steps; `InterpolatingAdjoint` is
+the continuous adjoint; `DirectAdjoint` has second derivatives; `ForwardSensitivity` is for few
+parameters; `BacksolveAdjoint` needs no memory and raises where it would be wrong.
 """
 
 from .backsolve import BacksolveAdjoint
 from .direct import DirectAdjoint
 from .forward import ForwardSensitivity
 from .interpolating import InterpolatingAdjoint
+from .problem import Piece
 from .route import GradientRoute, PullBack
+from .steps import StepAdjoint
 
 __all__ = [
     "BacksolveAdjoint",
@@ -16,5 +19,7 @@ __all__ = [
     "ForwardSensitivity",
     "GradientRoute",
     "InterpolatingAdjoint",
+    "Piece",
     "PullBack",
+    "StepAdjoint",
 ]

@@ -1,8 +1,12 @@
-"""Where T and x_T get their graph: one custom backward around the implicit quotient and a route."""
+"""Where the stopping times and the states there get their graph.
+
+One custom backward goes through all targets: the quotient at each, and one pass of a route.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,104 +15,232 @@ from torch import Tensor
 from ..core.describe import scalar
 from ..core.guards import MissedValue, ZeroWithGraph, first_derivatives_only
 from ..core.leaves import LeafSet
-from ..core.validation import refuse_batched_cotangent
-from ..crossing.run import Search
-from . import GradientRoute
-from .direct import DirectAdjoint
-from .judge import Cotangents, differentiate, judge
+from ..core.stats import Costs, Stats
+from ..core.status import Status
+from ..core.validation import refuse_batched_cotangent, refuse_lost_views
+from ..crossing.run import Run
+from ..crossing.watch import Hit
+from .caveats import warn_about_clock, warn_about_rounding
+from .evidence import Evidence, warn_about_grazing
+from .judge import Cotangents, Gradients, differentiate, judge
 from .problem import StoppingProblem
+from .route import GradientRoute
+from .tracing import check_criterion, check_functions, trace_leaves
 
-__all__ = ["attach_constant", "attach_crossing", "attach_miss"]
-
-Inputs = tuple[Tensor, Tensor, Tensor]  # x0 (n,), t0 (), target ()
+__all__ = ["Attached", "Inputs", "attached"]
 
 
-def attach_crossing(
-    problem: StoppingProblem, route: GradientRoute, inputs: Inputs
-) -> tuple[Tensor, Tensor, Tensor]:
-    """T, shape (), x_T and x at the fixed time T, shape (n,), differentiable.
+@dataclass(frozen=True)
+class Inputs:
+    """What a stopping time depends on besides the leaves, with graphs.
 
-    To the inputs and to the problem's leaves. The last is for a run that goes on from there: the
-    derivative of x_T has the moving T in it, which is not its start.
+    Attributes:
+        x0: Shape (n,).
+        t0: Shape ().
+        targets: Each of shape ().
     """
-    if isinstance(route, DirectAdjoint):
-        x0, t0, target = inputs
-        time, state, fixed = route.graph(problem, x0, t0, target)
-        hook = _judged_once(problem, route)
-        for output in (time, state):
-            if output.requires_grad:
-                output.register_hook(hook)
-        return time, state, fixed
-    time, state, fixed = _Crossing.apply(problem, route, *inputs, *problem.leaves.tensors)
-    return time, state, fixed
+
+    x0: Tensor
+    t0: Tensor
+    targets: tuple[Tensor, ...]
 
 
-def attach_constant(search: Search, inputs: Inputs, leaves: LeafSet) -> tuple[Tensor, Tensor]:
-    """AT_START: T = t0 and x_T = x0, with zero gradients to everything else."""
-    x0, t0, target = inputs
-    zero = ZeroWithGraph.apply(target, *leaves.tensors)
-    return t0.to(torch.float64) + zero, x0 + zero.to(x0.dtype)
+class Differentiation:
+    """A solved problem, its route, and what the latest backward pass found out.
+
+    Args:
+        problem: The solved problem.
+        costs: Of the run, and from now on of the backward passes.
+    """
+
+    def __init__(self, problem: StoppingProblem, costs: Costs) -> None:
+        assert problem.call.gradient is not None
+        self.problem = problem
+        self.route: GradientRoute = problem.call.gradient
+        self.evidence = [Evidence.of(problem, hit) for hit in problem.hits]
+        self._costs = costs
+
+    def backward(self, given: Cotangents) -> Gradients | None:
+        """The gradients, judged; None where nothing arrives."""
+        if not any(given.arriving):
+            self._costs.note(Stats(vjps=0, nfe_backward=0))
+            return None
+        with torch.no_grad():
+            found = differentiate(self.problem, self.route, given)
+            self.evidence, checks = judge(self.problem, self.route, found, given)
+        self._costs.note(found.stats + checks)
+        return found
+
+    def of_ones(self) -> None:
+        """The evidence for the sum of the times, where autograd goes its own way."""
+        hits, like = len(self.problem.hits), self.problem.x0
+        times = torch.ones(hits, dtype=torch.float64, device=like.device)
+        self.backward(Cotangents(times, like.new_zeros((hits, like.numel()))))
 
 
-def attach_miss(
-    search: Search, inputs: Inputs, leaves: LeafSet, censored: float | None
+@dataclass(frozen=True)
+class Attached:
+    """What a run hands out, in the order of the targets.
+
+    Attributes:
+        times: T with its graph, each of shape (), float64.
+        states: The state there, or at the end of a miss, each of shape (n,).
+        costs: Of the run and of its backward passes.
+        differentiation: The solved problem; None where there is nothing to differentiate.
+    """
+
+    times: list[Tensor]
+    states: list[Tensor]
+    costs: Costs
+    differentiation: Differentiation | None = None
+
+
+def attached(run: Run, inputs: Inputs) -> Attached:
+    """The times and states with the graph that each target allows."""
+    call = run.call
+    route = call.gradient
+    if route is None or not torch.is_grad_enabled():
+        return _plain(run, inputs)
+    calls = call.flow.calls
+    leaves = trace_leaves(run)
+    if not route.own_graph:
+        refuse_lost_views(has_history=leaves.has_history)
+    # An evaluation without a graph hides its leaves: then nobody knows what is needed.
+    tensors = (inputs.x0, inputs.t0, *inputs.targets)
+    needed = bool(leaves.tensors) or leaves.has_gap or any(p.requires_grad for p in tensors)
+    if needed:
+        for hit in run.hits:
+            if hit.status is Status.DEGENERATE:
+                # A criterion without its derivative has J' = 0, too: that is no touch, but an
+                # error.
+                check_criterion(call, leaves, hit.time, hit.state)
+    problem = _solved(run, leaves, needed=needed, t0_wanted=inputs.t0.requires_grad)
+    # Before the graph is attached: a route may evaluate the flow for it.
+    costs = Costs(run.stats + Stats(checks=call.flow.calls - calls))
+    times: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}
+    differentiation = None
+    if problem is not None:
+        differentiation = Differentiation(problem, costs)
+        targets = [inputs.targets[hit.watch.index] for hit in problem.hits]
+        found = _attach(differentiation, inputs, targets)
+        for hit, time, state in zip(problem.hits, *found, strict=True):
+            times[hit.watch.index], states[hit.watch.index] = time, state
+    for index, target in enumerate(inputs.targets):
+        if index not in times:
+            times[index], states[index] = _without_quotient(run, index, target, inputs, leaves)
+    order = range(len(inputs.targets))
+    return Attached([times[i] for i in order], [states[i] for i in order], costs, differentiation)
+
+
+def _plain(run: Run, inputs: Inputs) -> Attached:
+    """Without gradients; a miss is infinite, or what it counts as."""
+    times, states = [], []
+    for index in range(len(inputs.targets)):
+        hit = run.hit(index)
+        times.append(scalar(_missed(run) if hit is None else hit.time, run.call.x0))
+        states.append(run.state if hit is None else hit.state)
+    return Attached(times, states, Costs(run.stats))
+
+
+def _missed(run: Run) -> float:
+    return float("inf") if run.call.censored is None else run.call.censored
+
+
+def _solved(run: Run, leaves: LeafSet, *, needed: bool, t0_wanted: bool) -> StoppingProblem | None:
+    """The problem of the targets that have a derivative, looked at from all sides."""
+    if not any(hit.status is Status.REACHED for hit in run.hits):
+        return None
+    problem = StoppingProblem.of(run, leaves)
+    for hit in problem.hits:
+        assert hit.point is not None
+        warn_about_rounding(problem, hit.point)
+        warn_about_grazing(hit.near_miss, problem.tolerances)
+    if needed:
+        problem = problem.knowing(time=check_functions(problem))
+        warn_about_clock(problem, t0_wanted=t0_wanted)
+    return problem
+
+
+def _attach(
+    differentiation: Differentiation, inputs: Inputs, targets: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Times and states of the hits, differentiable to the inputs and to the problem's leaves."""
+    problem, route = differentiation.problem, differentiation.route
+    if not route.own_graph:
+        tensors = (inputs.x0, inputs.t0, *targets, *problem.leaves.tensors)
+        times, states = _Crossings.apply(differentiation, *tensors)
+        return times.unbind(), states.unbind()
+    found = route.graph(problem, inputs.x0, inputs.t0, targets)
+    hook = _judged_once(differentiation)
+    for output in (*found[0], *found[1]):
+        if output.requires_grad:
+            output.register_hook(hook)
+    return found
+
+
+def _without_quotient(
+    run: Run, index: int, target: Tensor, inputs: Inputs, leaves: LeafSet
 ) -> tuple[Tensor, Tensor]:
+    """A target that was met at the start, touched, or missed."""
+    hit = run.hit(index)
+    if hit is not None and hit.status is Status.AT_START:
+        # T = t0 and x_T = x0, with zero gradients to everything else.
+        zero = ZeroWithGraph.apply(target, *leaves.tensors)
+        return inputs.t0.to(torch.float64) + zero, inputs.x0 + zero.to(inputs.x0.dtype)
+    return _attach_miss(run, hit, (inputs.x0, inputs.t0, target, *leaves.tensors))
+
+
+def _attach_miss(run: Run, hit: Hit | None, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """No gradient: infinity that raises when it is differentiated, or a censored constant.
 
     A DEGENERATE crossing has its time, but no derivative, so it raises as well.
     """
-    x0, _, _ = inputs
-    if search.crossing is not None:
-        value = search.time
-    else:
-        value = float("inf") if censored is None else censored
-    time, state = scalar(value, x0), search.state
-    tensors = (*inputs, *leaves.tensors)
-    if not (torch.is_grad_enabled() and any(p.requires_grad for p in tensors)):
+    like = run.call.x0
+    time, state = scalar(_missed(run) if hit is None else hit.time, like), run.state
+    status = run.status
+    if hit is not None:
+        state, status = hit.state, hit.status
+    if not any(p.requires_grad for p in tensors):
         return time, state
-    if censored is not None and search.crossing is None:
-        zero = ZeroWithGraph.apply(*tensors)
-        return time + zero, state
-    where = f"{search.status.name}: {search.status.value}"
+    if hit is None and run.call.censored is not None:
+        return time + ZeroWithGraph.apply(*tensors), state
+    where = f"{status.name}: {status.value}"
     missed_time, missed_state = MissedValue.apply(where, time, state, *tensors)
     return missed_time, missed_state
 
 
-class _Crossing(torch.autograd.Function):
-    """(T, x_T, x at the fixed T) as a function of (x0, t0, target, *leaves), by Theorem 1."""
+class _Crossings(torch.autograd.Function):
+    """(T_k, x_k) as functions of (x0, t0, *targets, *leaves), by Theorem 1."""
 
     @staticmethod
-    def forward(ctx: Any, problem: StoppingProblem, route: GradientRoute, *tensors: Tensor) -> Any:
-        ctx.problem, ctx.route = problem, route
+    def forward(ctx: Any, differentiation: Differentiation, *tensors: Tensor) -> Any:
+        ctx.differentiation = differentiation
         # Saved so that autograd notices a parameter that was changed in place before backward.
         ctx.save_for_backward(*tensors)
-        state = problem.crossing.state
-        return scalar(problem.end, problem.x0), state.clone(), state.clone()
+        hits, like = differentiation.problem.hits, differentiation.problem.x0
+        times = torch.tensor([hit.time for hit in hits], dtype=torch.float64, device=like.device)
+        return times, torch.stack([hit.state for hit in hits])
 
     @staticmethod
-    def backward(ctx: Any, on_time: Tensor, on_state: Tensor, on_fixed: Tensor) -> Any:
-        refuse_batched_cotangent(on_time)
+    def backward(ctx: Any, on_times: Tensor, on_states: Tensor) -> Any:
+        refuse_batched_cotangent(on_times)
         tensors = ctx.saved_tensors
-        x0, t0, target, *leaves = tensors
-        given = Cotangents(on_time, on_state, on_fixed)
-        if not given.arrives:
-            ctx.problem.stats.vjps = ctx.problem.stats.nfe_backward = 0
-            return (None, None, *(torch.zeros_like(tensor) for tensor in tensors))
-        with torch.no_grad():
-            found = differentiate(ctx.problem, ctx.route, given)
-            judge(ctx.problem, ctx.route, found, given)
+        x0, t0, *rest = tensors
+        found = ctx.differentiation.backward(Cotangents(on_times, on_states))
+        if found is None:
+            return (None, *(torch.zeros_like(tensor) for tensor in tensors))
+        to_rest = [*found.targets.unbind(), *found.leaves]
         gradients = [
             found.x0.reshape(x0.shape),
             found.t0.to(t0.dtype),
-            found.target.to(target.dtype),
-            *[g.to(p.dtype) for g, p in zip(found.leaves, leaves, strict=True)],
+            *[g.to(p.dtype) for g, p in zip(to_rest, rest, strict=True)],
         ]
-        dependencies = (*tensors, on_time, on_state, on_fixed)
-        guarded = first_derivatives_only(gradients, dependencies, "stopping time")
-        return (None, None, *guarded)
+        dependencies = (*tensors, on_times, on_states)
+        return (None, *first_derivatives_only(gradients, dependencies, "stopping time"))
 
 
-def _judged_once(problem: StoppingProblem, route: DirectAdjoint) -> Callable[[Tensor], None]:
+def _judged_once(differentiation: Differentiation) -> Callable[[Tensor], None]:
     """A hook for outputs that have an ordinary graph: at the first backward pass, the evidence."""
     done: list[bool] = []
 
@@ -116,9 +248,6 @@ def _judged_once(problem: StoppingProblem, route: DirectAdjoint) -> Callable[[Te
         if done:
             return
         done.append(True)
-        with torch.no_grad():
-            zero = torch.zeros_like(problem.x0)
-            given = Cotangents(scalar(1.0, problem.x0), zero, zero)
-            judge(problem, route, differentiate(problem, route, given), given)
+        differentiation.of_ones()
 
     return hook

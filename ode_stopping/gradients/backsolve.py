@@ -1,16 +1,17 @@
-"""The plain adjoint with a conscience: x goes backward with lam, and has to come back to x0."""
+"""The plain adjoint, held to its start: x goes backward with lam, and has to come back to x0."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..core.status import BacksolveMismatchError, GradientError
 from ..solving.step import Step
-from .backward_solve import Blocks, Ledger, integrate_backward
-from .problem import StoppingProblem
+from .backward_solve import Augmented, Residuals, integrate_backward
+from .problem import Jump, Piece
 from .route import GradientRoute, PullBack
 
 __all__ = ["BacksolveAdjoint"]
@@ -38,89 +39,59 @@ class BacksolveAdjoint(GradientRoute):
     tolerance: float = 100.0
 
     keeps_trajectory = False
+    figures: ClassVar[tuple[str, ...]] = ("identity", "quadrature")
 
-    def pull_back(self, problem: StoppingProblem, cotangent: Tensor) -> PullBack:
+    def pull_back(self, piece: Piece, cotangent: Tensor) -> PullBack:
         """See `GradientRoute.pull_back`."""
-        n = cotangent.numel()
-        leaves = problem.leaves
-        sizes = [leaf.numel() for leaf in leaves.tensors]
-        vjps = 0
+        jump = Jump(piece.end, cotangent, piece.velocity, len(piece.steps))
+        return self.pull_back_path(piece, [jump])
 
-        def derivative(s: Tensor, z: Tensor) -> Tensor:
-            nonlocal vjps
-            vjps += 1
-            t = problem.end - float(s)
-            product = problem.flow.vjp(t, z[:n], z[n : 2 * n], leaves, look=True)
-            parts = [
-                -product.value,
-                product.state,
-                *(g.reshape(-1) for g in product.leaves),
-                product.time.reshape(1),
-            ]
-            return torch.cat(parts)
-
-        start = torch.cat([problem.crossing.state, cotangent, cotangent.new_zeros(sum(sizes) + 1)])
-        pieces = problem.layout.sizes
-        blocks = Blocks(
-            [*pieces, *pieces, *sizes, 1],
-            quadrature=[False] * (2 * len(pieces)) + [True] * (len(sizes) + 1),
-            like=cotangent,
-        )
-        rtol = self.rtol if self.rtol is not None else problem.tolerances.rtol
-        adjoint = slice(n, 2 * n)
-        ledger = Ledger(problem, cotangent, adjoint, sizes)
-        largest = _FAR * problem.trajectory.largest
+    def pull_back_path(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
+        """See `GradientRoute.pull_back_path`."""
+        z, n = Augmented(path, with_state=True), path.x0.numel()
+        rtol = self.rtol if self.rtol is not None else path.tolerances.rtol
+        residuals = Residuals(z)
+        largest = _FAR * path.trajectory.largest
 
         def watch(step: Step) -> None:
             size = float(step.y1[:n].norm())
             if not size <= largest:
                 raise GradientError(
-                    f"x has left its path at t = {problem.end - step.t1:.6g}: it grew to {size:.3g}"
+                    f"x has left its path at t = {path.end - step.t1:.6g}: it grew to {size:.3g}"
                 )
 
         try:
             # An unstable backward solve needs more and more steps before it overflows: give up long
             # before.
-            forward = problem.stats.accepted + problem.stats.rejected
             end = integrate_backward(
-                problem,
-                derivative,
-                start,
-                blocks,
+                z,
+                jumps,
+                lambda _, y: y[:n],
+                residuals,
                 rtol,
-                adjoint=adjoint,
-                state=lambda _, z: z[:n],
-                max_steps=10 * forward + 100,
-                after_step=(watch, ledger),
+                max_steps=10 * len(path.trajectory) + 100,
+                after_step=[watch],
             )
         except GradientError as error:
             raise BacksolveMismatchError(
                 f"integrating x backward from x_T failed ({error}). The flow is too contracting "
-                "for "
-                "BacksolveAdjoint; use InterpolatingAdjoint."
+                "for BacksolveAdjoint; use StepAdjoint or InterpolatingAdjoint."
             ) from error
-        finally:
-            problem.stats.vjps = vjps
-            problem.stats.nfe_backward = vjps
-        self._check_return(problem, end[:n], rtol)
-        quadratures = torch.split(end[2 * n : -1], sizes)
+        self._check_return(path, end[:n], rtol)
         return PullBack(
-            start=end[n : 2 * n],
-            leaves=[
-                q.reshape(leaf.shape) for q, leaf in zip(quadratures, leaves.tensors, strict=True)
-            ],
+            start=end[z.adjoint],
+            leaves=z.leaves_of(end),
             time=float(end[-1]),
-            quadrature_errors=ledger.quadrature_errors,
+            quadrature_errors=residuals.quadrature_errors,
         )
 
-    def _check_return(self, problem: StoppingProblem, returned: Tensor, rtol: float) -> None:
-        scale = float(problem.x0.norm()) or problem.trajectory.largest
-        mismatch = float((returned - problem.x0).norm()) / scale
+    def _check_return(self, path: Piece, returned: Tensor, rtol: float) -> None:
+        scale = float(path.x0.norm()) or path.trajectory.largest
+        mismatch = float((returned - path.x0).norm()) / scale
         # Not `mismatch > limit`: NaN must raise, too.
         if not mismatch <= self.tolerance * rtol:
             raise BacksolveMismatchError(
-                f"x re-integrated backward from T = {problem.end:.6g} misses x0 by {mismatch:.3g} "
+                f"x re-integrated backward from T = {path.end:.6g} misses x0 by {mismatch:.3g} "
                 f"(relative; allowed: {self.tolerance * rtol:.3g}), so the gradient along it "
-                "would be wrong. "
-                "Use InterpolatingAdjoint."
+                "would be wrong. Use StepAdjoint or InterpolatingAdjoint."
             )

@@ -1,22 +1,29 @@
-"""What a route is: one method that pulls a cotangent back through the flow map at fixed T."""
+"""The continuous adjoint's backward solve: lam and its quadratures, over the time s = T - t.
+
+    z  = ([x,]  lam,       int F_theta^T lam, int lam^T F_t)
+    z' = ([-F,] F_x^T lam, F_theta^T lam,     F_t^T lam)
+
+x stands in z only where it is integrated backward as well.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..core.status import GradientError
-from ..solving.errors import Trial
+from ..solving.flow_map import FlowPiece
+from ..solving.solver import StepFailed
 from ..solving.step import Step
-from ..solving.stepper import StepFailed, Stepper
-from .problem import StoppingProblem
+from ..solving.stepper import Stepper
+from .problem import Jump, Piece
 
-__all__ = ["Blocks", "Ledger", "integrate_backward"]
+__all__ = ["Augmented", "Blocks", "Residuals", "integrate_backward"]
 
 _NEGLIGIBLE = 1e-8
-
 _ASLEEP = 1e-4
 
 
@@ -37,91 +44,132 @@ class Blocks:
         self._index = torch.repeat_interleave(torch.arange(len(kept), device=like.device), repeats)
         self._is_quadrature = torch.tensor([flag for _, flag in kept], device=like.device)
 
-    def rms(self, flat: Tensor) -> Tensor:
-        """Root mean square of each block, shape (blocks,)."""
-        sums = torch.zeros_like(self._sizes).index_add_(0, self._index, flat.square())
-        return (sums / self._sizes).sqrt()
+    def rms(self, rows: Tensor) -> Tensor:
+        """Root mean square of each block of each row (..., n), shape (..., blocks)."""
+        sums = rows.new_zeros((*rows.shape[:-1], len(self._sizes)))
+        return (sums.index_add_(-1, self._index, rows.square()) / self._sizes).sqrt()
 
-    def measure(self, rtol: float) -> Callable[[Trial], float]:
+    def measure(self, rtol: float) -> Callable[[Step], float]:
         """The error of a trial step: <= 1 where every block's is within `rtol` of its size."""
 
-        def ratio(trial: Trial) -> float:
-            size = self.rms(trial.y0)
-            gain = self.rms(trial.f0) * (trial.t1 - trial.t0)
+        def ratio(step: Step) -> float:
+            size, gain, error = self.rms(torch.stack([step.y0, step.f0, step.error])).unbind()
+            gain = gain * step.length
             size = torch.where(self._is_quadrature, torch.maximum(size, gain), size)
             # A block far below the others (a parameter that hardly matters) is not worth a tiny
             # step; one that wakes up within this step (a ReLU) has no size yet.
             fraction = torch.where(size > 0, _NEGLIGIBLE, _ASLEEP)
             floor = fraction * torch.maximum(size.max(), gain.max())
             scale = torch.maximum(size, floor).clamp_min(torch.finfo(size.dtype).tiny)
-            return float((self.rms(trial.error) / (rtol * scale)).max())
+            worst = (error / (rtol * scale)).max()
+            # NaN and inf of the new values show, too.
+            return float(worst + 0.0 * (step.y1 + step.f1).sum())
 
         return ratio
 
 
-class Ledger:
+@dataclass(frozen=True)
+class Augmented:
+    """Layout of z.
+
+    Attributes:
+        path: The path.
+        with_state: Whether x is in it.
+    """
+
+    path: Piece
+    with_state: bool = False
+
+    @property
+    def adjoint(self) -> slice:
+        """Where lam stands."""
+        n = self.path.x0.numel()
+        return slice(n, 2 * n) if self.with_state else slice(0, n)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of elements of each leaf."""
+        return [leaf.numel() for leaf in self.path.leaves.tensors]
+
+    def start(self) -> Tensor:
+        """z at T, before lam has received anything."""
+        zeros = self.path.x0.new_zeros(self.path.x0.numel() + sum(self.sizes) + 1)
+        return torch.cat([self.path.x_end, zeros]) if self.with_state else zeros
+
+    def blocks(self) -> Blocks:
+        """What an error is measured by."""
+        pieces = self.path.layout.sizes * (2 if self.with_state else 1)
+        quadratures = [*self.sizes, 1]
+        flags = [False] * len(pieces) + [True] * len(quadratures)
+        return Blocks([*pieces, *quadratures], quadrature=flags, like=self.path.x0)
+
+    def derivative(self, flow: FlowPiece, t: float, x: Tensor, lam: Tensor) -> Tensor:
+        """z' at time t."""
+        leaves = self.path.leaves
+        time, state = flow.inputs(t, x)
+        value = flow.flow.traced(time, state)
+        product = flow.flow.pull(value, time, state, lam, leaves, look=True)
+        parts = [product.state, *(g.reshape(-1) for g in product.leaves), product.time.reshape(1)]
+        return torch.cat([-product.value, *parts] if self.with_state else parts)
+
+    def leaves_of(self, z: Tensor) -> list[Tensor]:
+        """The quadratures of the leaves, each in its shape."""
+        pieces = torch.split(z[self.adjoint.stop : -1], self.sizes)
+        return [
+            piece.reshape(leaf.shape)
+            for piece, leaf in zip(pieces, self.path.leaves.tensors, strict=True)
+        ]
+
+
+class Residuals:
     """Adds up, over the steps of a backward solve, what they tell about errors.
 
-    The state of the backward solve begins with (x and) lam and ends with the quadratures: the
-    leaves', and one for t.
-
     Args:
-        problem: The solved problem.
-        cotangent: lam(T), shape (n,).
-        adjoint: Where lam stands in the state of the backward solve.
-        sizes: Sizes of the leaves.
+        z: Layout of the state of the backward solve.
         velocity: t -> F(t, x(t)), for methods whose dense output is far less accurate than their
             steps: the identity is then looked at where the backward steps end.
     """
 
-    def __init__(
-        self,
-        problem: StoppingProblem,
-        cotangent: Tensor,
-        adjoint: slice,
-        sizes: Sequence[int],
-        velocity: Callable[[float], Tensor] | None = None,
-    ) -> None:
-        self._end = problem.end
-        self._adjoint = adjoint
-        self._sizes = list(sizes)
+    def __init__(self, z: Augmented, velocity: Callable[[float], Tensor] | None = None) -> None:
+        path = z.path
+        self._z = z
+        self._end = path.end
+        self._method = path.method
         self._velocity = velocity
         # The forward steps whose ends, and whose starts, were not passed yet.
-        self._ends = list(problem.trajectory.steps)
-        self._starts = list(problem.trajectory.steps)
+        self._ends = list(path.steps)
+        self._starts = list(path.steps)
         self._kept = bool(self._ends)
         self._difference: Tensor | None = None
-        self._at_end = cotangent @ problem.crossing.velocity
+        self._at_end = path.x0.new_zeros(())
         self._defect = torch.zeros_like(self._at_end)
         self._departure = torch.zeros_like(self._at_end)
 
-    def __call__(self, step: Step) -> None:
+    def jump(self, jump: Jump) -> None:
+        """lam gains something, and lam^T F with it."""
+        self._at_end = self._at_end + jump.cotangent @ jump.velocity
+
+    def step(self, step: Step) -> None:
         """Note one accepted backward step."""
-        difference = step.error[self._adjoint.stop :]
+        adjoint = self._z.adjoint
+        difference = step.error[adjoint.stop :]
         # A second quadrature: the embedded formula, whose differences add up with their signs.
         self._difference = difference if self._difference is None else self._difference + difference
+        dense = self._method.dense(step)
         while self._ends and self._end - self._ends[-1].t1 <= step.t1:
             forward = self._ends.pop()
-            lam = step.at_fraction(self._fraction(forward.t1, step), self._adjoint)
-            self._defect = self._defect + lam @ forward.error
+            self._defect = self._defect + dense(self._end - forward.t1)[adjoint] @ forward.error
         if self._velocity is not None:
-            lam, integral = step.y1[self._adjoint], step.y1[-1]
-            self._check(lam, self._velocity(self._end - step.t1), integral)
+            self._check(step.y1, self._velocity(self._end - step.t1))
             return
         # At a jump of the flow a forward step starts on its right, as the backward solve ends.
         while self._starts and self._end - self._starts[-1].t0 <= step.t1:
             forward = self._starts.pop()
-            fraction = self._fraction(forward.t0, step)
-            integral = step.at_fraction(fraction, slice(-1, None))[0]
-            lam = step.at_fraction(fraction, self._adjoint)
-            self._check(lam, forward.velocity(0.0), integral)
+            self._check(dense(self._end - forward.t0), forward.f0)
 
-    def _fraction(self, t: float, step: Step) -> float:
-        return min(max((self._end - t - step.t0) / (step.t1 - step.t0), 0.0), 1.0)
-
-    def _check(self, lam: Tensor, velocity: Tensor, integral: Tensor) -> None:
+    def _check(self, z: Tensor, velocity: Tensor) -> None:
         """The identity at one point: lam^T F changes by the integral of lam^T F_t."""
-        products = lam * velocity
+        products, integral = z[self._z.adjoint] * velocity, z[-1]
         scale = torch.maximum(products.abs().sum(), self._at_end.abs()) + integral.abs()
         gap = (products.sum() + integral - self._at_end).abs()
         relative = torch.where(gap > 0, gap / scale, gap)
@@ -130,10 +178,11 @@ class Ledger:
     @property
     def quadrature_errors(self) -> list[float]:
         """Norm of the difference of the two quadratures, one a leaf."""
-        if self._difference is None:
-            return [0.0] * len(self._sizes)
-        pieces = torch.split(self._difference[:-1], self._sizes)
-        return [float(piece.norm()) for piece in pieces]
+        sizes = self._z.sizes
+        if self._difference is None or not sizes:
+            return [0.0] * len(sizes)
+        pieces = torch.split(self._difference[:-1], sizes)
+        return torch.stack([piece.norm() for piece in pieces]).tolist()
 
     @property
     def departure(self) -> float | None:
@@ -147,76 +196,90 @@ class Ledger:
 
 
 def integrate_backward(
-    problem: StoppingProblem,
-    derivative: Callable[[Tensor, Tensor], Tensor],
-    start: Tensor,
-    blocks: Blocks,
+    z: Augmented,
+    jumps: Sequence[Jump],
+    state: Callable[[float, Tensor], Tensor],
+    residuals: Residuals,
     rtol: float,
     *,
-    adjoint: slice,
-    state: Callable[[float, Tensor], Tensor],
     max_steps: int | None = None,
     after_step: Sequence[Callable[[Step], None]] = (),
 ) -> Tensor:
-    """Integrate z' = derivative(s, z) over the backward time s = T - t from 0 to T - t0.
+    """Integrate z over the backward time s = T - t from 0 to T - t0.
 
     Where the flow jumps in t, the solve ends and begins anew: lam is continuous there, and F_t has
-    a point mass, which goes into the last entry of z, int lam^T F_t dt.
+    a point mass, which goes into the last entry of z, int lam^T F_t dt. So it does at a hit, where
+    lam itself jumps.
 
     Args:
-        problem: The solved problem.
-        derivative: (s, z) -> z'.
-        start: z at T.
-        blocks: Blocks of z.
-        rtol: Relative tolerance, by blocks.
-        adjoint: Where lam stands in z.
+        z: Layout of the state of the solve.
+        jumps: What lam gains at the hits.
         state: (t, z) -> x(t).
-        max_steps: Limit on all steps; None: that of the settings.
-        after_step: Called with every accepted step.
+        residuals: Told of every step and jump.
+        rtol: Relative tolerance, by blocks.
+        max_steps: Limit on all steps; None: that of the solver.
+        after_step: Called with every accepted step, too.
+
+    Returns:
+        z at t0.
 
     Raises:
         GradientError: The step size underflowed or the step limit was used up.
     """
-    flow, end = problem.flow, problem.end
-    z = start
-    size = _first_step(problem, end - problem.start)
-    left = max_steps or problem.settings.max_steps
+    path = z.path
+    end, value, measure = path.end, z.start(), z.blocks().measure(rtol)
+    size: float | None = _first_step(path)
+    left = max_steps or path.solver.max_steps
+    pending = sorted(jumps, key=lambda jump: jump.time)
 
     def note(step: Step) -> None:
+        residuals.step(step)
         for listener in after_step:
             listener(step)
 
-    try:
-        for index, begin, until in reversed(problem.segments):
-            flow.enter(index)
+    for index, begin, until in reversed(path.segments):
+        flow = path.flow.on(index)
+
+        def derivative(s: float, y: Tensor, flow: FlowPiece = flow) -> Tensor:
+            t = end - s
+            return z.derivative(flow, t, state(t, y), y[z.adjoint])
+
+        top = until
+        while True:
+            while pending and pending[-1].time >= top:
+                jump = pending.pop()
+                residuals.jump(jump)
+                value = value.clone()
+                value[z.adjoint] += jump.cotangent
+            bottom = max(begin, pending[-1].time) if pending else begin
+            if bottom == top:
+                break
             stepper = Stepper(
-                problem.settings,
+                path.method,
                 derivative,
-                end - until,
-                end - begin,
-                z,
-                measure=blocks.measure(rtol),
+                end - top,
+                end - bottom,
+                value,
+                measure=measure,
+                max_step=path.solver.max_step,
                 first_step=size,
             )
-            z = stepper.integrate(left, after_step=note)
-            left -= stepper.accepted + stepper.rejected
-            if index > 0:
-                x = state(begin, z)
-                right = flow.plain(begin, x)
-                flow.enter(index - 1)
-                mass = z[adjoint] @ (right - flow.plain(begin, x))
-                z = torch.cat([z[:-1], z[-1:] + mass])
-    except StepFailed as failure:
-        raise GradientError(f"the backward solve failed: {failure}") from failure
-    finally:
-        flow.leave()
-    return z
+            try:
+                value = stepper.integrate(left, after_step=note)
+            except StepFailed as failure:
+                raise GradientError(f"the backward solve failed: {failure}") from failure
+            left -= stepper.tried
+            top = bottom
+        if begin > path.start:
+            x = state(begin, value)
+            mass = value[z.adjoint] @ (flow(begin, x) - path.flow.on(index - 1)(begin, x))
+            value = torch.cat([value[:-1], value[-1:] + mass])
+    return value
 
 
-def _first_step(problem: StoppingProblem, length: float) -> float:
+def _first_step(path: Piece) -> float:
     """Last step of the forward run: what was right for x near T is about right for lam."""
-    steps = problem.trajectory.steps
-    if not steps:
+    length = path.end - path.start
+    if not path.steps:
         return 1e-3 * length
-    sizes = [step.t1 - step.t0 for step in steps[-2:]]
-    return min(max(sizes), length)
+    return min(max(step.length for step in path.steps[-2:]), length)

@@ -29,27 +29,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.functions import CriterionMap
 from ..core.status import GradientAccuracyWarning
 from ..crossing.near_miss import NearMiss
-from ..crossing.point import Crossing
-from ..solving.flow_map import FlowMap
-from ..solving.tolerances import Tolerances
+from ..crossing.watch import Hit
+from ..solving.solver import Tolerances
+from .problem import StoppingProblem
 
 __all__ = [
-    "LARGEST_PROMISE",
-    "PROMISE_PER_RTOL",
     "Evidence",
     "identity_residual",
-    "lam_change",
     "relative_difference",
     "relative_size",
     "warn_about_grazing",
 ]
-
-PROMISE_PER_RTOL = 50.0
-
-LARGEST_PROMISE = 0.1
 
 # A dip of J that came this close to the target, relative to how far J rose again, is worth a word.
 _GRAZING_MARGIN = 1e-2
@@ -58,7 +50,7 @@ _GRAZING_MARGIN = 1e-2
 _GRAZING_RATE = 1e-2
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evidence:
     """Figures for the error of a gradient, all relative unless a unit is given.
 
@@ -100,11 +92,23 @@ class Evidence:
     second_run: float | None = None
     second_route: float | None = None
 
+    @classmethod
+    def of(cls, problem: StoppingProblem, hit: Hit) -> Evidence:
+        """What is known of a hit before any gradient was taken."""
+        assert hit.point is not None
+        return cls(
+            rtol=problem.tolerances.rtol,
+            dtype=problem.x0.dtype,
+            rate=hit.point.rate,
+            rate_scale=hit.point.rate_scale,
+            near_miss=hit.near_miss,
+            velocity_error=problem.run.velocity_error,
+        )
+
     @property
     def promise(self) -> float:
         """The relative error up to which nothing is said: 50 rtol, at most 0.1."""
-        rtol = max(self.rtol, torch.finfo(self.dtype).eps)
-        return min(PROMISE_PER_RTOL * rtol, LARGEST_PROMISE)
+        return Tolerances(self.rtol).promise(self.dtype)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -197,30 +201,11 @@ class Evidence:
             )
         if "second_route" in large:
             return (
-                "DirectAdjoint differentiates the steps, which are not the flow: use "
-                f"InterpolatingAdjoint, or {tighter}."
+                "this route and InterpolatingAdjoint, against which it is held, do not agree. A "
+                "route that differentiates the steps (DirectAdjoint) differs where they are not "
+                f"the flow: use InterpolatingAdjoint, or {tighter}. A route of your own is wrong."
             )
         return f"the tolerance is too loose for this flow. Use {tighter}."
-
-
-def lam_change(
-    flow: FlowMap, criterion: CriterionMap, crossing: Crossing, state_error: Tensor
-) -> float:
-    """Relative change of lam(T) = -g / J' if x_T errs by `state_error`.
-
-    J(x_T) = eps holds in spite of the error, as T gives way: so the error is moved along the path
-    back to the level set.
-    """
-    delay = -float(crossing.gradient @ state_error) / crossing.rate
-    t, x = crossing.time + delay, crossing.state + state_error + delay * crossing.velocity
-    _, g, explicit = criterion.gradient(t, x)
-    rate = float(g @ flow.plain(t, x)) + explicit
-    if rate == 0.0:
-        return float("inf")
-    lam = crossing.gradient / crossing.rate
-    change = float((g / rate - lam).norm())
-    size = float(lam.norm())
-    return change / size if size > 0 else 0.0
 
 
 def relative_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..core.status import GradientError
-from ..solving.stepper import StepFailed, Stepper
+from ..solving.flow_map import FlowPiece
+from ..solving.solver import StepFailed
+from ..solving.stepper import Stepper
 from .backward_solve import Blocks
-from .problem import StoppingProblem
+from .problem import Jump, Piece
 from .route import GradientRoute, PullBack
 
 __all__ = ["Column", "ForwardSensitivity", "push_forward"]
@@ -56,123 +60,132 @@ class ForwardSensitivity(GradientRoute):
     max_columns: int = 512
 
     keeps_trajectory = False
+    figures: ClassVar[tuple[str, ...]] = ("identity",)
 
-    def pull_back(self, problem: StoppingProblem, cotangent: Tensor) -> PullBack:
+    def pull_back(self, piece: Piece, cotangent: Tensor) -> PullBack:
         """See `GradientRoute.pull_back`."""
-        n = cotangent.numel()
-        leaves = problem.leaves.tensors
+        jump = Jump(piece.end, cotangent, piece.velocity, len(piece.steps))
+        return self.pull_back_path(piece, [jump])
+
+    def pull_back_path(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
+        """See `GradientRoute.pull_back_path`."""
+        n, leaves = path.x0.numel(), path.leaves.tensors
         sizes = [leaf.numel() for leaf in leaves]
         columns = n + sum(sizes)
         if columns > self.max_columns:
             raise GradientError(
                 f"ForwardSensitivity would need {columns} columns ({n} for x0, {sum(sizes)} for "
-                "parameters), "
-                f"more than max_columns = {self.max_columns}; use InterpolatingAdjoint"
+                f"parameters), more than max_columns = {self.max_columns}; use StepAdjoint"
             )
-        sensitivity = push_forward(problem, _unit_columns(problem), rtol=self.rtol)
-        pulled = sensitivity.T @ cotangent
+        times = [jump.time for jump in jumps]
+        calls = path.flow.calls
+        tangents = _pushed(path, _unit_columns(path), times, rtol=self.rtol)
+        found = zip(tangents, jumps, strict=True)
+        pulled = sum((s.T @ jump.cotangent for s, jump in found), path.x0.new_zeros(columns + 1))
         pieces = torch.split(pulled[n:-1], sizes)
         return PullBack(
             start=pulled[:n],
             leaves=[piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)],
             # s' = F_x s + F_t from s(t0) = 0, so lam(T)^T s(T) = int F_t^T lam dt.
             time=float(pulled[-1]),
+            vjps=(path.flow.calls - calls) * (columns + 1),
         )
 
 
-def push_forward(
-    problem: StoppingProblem, columns: Sequence[Column], *, rtol: float | None = None
-) -> Tensor:
+def push_forward(path: Piece, columns: Sequence[Column], *, rtol: float | None = None) -> Tensor:
     """Tangents of x(T) at fixed T along given directions, shape (n, columns).
 
     Solves s' = F_x s + F_theta d + F_t c for every column, jointly with x' = F. No adjoint and no
     dense output takes part.
 
     Args:
-        problem: The solved problem; its trajectory is not used.
+        path: The path; its steps are not used.
         columns: The directions.
         rtol: Relative tolerance of the joint solve, by columns; None: that of the forward solve.
 
     Raises:
         GradientError: The joint solve failed.
     """
-    n, count = problem.x0.numel(), len(columns)
-    accuracy = rtol if rtol is not None else problem.tolerances.rtol
-    products = 0
+    return _pushed(path, columns, [path.end], rtol=rtol)[0]
 
-    def derivative(t: Tensor, z: Tensor) -> Tensor:
-        nonlocal products
-        products += count
-        value, matrix = _tangents(problem, t, z[:n], z[n:].view(count, n), columns)
-        return torch.cat([value, matrix.reshape(-1)])
 
-    starts = [problem.x0.new_zeros(n) if c.start is None else c.start for c in columns]
+def _pushed(
+    path: Piece, columns: Sequence[Column], times: Sequence[float], *, rtol: float | None
+) -> list[Tensor]:
+    """The tangents of x at several times, in order, each of shape (n, columns)."""
+    n, count = path.x0.numel(), len(columns)
+    accuracy = rtol if rtol is not None else path.tolerances.rtol
+    starts = [path.x0.new_zeros(n) if c.start is None else c.start for c in columns]
     # A column that starts at zero grows from what is added to it, like a quadrature.
     blocks = Blocks(
         [n] * (count + 1),
         quadrature=[False, *(column.start is None for column in columns)],
-        like=problem.x0,
+        like=path.x0,
     )
-    z, size = torch.cat([problem.x0, *starts]), _first_step(problem)
-    left = problem.settings.max_steps
-    try:
-        for index, begin, until in problem.segments:
-            if index > 0:
-                z = _over_the_jump(problem, index, begin, z, columns)
-            problem.flow.enter(index)
+    z = torch.cat([path.x0, *starts])
+    size: float | None = None
+    left, found = path.solver.max_steps, []
+    for index, begin, until in path.segments:
+        if begin > path.start:
+            z = _over_the_jump(path, index, begin, z, columns)
+        flow = path.flow.on(index)
+
+        def derivative(t: float, y: Tensor, flow: FlowPiece = flow) -> Tensor:
+            value, matrix = _tangents(path, flow, t, y[:n], y[n:].view(count, n), columns)
+            return torch.cat([value, matrix.reshape(-1)])
+
+        inner = [t for t in times if begin < t <= until]
+        for bottom, top in pairwise([begin, *inner, *([until] if until not in inner else [])]):
             stepper = Stepper(
-                problem.settings,
+                path.method,
                 derivative,
-                begin,
-                until,
+                bottom,
+                top,
                 z,
                 measure=blocks.measure(accuracy),
+                max_step=path.solver.max_step,
                 first_step=size,
             )
-            z = stepper.integrate(left)
-            left -= stepper.accepted + stepper.rejected
+            try:
+                z = stepper.integrate(left)
+            except StepFailed as failure:
+                raise GradientError(f"the forward sensitivity solve failed: {failure}") from failure
+            left -= stepper.tried
             size = stepper.next_step
-    except StepFailed as failure:
-        raise GradientError(f"the forward sensitivity solve failed: {failure}") from failure
-    finally:
-        problem.flow.leave()
-    problem.stats.vjps = products
-    problem.stats.nfe_backward = products // max(count, 1)
-    return z[n:].view(count, n).T
+            if top in times:
+                found.append(z[n:].view(count, n).T)
+    return found
 
 
-def _unit_columns(problem: StoppingProblem) -> list[Column]:
+def _unit_columns(path: Piece) -> list[Column]:
     """A column for every element of x0 and of the leaves, in this order, and one for the clock."""
-    n = problem.x0.numel()
-    identity = torch.eye(n, dtype=problem.x0.dtype, device=problem.x0.device)
+    n = path.x0.numel()
+    identity = torch.eye(n, dtype=path.x0.dtype, device=path.x0.device)
     columns = [Column(start=row) for row in identity]
-    for index, leaf in enumerate(problem.leaves.tensors):
+    for index, leaf in enumerate(path.leaves.tensors):
         units = torch.eye(leaf.numel(), dtype=leaf.dtype, device=leaf.device)
         columns += [Column(leaf=index, tangent=unit.reshape(leaf.shape)) for unit in units]
     return [*columns, Column(time=1.0)]
 
 
-def _first_step(problem: StoppingProblem) -> float:
-    grid = problem.trajectory.times
-    return float(grid[1] - grid[0])
-
-
 def _over_the_jump(
-    problem: StoppingProblem, index: int, t: float, z: Tensor, columns: Sequence[Column]
+    path: Piece, index: int, t: float, z: Tensor, columns: Sequence[Column]
 ) -> Tensor:
     """z behind times[index], where the flow jumps: F_t has a point mass there."""
-    n = problem.x0.numel()
-    sides = []
-    for segment in (index - 1, index):
-        problem.flow.enter(segment)
-        sides.append(problem.flow.plain(t, z[:n]))
+    n = path.x0.numel()
+    before, after = (path.flow.on(segment)(t, z[:n]) for segment in (index - 1, index))
     shifts = torch.tensor([column.time for column in columns], dtype=z.dtype, device=z.device)
-    mass = torch.outer(shifts, sides[1] - sides[0])
+    mass = torch.outer(shifts, after - before)
     return torch.cat([z[:n], z[n:] + mass.reshape(-1)])
 
 
 def _tangents(
-    problem: StoppingProblem, t: Tensor, x: Tensor, tangents: Tensor, columns: Sequence[Column]
+    path: Piece,
+    flow: FlowPiece,
+    t: float,
+    x: Tensor,
+    tangents: Tensor,
+    columns: Sequence[Column],
 ) -> tuple[Tensor, Tensor]:
     """F, shape (n,), and F_x s + F_theta d + F_t c for every column, shape (columns, n).
 
@@ -180,16 +193,16 @@ def _tangents(
     works with every flow that is twice differentiable by autograd, also where forward mode is not
     implemented.
     """
-    time, state = problem.flow.inputs(float(t), x)
-    value = problem.flow.traced(time, state)
+    time, state = flow.inputs(t, x)
+    value = flow.flow.traced(time, state)
     if not value.requires_grad:
         return value.detach(), torch.zeros_like(tangents)
-    where = f"by the flow at t = {float(t):.6g}"
-    problem.leaves.require_known([value], inputs=(time, state), where=where)
+    where = f"by the flow at t = {t:.6g}"
+    path.leaves.require_known([value], inputs=(time, state), where=where)
     dummy = torch.zeros_like(value, requires_grad=True)
     by_state, by_time, *by_leaves = torch.autograd.grad(
         value,
-        [state, time, *problem.leaves.tensors],
+        [state, time, *path.leaves.tensors],
         dummy,
         create_graph=True,
         allow_unused=True,

@@ -1,4 +1,4 @@
-"""The default route: keep x(t) from the forward run, integrate lam and the quadrature backward.
+"""The continuous adjoint: x(t) is kept from the forward run, lam integrated backward over it.
 
     lam' = - F_x^T lam,   lam(T) given;      dL/dx0 = lam(t0),   dL/dtheta = int F_theta^T lam dt
 
@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..solving.interpolation import accurate_path
-from ..solving.method import needs_wide_interpolation
 from ..solving.step import Step
-from .backward_solve import Blocks, Ledger, integrate_backward
-from .problem import StoppingProblem
+from .backward_solve import Augmented, Residuals, integrate_backward
+from .problem import Jump, Piece
 from .route import GradientRoute, PullBack
 
 __all__ = ["InterpolatingAdjoint"]
@@ -29,8 +29,8 @@ __all__ = ["InterpolatingAdjoint"]
 class InterpolatingAdjoint(GradientRoute):
     """Adjoint over the kept trajectory: lam' = -F_x^T lam, dL/dtheta = int F_theta^T lam dt.
 
-    Exact for: flows that are smooth between the accepted steps. Memory: six states an accepted
-    step. Cost: about as many vector-Jacobian products as the forward run had evaluations.
+    Exact for: flows that are smooth between the accepted steps. Memory: the kept steps. Cost: about
+    as many vector-Jacobian products as the forward run had evaluations.
 
     Args:
         rtol: Relative tolerance of the backward solve, by blocks; None: that of the forward solve.
@@ -38,91 +38,58 @@ class InterpolatingAdjoint(GradientRoute):
 
     rtol: float | None = None
 
-    def pull_back(self, problem: StoppingProblem, cotangent: Tensor) -> PullBack:
-        """See `GradientRoute.pull_back`."""
-        return self.solve(problem, cotangent)
+    figures: ClassVar[tuple[str, ...]] = ("identity", "quadrature", "time_term")
 
-    def solve(
-        self, problem: StoppingProblem, cotangent: Tensor, *, times: Sequence[float] = ()
-    ) -> PullBack:
+    def pull_back(self, piece: Piece, cotangent: Tensor) -> PullBack:
+        """See `GradientRoute.pull_back`; the flow may jump on the way."""
+        return self.solve(piece, cotangent)
+
+    def solve(self, path: Piece, cotangent: Tensor, *, times: Sequence[float] = ()) -> PullBack:
         """As `pull_back`, and lam at `times` besides."""
-        n = cotangent.numel()
-        leaves = problem.leaves
-        sizes = [leaf.numel() for leaf in leaves.tensors]
-        vjps = 0
-        evaluations = problem.flow.calls
-        path = accurate_path(
-            problem.trajectory, problem.settings, problem.flow.plain, problem.times[1:-1]
-        )
+        jump = Jump(path.end, cotangent, path.velocity, len(path.steps))
+        return self.pull_back_path(path, [jump], times=times)
 
-        def derivative(s: Tensor, z: Tensor) -> Tensor:
-            nonlocal vjps
-            vjps += 1
-            t = problem.end - float(s)
-            product = problem.flow.vjp(t, path(t), z[:n], leaves, look=True)
-            parts = [
-                product.state,
-                *(g.reshape(-1) for g in product.leaves),
-                product.time.reshape(1),
-            ]
-            return torch.cat(parts)
-
-        start = torch.cat([cotangent, cotangent.new_zeros(sum(sizes) + 1)])
-        blocks = Blocks(
-            [*problem.layout.sizes, *sizes, 1],
-            quadrature=[False] * len(problem.layout.sizes) + [True] * (len(sizes) + 1),
-            like=cotangent,
-        )
-        rtol = self.rtol if self.rtol is not None else problem.tolerances.rtol
-        sampler = _Sampler(problem.end, cotangent, times, n)
-        wide = needs_wide_interpolation(problem.settings.method)
-        ledger = Ledger(
-            problem,
-            cotangent,
-            slice(0, n),
-            sizes,
-            velocity=(lambda t: problem.flow.plain(t, path(t))) if wide else None,
-        )
+    def pull_back_path(
+        self, path: Piece, jumps: Sequence[Jump], *, times: Sequence[float] = ()
+    ) -> PullBack:
+        """See `GradientRoute.pull_back_path`, and lam at `times` besides."""
+        z = Augmented(path)
+        x = accurate_path(path.trajectory, path.flow, path.segments)
+        wide = path.method.order > path.method.dense_order + 1
+        residuals = Residuals(z, (lambda t: path.flow.plain(t, x(t))) if wide else None)
+        sampler = _Sampler(path, jumps[-1].cotangent, times)
         end = integrate_backward(
-            problem,
-            derivative,
-            start,
-            blocks,
-            rtol,
-            adjoint=slice(0, n),
-            state=lambda t, _: path(t),
-            after_step=(sampler, ledger),
+            z,
+            jumps,
+            lambda t, _: x(t),
+            residuals,
+            self.rtol if self.rtol is not None else path.tolerances.rtol,
+            after_step=[sampler] if len(times) else [],
         )
-        problem.stats.vjps = vjps
-        problem.stats.nfe_backward = problem.flow.calls - evaluations
-        pieces = torch.split(end[n:-1], sizes)
         return PullBack(
-            start=end[:n],
-            leaves=[
-                piece.reshape(leaf.shape)
-                for piece, leaf in zip(pieces, leaves.tensors, strict=True)
-            ],
+            start=end[z.adjoint],
+            leaves=z.leaves_of(end),
             time=float(end[-1]),
-            samples=sampler.stacked(end[:n]) if len(times) else None,
-            quadrature_errors=ledger.quadrature_errors,
-            defect=ledger.defect,
-            departure=ledger.departure,
+            samples=sampler.stacked(end[z.adjoint]) if len(times) else None,
+            quadrature_errors=residuals.quadrature_errors,
+            defect=residuals.defect,
+            departure=residuals.departure,
         )
 
 
 class _Sampler:
     """Reads lam off the backward steps at given forward times."""
 
-    def __init__(self, end: float, first: Tensor, times: Sequence[float], n: int) -> None:
-        self._end = end
+    def __init__(self, path: Piece, first: Tensor, times: Sequence[float]) -> None:
+        self._path = path
         self._times = list(times)
-        self._found: dict[int, Tensor] = {i: first for i, t in enumerate(self._times) if t >= end}
-        self._n = n
+        self._found = {i: first for i, t in enumerate(self._times) if t >= path.end}
 
     def __call__(self, step: Step) -> None:
+        end, n = self._path.end, self._path.x0.numel()
         for i, t in enumerate(self._times):
-            if step.t0 < self._end - t <= step.t1:
-                self._found[i] = step.at(self._end - t)[: self._n]
+            if step.t0 < end - t <= step.t1:
+                self._found[i] = self._path.method.dense(step)(end - t)[:n]
 
     def stacked(self, last: Tensor) -> Tensor:
         return torch.stack([self._found.get(i, last) for i in range(len(self._times))])

@@ -1,185 +1,229 @@
-"""The backward pass of T and x_T: the quotient, a route, and the evidence for what they give."""
+"""The backward pass of the stopping times: the quotient, a route, and the evidence for both."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.consistency import check_same_value
-from . import DirectAdjoint, GradientRoute, InterpolatingAdjoint, PullBack
-from .evidence import identity_residual, lam_change, relative_difference, relative_size
-from .problem import StoppingProblem
+from ..core.stats import Stats
+from ..crossing.point import lam_change
+from ..crossing.watch import Hit
+from .evidence import Evidence, identity_residual, relative_difference, relative_size
+from .interpolating import InterpolatingAdjoint
+from .problem import Jump, StoppingProblem
 from .quotient import cotangent_at_crossing
 from .rerun import solved_again
+from .route import GradientRoute, PullBack
 
-__all__ = ["Cotangents", "CrossingGradients", "differentiate", "judge"]
+__all__ = ["Cotangents", "Gradients", "differentiate", "judge"]
 
 _SECOND_RUN = 0.1
 
 
 @dataclass(frozen=True)
 class Cotangents:
-    """What arrives at a crossing.
+    """What arrives at the hits of a problem.
 
     Attributes:
-        time: c on T, shape ().
-        state: w on x_T, shape (n,).
-        fixed: On the state at the fixed time T, shape (n,), from a run that goes on there to
-            further targets: it adds to lam(T) and does not move the crossing.
+        times: c on the stopping times, shape (hits,).
+        states: w on the states there, shape (hits, n).
     """
 
-    time: Tensor
-    state: Tensor
-    fixed: Tensor
+    times: Tensor
+    states: Tensor
 
     @property
-    def moves_crossing(self) -> bool:
-        """Whether anything arrives at the crossing itself, and not only what passes it by."""
-        return bool((self.time != 0).any()) or bool((self.state != 0).any())
-
-    @property
-    def arrives(self) -> bool:
-        """Whether anything arrives at all: not where an earlier target alone is differentiated."""
-        return self.moves_crossing or bool((self.fixed != 0).any())
-
-    @property
-    def only_time(self) -> bool:
-        """Whether T alone is differentiated."""
-        others = bool((self.state != 0).any()) or bool((self.fixed != 0).any())
-        return bool(self.time != 0) and not others
+    def arriving(self) -> list[bool]:
+        """At which of the hits anything arrives."""
+        found = (self.times != 0) | (self.states != 0).any(dim=1)
+        return [bool(one) for one in found.tolist()]
 
 
 @dataclass(frozen=True)
-class CrossingGradients:
-    """Gradients of c T + w^T x_T, and of what comes after.
+class Gradients:
+    """Gradients of sum_k (c_k T_k + w_k^T x_k).
 
     Attributes:
         x0: Shape (n,).
         t0: Shape ().
-        target: Shape ().
+        targets: Shape (hits,).
         leaves: One tensor a leaf.
-        lam: lam(T), shape (n,).
+        jumps: What lam received at the hits, in order of time.
         pulled: What the route gave.
+        stats: What it cost.
     """
 
     x0: Tensor
     t0: Tensor
-    target: Tensor
+    targets: Tensor
     leaves: list[Tensor]
-    lam: Tensor
+    jumps: list[Jump]
     pulled: PullBack
+    stats: Stats
 
 
-def differentiate(
-    problem: StoppingProblem, route: GradientRoute, given: Cotangents
-) -> CrossingGradients:
-    """Pull the cotangents of a crossing back to everything that it depends on.
+def differentiate(problem: StoppingProblem, route: GradientRoute, given: Cotangents) -> Gradients:
+    """Pull the cotangents of the hits back to everything that they depend on.
 
     Args:
         problem: The solved problem.
-        route: How to pull lam(T) back through the flow map.
-        given: The cotangents.
+        route: How to pull lam back through the flow map.
+        given: The cotangents; something has to arrive.
     """
-    require = getattr(problem.flow.function, "require_differentiable", None)
+    call, leaves = problem.call, problem.leaves
+    require = getattr(call.flow.function, "require_differentiable", None)
     if require is not None:
-        require(problem.layout.unpack(problem.x0))
-    crossing = problem.crossing
-    lam, scale = given.fixed, torch.zeros_like(given.fixed[0])
-    if given.moves_crossing:
-        time = given.time.to(given.state.dtype)
-        jump, scale = cotangent_at_crossing(crossing, time, given.state)
-        lam = lam + jump
-    pulled = route.pull_back(problem, lam)
-    # J depends on the parameters of the criterion at x_T, with the same scale; one that flow
-    # and criterion share receives both terms.
-    explicit = problem.criterion.vjp(
-        crossing.time, crossing.state, scale, problem.leaves, look=True
+        require(call.layout.unpack(problem.x0))
+    jumps, explicit = [], leaves.zeros()
+    targets = torch.zeros_like(given.times)
+    for k, (hit, arrives) in enumerate(zip(problem.hits, given.arriving, strict=True)):
+        if not arrives:
+            continue
+        assert hit.point is not None
+        on_time = given.times[k].to(given.states.dtype)
+        lam, scale = cotangent_at_crossing(hit.point, on_time, given.states[k])
+        jumps.append(problem.jump(hit, lam))
+        targets[k] = -scale
+        explicit = [
+            a + b for a, b in zip(explicit, _of_criterion(problem, hit, scale), strict=True)
+        ]
+    evaluations, products = call.flow.calls, call.flow.products
+    pulled = route.pull_back_path(problem, jumps)
+    stats = Stats(
+        nfe_backward=call.flow.calls - evaluations,
+        vjps=call.flow.products - products if pulled.vjps is None else pulled.vjps,
+        route=pulled.route or type(route).__name__,
+        fallback=pulled.fallback,
     )
-    rounding = torch.finfo(lam.dtype).eps / torch.finfo(torch.float64).eps
-    size = float((crossing.gradient * crossing.state).abs().sum()) + abs(problem.target)
-    check_same_value(float(explicit.value), crossing.value, rounding * size, name="criterion")
-    start_velocity = problem.flow.plain(problem.start, problem.x0)
-    return CrossingGradients(
+    start_velocity = call.flow.plain(problem.start, problem.x0)
+    return Gradients(
         x0=pulled.start,
         t0=-(pulled.start @ start_velocity),
-        target=-scale,
-        leaves=[a + b for a, b in zip(pulled.leaves, explicit.leaves, strict=True)],
-        lam=lam,
+        targets=targets,
+        leaves=[a + b for a, b in zip(pulled.leaves, explicit, strict=True)],
+        jumps=jumps,
         pulled=pulled,
+        stats=stats,
     )
+
+
+def _of_criterion(problem: StoppingProblem, hit: Hit, scale: Tensor) -> list[Tensor]:
+    """The explicit term of a hit: J depends on the parameters of the criterion at x_T.
+
+    One that flow and criterion share receives both terms.
+    """
+    point, criterion = hit.point, problem.criterion
+    assert point is not None
+    explicit = criterion.vjp(point.time, point.state, scale, problem.leaves, look=True)
+    rounding = torch.finfo(point.state.dtype).eps / torch.finfo(torch.float64).eps
+    size = float((point.gradient * point.state).abs().sum()) + abs(hit.watch.target)
+    check_same_value(float(explicit.value), point.value, rounding * size, name="criterion")
+    return explicit.leaves
 
 
 def judge(
     problem: StoppingProblem,
     route: GradientRoute,
-    found: CrossingGradients,
+    found: Gradients,
     given: Cotangents,
-) -> None:
-    """Fill in the evidence for gradients that were just computed, and warn where it is poor.
+) -> tuple[list[Evidence], Stats]:
+    """The evidence for gradients that were just computed, one a hit; a warning where it is poor.
 
-    Costs two evaluations of flow and criterion beside what the backward solve knows anyway; with
-    `problem.thorough` a second run at a tenth of the tolerance with its backward pass; for
-    `DirectAdjoint`, whose graph tells nothing, one backward solve of `InterpolatingAdjoint`.
+    Costs two evaluations of flow and criterion a hit beside what the backward pass knows anyway; in
+    a problem that is `thorough` a second run at a tenth of the tolerance with its backward pass;
+    for a route that vouches for nothing, one backward solve of `InterpolatingAdjoint`, against
+    which it is held.
+
+    Returns:
+        The evidence, and what it cost, as checks.
     """
-    evidence, crossing, stats = problem.evidence, problem.crossing, problem.stats
-    calls, counted = problem.flow.calls, (stats.vjps, stats.nfe_backward)
-    witness = found.pulled
-    if isinstance(route, DirectAdjoint):
+    call = problem.call
+    calls = call.flow.calls
+    common = _of_the_path(problem, route, found, given)
+    parts = []
+    for hit, arrives in zip(problem.hits, given.arriving, strict=True):
+        evidence = Evidence.of(problem, hit)
+        if arrives:
+            assert hit.point is not None
+            assert hit.state_error is not None
+            evidence = replace(
+                evidence,
+                noise=lam_change(call, hit.point, hit.state_error),
+                rounding=lam_change(call, hit.point, _rounding(hit.state)),
+                **common,
+            )
+        parts.append(evidence)
+    worst = max(parts, key=lambda evidence: evidence.estimate or 0.0)
+    worst.warn()
+    return parts, Stats(checks=call.flow.calls - calls)
+
+
+def _of_the_path(
+    problem: StoppingProblem, route: GradientRoute, found: Gradients, given: Cotangents
+) -> dict[str, Any]:
+    """The figures that all hits share: they are made along the path."""
+    figures: dict[str, Any] = {}
+    witness, vouched = found.pulled, route.figures
+    if found.pulled.fallback is not None:
+        vouched = InterpolatingAdjoint.figures
+    if not vouched:
         other = differentiate(problem, InterpolatingAdjoint(), given)
-        evidence.second_route = _difference(found, other)
-        witness = other.pulled
-    at_end = float(found.lam @ crossing.velocity)
-    evidence.identity = None
-    if problem.flow.reads_clock_blindly:
-        pass  # its integral of lam^T F_t is missing
-    elif witness.departure is not None:
-        evidence.identity = witness.departure
-    elif witness.time is not None:
-        start_velocity = problem.flow.plain(problem.start, problem.x0)
-        evidence.identity = identity_residual(found.x0 * start_velocity, at_end, witness.time)
-    if witness.quadrature_errors is not None:
-        norms = [float(gradient.norm()) for gradient in witness.leaves]
-        sizes = map(relative_size, witness.quadrature_errors, norms)
-        evidence.quadrature = max(sizes, default=0.0)
-    evidence.clock = _clock(problem, depends_on_time=bool(witness.time))
-    evidence.time_error = evidence.time_term = None
-    # lam^T F has the unit of the cotangents on times, those of later targets among them.
-    times = float(given.time) if given.only_time else at_end
-    if witness.defect is not None and times != 0 and not bool((given.state != 0).any()):
-        evidence.time_error = abs(witness.defect / times)
-        evidence.time_term = evidence.time_error / problem.span
-    evidence.noise = evidence.rounding = None
-    if given.moves_crossing:
-        evidence.noise = _change(problem, problem.state_error)
-        evidence.rounding = _change(problem, _rounding(crossing.state))
-    if problem.thorough:
+        figures["second_route"] = _difference(found, other)
+        witness, vouched = other.pulled, InterpolatingAdjoint.figures
+    at_end = sum(float(jump.cotangent @ jump.velocity) for jump in found.jumps)
+    if "identity" in vouched and problem.knows_time:
+        figures["identity"] = _identity(problem, witness, at_end)
+    if "quadrature" in vouched:
+        figures["quadrature"] = _quadrature(witness)
+    figures["clock"] = _clock(problem, depends_on_time=bool(witness.time))
+    if "time_term" in vouched and not bool((given.states != 0).any()):
+        # lam^T F has the unit of the cotangents on the times.
+        times = float(given.times.sum()) if len(found.jumps) == 1 else at_end
+        if times != 0:
+            error = float("inf") if witness.defect is None else abs(witness.defect / times)
+            figures["time_error"] = error
+            figures["time_term"] = error / (problem.end - problem.start)
+    if problem.call.thorough:
         again = solved_again(problem, _SECOND_RUN)
-        evidence.second_run = float("inf")
+        figures["second_run"] = float("inf")
         if again is not None:
-            evidence.second_run = _difference(found, differentiate(again, route, given))
-    # What the evidence took is no cost of the route.
-    stats.vjps, stats.nfe_backward = counted
-    stats.checks += problem.flow.calls - calls
-    evidence.warn()
+            figures["second_run"] = _difference(found, differentiate(again, route, given))
+    return figures
 
 
-def _change(problem: StoppingProblem, state_error: Tensor) -> float:
-    return lam_change(problem.flow, problem.criterion, problem.crossing, state_error)
+def _identity(problem: StoppingProblem, witness: PullBack, at_end: float) -> float:
+    """Residual of the identity; a figure that was promised and is missing is the worst of all."""
+    if witness.departure is not None:
+        return witness.departure
+    if witness.time is None:
+        return float("inf")
+    start_velocity = problem.flow.plain(problem.start, problem.x0)
+    return identity_residual(witness.start * start_velocity, at_end, witness.time)
 
 
-def _difference(found: CrossingGradients, other: CrossingGradients) -> float:
-    """Largest relative difference over x0, the target and the leaves."""
-    first = [found.x0, found.target, *found.leaves]
-    return relative_difference(first, [other.x0, other.target, *other.leaves])
+def _quadrature(witness: PullBack) -> float:
+    if witness.quadrature_errors is None:
+        return float("inf")
+    norms = [float(gradient.norm()) for gradient in witness.leaves]
+    return max(map(relative_size, witness.quadrature_errors, norms), default=0.0)
+
+
+def _difference(found: Gradients, other: Gradients) -> float:
+    """Largest relative difference over x0, the targets and the leaves."""
+    first: Sequence[Tensor] = [found.x0, found.targets, *found.leaves]
+    return relative_difference(first, [other.x0, other.targets, *other.leaves])
 
 
 def _clock(problem: StoppingProblem, *, depends_on_time: bool) -> float:
     """One rounding of the clock, relative to T - t0; a flow sees t in the dtype of the state."""
     dtype = problem.x0.dtype if depends_on_time else torch.float64
     latest = max(abs(problem.start), abs(problem.end))
-    return torch.finfo(dtype).eps * latest / problem.span
+    return torch.finfo(dtype).eps * latest / (problem.end - problem.start)
 
 
 def _rounding(state: Tensor) -> Tensor:

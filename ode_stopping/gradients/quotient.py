@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.functions import CriterionMap
+from ..call import Call
 from ..crossing.point import Crossing
 from ..solving.flow_map import FlowMap
 
@@ -43,7 +43,7 @@ def cotangent_at_crossing(
 
 
 def differentiable_crossing(
-    flow: FlowMap, criterion: CriterionMap, time: float, state: Tensor, target: Tensor
+    call: Call, time: Tensor, state: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
     """T and x_T as differentiable functions of a state that was solved to the fixed time `time`.
 
@@ -52,17 +52,17 @@ def differentiable_crossing(
     give the second derivative.
 
     Args:
-        flow: The flow.
-        criterion: The criterion.
-        time: T0, numerically the stopping time.
+        call: The call, for flow and criterion.
+        time: T0, numerically the stopping time, shape (), float64; it may have a graph, too.
         state: x(T0) with its graph, shape (n,).
         target: eps, shape ().
 
     Returns:
         T, shape (), and x_T, shape (n,); their values are T0 and x(T0).
     """
+    flow, criterion = call.flow, call.criterion
     shift = torch.zeros_like(target.detach(), dtype=state.dtype)
-    base = flow.time_tensor(time).detach()
+    base = flow.time_tensor(time)
     velocity = flow.traced(base, state)
     acceleration = _total_derivative(flow, base, state, velocity)
 
@@ -81,8 +81,7 @@ def differentiable_crossing(
         shift = shift - (value - target) / rate
     # The values are T0 and x(T0) exactly; what the shift holds beyond its derivatives is rounding.
     shift = shift - shift.detach()
-    exact = torch.tensor(time, dtype=torch.float64, device=state.device)
-    return exact + shift, path(shift)
+    return time + shift, path(shift)
 
 
 def _requiring_grad(tensor: Tensor) -> Tensor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor
 
+from ..call import Call
 from ..core.consistency import check_derivatives, check_reproducible, check_time
-from ..core.functions import CriterionMap
 from ..core.leaves import LeafSet
 from ..core.status import MissingGradientError
-from ..crossing.run import Search
-from ..solving.flow_map import FlowMap
+from ..crossing.run import Run
 from .problem import StoppingProblem
 
 __all__ = ["check_criterion", "check_functions", "check_start", "trace_leaves"]
@@ -19,24 +20,25 @@ __all__ = ["check_criterion", "check_functions", "check_start", "trace_leaves"]
 _TRACE_POINTS = 8
 
 
-def check_start(flow: FlowMap, x0: Tensor) -> None:
+def check_start(call: Call) -> None:
     """Two evaluations of the flow at the start agree.
 
     Before the run, and not after it: steps of a flow that draws at random shrink without end.
     """
-    start = flow.times[0]
-    check_reproducible(flow.plain(start, x0), flow.plain(start, x0), name=flow.name)
+    flow, start = call.flow, call.start
+    check_reproducible(flow.plain(start, call.x0), flow.plain(start, call.x0), name=flow.name)
 
 
-def trace_leaves(flow: FlowMap, criterion: CriterionMap, leaves: LeafSet, search: Search) -> None:
-    """Find every tensor that flow and criterion depend on, at both ends and along the path.
+def trace_leaves(run: Run) -> LeafSet:
+    """Every tensor that flow and criterion depend on, at both ends and along the path.
 
     Two evaluations at the start tell nodes that are older than the evaluation (a hyper-network's
     history) from its own; the further points catch a parameter that is used on another branch only.
     """
-    path = search.trajectory
-    ends = ((path.start, path.flat(path.start)), (search.time, search.state))
-    for function, (first, x) in zip((flow, criterion), ends, strict=True):
+    call, leaves = run.call, run.call.leaves.copy()
+    flow = call.flow
+    ends = ((call.start, call.x0), (run.time, run.state))
+    for function, (first, x) in zip((flow, call.criterion), ends, strict=True):
         nodes = []
         values = []
         for _ in range(2):
@@ -46,51 +48,68 @@ def trace_leaves(flow: FlowMap, criterion: CriterionMap, leaves: LeafSet, search
             values.append(value.detach())
         check_reproducible(*values, name=function.name)
         leaves.note_history(*nodes)
-    stride = max(len(path.steps) // _TRACE_POINTS, 1)
-    middles = [
-        (0.5 * (step.t0 + step.t1), step.at_fraction(0.5))
-        for step in path.steps[::stride][:_TRACE_POINTS]
-    ]
-    # A parameter that acts between two jumps of the flow only.
-    bounds = [t for t in flow.times if t < search.time] + [search.time]
-    pieces = [0.5 * (a + b) for a, b in pairwise(bounds)]
-    if path.steps:
-        middles += [(t, path.flat(t)) for t in pieces]
-    for t, x in (ends[1], *middles):
+    for t, x in (ends[1], *_points(run)):
         time, point = flow.inputs(t, x)
         leaves.add_from([flow.traced(time, point)], inputs=(time, point))
+    return leaves
 
 
-def check_functions(problem: StoppingProblem) -> None:
-    """Compare the derivatives of flow and criterion with differences (see `consistency`)."""
-    flow, criterion = problem.flow, problem.criterion
-    steps = problem.trajectory.steps
+def _points(run: Run) -> list[tuple[float, Tensor]]:
+    """Times and states along the path, where it was kept."""
+    path, steps = run.trajectory, run.trajectory.steps
+    if not steps:
+        return []
+    stride = max(len(steps) // _TRACE_POINTS, 1)
+    times = [0.5 * (step.t0 + step.t1) for step in steps[::stride][:_TRACE_POINTS]]
+    # A parameter that acts between two jumps of the flow only.
+    bounds = [t for t in run.call.times if t < run.time] + [run.time]
+    times += [0.5 * (a + b) for a, b in pairwise(bounds)]
+    return [(t, path.flat(t)) for t in times]
+
+
+def check_functions(problem: StoppingProblem) -> bool:
+    """Compare the derivatives of flow and criterion with differences (see `consistency`).
+
+    Returns:
+        Whether the flow knows its derivative to t.
+    """
+    call, steps = problem.call, problem.steps
+    flow, criterion = call.flow, call.criterion
     middle = steps[len(steps) // 2] if steps else None
-    t = 0.5 * (middle.t0 + middle.t1) if middle else problem.start
-    x = middle.at_fraction(0.5) if middle else problem.x0
+    t, x = problem.start, problem.x0
+    if middle is not None:
+        t = 0.5 * (middle.t0 + middle.t1)
+        x = call.method.dense(middle)(t)
     check_derivatives(
         lambda y: flow.plain(t, y),
         lambda y: flow.traced(flow.time_tensor(t), y),
         x,
         problem.leaves,
         name="flow",
-        layout=problem.layout,
+        layout=call.layout,
     )
-    if middle:
-        flow.reads_clock_blindly = not _knows_time(flow, t, x, (middle.t0, middle.t1))
-    check_criterion(criterion, problem.leaves, problem.end, problem.crossing.state)
-    end, x_end = problem.end, problem.crossing.state
-    check_time(
-        lambda s: criterion.plain(s, x_end),
-        lambda s: criterion.traced(s, x_end),
-        end,
-        bounds=(steps[-1].t0 if steps else problem.start, end),
-        like=x_end,
-        name="criterion",
-    )
+    knows_time = middle is None or _knows_time(problem, t, x, (middle.t0, middle.t1))
+    for hit in {id(hit): hit for hit in (problem.hits[0], problem.hits[-1])}.values():
+        end, x_end = hit.time, hit.state
+        check_criterion(call, problem.leaves, end, x_end)
+        before = [step.t0 for step in (*steps, *hit.steps) if step.t0 < end]
+        check_time(
+            partial(_at, criterion.plain, x_end),
+            partial(_at, criterion.traced, x_end),
+            end,
+            bounds=(max(before, default=problem.start), end),
+            like=x_end,
+            name="criterion",
+        )
+    return knows_time
 
 
-def _knows_time(flow: FlowMap, t: float, x: Tensor, bounds: tuple[float, float]) -> bool:
+def _at(function: Callable[..., Tensor], x: Tensor, t: float | Tensor) -> Tensor:
+    return function(t, x)
+
+
+def _knows_time(problem: StoppingProblem, t: float, x: Tensor, bounds: tuple[float, float]) -> bool:
+    flow = problem.flow
     try:
         check_time(
             lambda s: flow.plain(s, x),
@@ -106,8 +125,9 @@ def _knows_time(flow: FlowMap, t: float, x: Tensor, bounds: tuple[float, float])
     return True
 
 
-def check_criterion(criterion: CriterionMap, leaves: LeafSet, t: float, x: Tensor) -> None:
+def check_criterion(call: Call, leaves: LeafSet, t: float, x: Tensor) -> None:
     """Compare the derivatives of the criterion with differences at one point."""
+    criterion = call.criterion
     check_derivatives(
         lambda y: criterion.plain(t, y),
         lambda y: criterion.traced(criterion.time_tensor(t), y),

@@ -1,4 +1,4 @@
-"""When is a step of the forward run good enough? The error measures of the adaptive steps.
+"""When is a step good enough? The error measures of the adaptive steps.
 
 Two things have to hold. The state has to be right to the tolerance, as everywhere. And the
 *velocity* has to be right: explicit steps at their limit of stability leave noise of the size of
@@ -7,45 +7,29 @@ derivative of T is made of velocities and gradients, which weigh that noise by t
 step is rejected, too, where the error estimate of the state, pushed through the flow, changes the
 velocity by more than a few tolerances. That costs one evaluation of the flow a step where it
 decides anything, and is looked at now and then elsewhere.
+
+A measure reads all of its numbers from the device at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
 
 from ..core.states import StateLayout
-from .tolerances import Tolerances
+from .solver import Tolerances
+from .step import Step
 
-__all__ = ["StateError", "Trial", "VelocityError"]
+__all__ = ["StateError", "VelocityError"]
 
 # Allowed change of the velocity, in units of rtol.
 _VELOCITY_PER_RTOL = 10.0
-
 # Steps between two looks at the velocity where the state decides.
 _LONGEST_PAUSE = 7
-
 _ROUNDING = 32.0
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A step that was tried: from (t0, y0), where y' = f0, to (t1, y1), where y' = f1.
-
-    Attributes:
-        error: Estimate of the error of y1; y1 - error is the method's second solution.
-    """
-
-    t0: float
-    t1: float
-    y0: Tensor
-    f0: Tensor
-    y1: Tensor
-    f1: Tensor
-    error: Tensor
 
 
 class StateError:
@@ -61,19 +45,26 @@ class StateError:
     def __init__(self, layout: StateLayout, tolerances: Tolerances) -> None:
         self._layout = layout
         self._tolerances = tolerances
+        # |y1| of the step before is |y0| of the next.
+        self._latest: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, trial: Trial) -> float:
-        """The ratio."""
-        size = torch.maximum(trial.y0.abs(), trial.y1.abs())
-        scale = self._tolerances.rtol * size + self._absolute(size)
+    def __call__(self, step: Step) -> Tensor:
+        """The ratio, shape ()."""
+        latest = self._latest
+        before = latest[1] if latest is not None and latest[0] is step.y0 else step.y0.abs()
+        after = step.y1.abs()
+        self._latest = (step.y1, after)
+        size = torch.maximum(before, after)
         # A piece that is zero and stays zero has no error: 0/0.
-        scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
-        return float(self._layout.norm(trial.error / scale))
-
-    def _absolute(self, size: Tensor) -> Tensor | float:
+        tiny = torch.finfo(size.dtype).tiny
         if len(self._layout.shapes) == 1:
-            return self._tolerances.floor(size.square().mean().sqrt())
-        return self._tolerances.floor(self._layout.piecewise_rms(size))
+            root = size.numel() ** 0.5
+            floor = self._tolerances.floor(torch.linalg.vector_norm(size) / root)
+            scale = size.mul_(self._tolerances.rtol).add_(floor).clamp_min_(tiny)
+            return torch.linalg.vector_norm(step.error / scale) / root
+        scale = self._tolerances.rtol * size
+        scale = scale + self._tolerances.floor(self._layout.piecewise_rms(size))
+        return self._layout.norm(step.error / scale.clamp_min(tiny))
 
 
 class VelocityError:
@@ -110,37 +101,53 @@ class VelocityError:
         self.evaluations = 0
         self.largest = 0.0
 
-    def __call__(self, trial: Trial) -> float:
-        """The ratio, <= 1 where a step is good enough."""
-        by_state = self._state(trial)
+    def __call__(self, step: Step) -> float:
+        """The ratio, <= 1 where a step is good enough; NaN or inf where it is not finite."""
+        # An infinite state may divide its own error away.
+        figures = [self._state(step), (step.y1 + step.f1).sum()]
+        look = self._skip == 0
+        if look:
+            # Before the error of the state is known: one number more to read, not one more wait.
+            figures += self._velocity(step)
+        by_state, finite, *rest = torch.stack([f.to(step.y1.dtype) for f in figures]).tolist()
+        if not isfinite(finite):
+            return inf
         if not by_state <= 1.0:
             return by_state
-        if self._skip > 0:
+        if not look:
             self._skip -= 1
             return by_state
-        by_velocity = self._velocity(trial)
-        if by_velocity > 0.5 * by_state:
-            self._pause = 0
-        else:
-            self._pause = min(2 * self._pause + 1, _LONGEST_PAUSE)
+        by_velocity = self._ratio(*rest)
+        self._pause = (
+            0 if by_velocity > 0.5 * by_state else min(2 * self._pause + 1, _LONGEST_PAUSE)
+        )
         self._skip = self._pause
         return max(by_state, by_velocity)
 
-    def _velocity(self, trial: Trial) -> float:
-        self.evaluations += 1
-        limit = _VELOCITY_PER_RTOL * self._tolerances.rtol
-        change = self._layout.rms(self._flow(trial.t1, trial.y1 - trial.error) - trial.f1)
-        speed = torch.maximum(self._layout.rms(trial.f0), self._layout.rms(trial.f1))
+    def _ratio(self, worst: float, error_over_floor: float) -> float:
         # Where the error of the state is down to its absolute tolerance, or to rounding, no
         # shorter step would make the velocity better.
-        size = self._layout.rms(trial.y1)
-        eps = torch.finfo(size.dtype).eps
-        absolute = torch.zeros_like(size) + self._tolerances.floor(size)
-        floor = torch.maximum(absolute, _ROUNDING * eps * size)
-        if bool((self._layout.rms(trial.error) <= floor).all()):
+        if error_over_floor <= 1.0:
             return 0.0
-        ratio = change / (limit * speed).clamp_min(torch.finfo(size.dtype).tiny)
-        worst = float(torch.nan_to_num(ratio, nan=float("inf")).max())
+        if worst != worst:
+            return inf
         if worst <= 1.0:
-            self.largest = max(self.largest, worst * limit)
+            self.largest = max(self.largest, worst * _VELOCITY_PER_RTOL * self._tolerances.rtol)
         return worst
+
+    def _velocity(self, step: Step) -> list[Tensor]:
+        """Change of the velocity over the allowed one; error of the state over its floor."""
+        self.evaluations += 1
+        rms, tiny = self._layout.rms, torch.finfo(step.y1.dtype).tiny
+        limit = _VELOCITY_PER_RTOL * self._tolerances.rtol
+        change = rms(self._flow(step.t1, step.y1 - step.error) - step.f1)
+        speed = torch.maximum(rms(step.f0), rms(step.f1))
+        size = rms(step.y1)
+        floor = (_ROUNDING * torch.finfo(size.dtype).eps * size).clamp_min_(tiny)
+        absolute = self._tolerances.floor(size)
+        if isinstance(absolute, Tensor):
+            floor = torch.maximum(floor, absolute)
+        else:
+            floor = floor.clamp_min_(absolute)
+        worst = change / (limit * speed).clamp_min_(tiny)
+        return [worst.max(), (rms(step.error) / floor).max()]

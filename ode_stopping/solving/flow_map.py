@@ -1,9 +1,4 @@
-"""The user's flow and criterion, evaluated so that no gradient is lost.
-
-A `FlowMap` and a `CriterionMap` sit between the solvers, which see flat vectors without gradients,
-and the user's functions, which see states and may call `torch.autograd.grad` themselves. They count
-evaluations, keep t inside [t0, max_time], check shapes, and build a graph only on request.
-"""
+"""The flow on flat vectors, evaluated only at times at which it may be."""
 
 from __future__ import annotations
 
@@ -32,7 +27,6 @@ class FlowMap(UserFunction):
     Attributes:
         times: The times as given.
         jumps_at_start: As given.
-        reads_clock_blindly: Whether the flow was seen to lose its derivative to t (`t.item()`).
     """
 
     name = "flow"
@@ -47,38 +41,74 @@ class FlowMap(UserFunction):
         jumps_at_start: bool = False,
     ) -> None:
         super().__init__(function, layout, like)
+        self.times = tuple(times)
+        self.jumps_at_start = jumps_at_start
         # The bounds in the dtype that the user sees: float32 rounds, and a 3/t flow must not see t
         # < t0.
-        self.times = tuple(times)
-        self.reads_clock_blindly = False
-        self._times = [UserFunction.time_tensor(self, t) for t in times]
-        low, high = self._times[0], self._times[-1]
-        if jumps_at_start:
-            low = torch.nextafter(low, high)
-        self.jumps_at_start = jumps_at_start
-        self._low, self._high = self._bounds = (low, high)
+        seen = [torch.tensor(t, dtype=self.dtype) for t in times]
+        start = torch.nextafter(seen[0], seen[-1]) if jumps_at_start else seen[0]
+        # At a jump the flow is evaluated one rounding inside of the piece: nobody knows whether it
+        # takes its left or its right limit there.
+        lows = [start, *(torch.nextafter(b, seen[-1]) for b in seen[1:-1])]
+        highs = [*(torch.nextafter(b, seen[0]) for b in seen[1:-1]), seen[-1]]
+        self._bounds = [(a.item(), b.item()) for a, b in zip(lows, highs, strict=True)]
+        self._whole = (start.item(), seen[-1].item())
 
-    def enter(self, index: int) -> None:
-        """From now on, evaluate between times[index] and times[index + 1] only.
+    def on(self, piece: int | None) -> FlowPiece:
+        """The flow between times[piece] and times[piece + 1] only; None: as a whole."""
+        low, high = self._whole if piece is None else self._bounds[piece]
+        return FlowPiece(self, low, high)
 
-        At a jump the flow is evaluated one rounding inside of the segment: nobody knows whether it
-        takes its left or its right limit there.
-        """
-        low, high = self._times[index], self._times[index + 1]
-        self._low = self._bounds[0] if index == 0 else torch.nextafter(low, high)
-        last = index + 2 == len(self._times)
-        self._high = high if last else torch.nextafter(high, low)
+    def time_tensor(self, t: float | Tensor) -> Tensor:
+        """The time, clamped to the interval on which the flow may be evaluated."""
+        return self._clamped(t, *self._whole)
 
-    def leave(self) -> None:
-        """Evaluate anywhere between the start and the horizon again."""
-        self._low, self._high = self._bounds
+    def _clamped(self, t: float | Tensor, low: float, high: float) -> Tensor:
+        if not isinstance(t, Tensor):
+            return super().time_tensor(min(max(t, low), high))
+        time = super().time_tensor(t)
+        # A time that is differentiated keeps its derivative.
+        if time.requires_grad:
+            return time + (time.detach().clamp(low, high) - time.detach())
+        return time.clamp(low, high)
 
     def _checked(self, output: Any) -> Tensor:
         return self.layout.pack(self.layout.check_like(output, name="flow", dtype=self.dtype))
 
+
+class FlowPiece:
+    """A flow on one smooth piece of time; evaluations are counted by the flow.
+
+    Args:
+        flow: The flow.
+        low: Earliest time of evaluation.
+        high: Latest one.
+    """
+
+    def __init__(self, flow: FlowMap, low: float, high: float) -> None:
+        self.flow = flow
+        self.low = low
+        self.high = high
+
     def time_tensor(self, t: float | Tensor) -> Tensor:
-        """The time, clamped to the interval on which the flow may be evaluated."""
-        time = super().time_tensor(t)
-        clamped = torch.minimum(torch.maximum(time.detach(), self._low), self._high)
-        # A time that is differentiated keeps its derivative.
-        return time + (clamped - time.detach()) if time.requires_grad else clamped
+        """The time, clamped to this piece."""
+        return self.flow._clamped(t, self.low, self.high)
+
+    def __call__(self, t: float, flat: Tensor) -> Tensor:
+        """Value without graph."""
+        return self.flow.plain(min(max(t, self.low), self.high), flat)
+
+    def traced(self, t: float | Tensor, flat: Tensor) -> Tensor:
+        """Value with graph; a time that requires grad keeps its derivative."""
+        with torch.enable_grad():
+            return self.flow.traced(self.time_tensor(t), flat)
+
+    def traced_between(self, t0: float, t1: float) -> Callable[[Any, Tensor], Tensor]:
+        """`traced` for times from t0 to t1, without a clamp where they are clear of the bounds."""
+        margin = 8 * torch.finfo(self.flow.dtype).eps * max(abs(t0), abs(t1))
+        clear = self.low <= t0 and t1 + margin < self.high
+        return self.flow.traced if clear else self.traced
+
+    def inputs(self, t: float, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Fresh leaves (t, flat) that require grad."""
+        return self.flow.inputs(min(max(t, self.low), self.high), flat)

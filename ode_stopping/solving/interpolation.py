@@ -1,54 +1,49 @@
 """x(t) between the accepted steps, as accurately as the steps themselves.
 
-torchdiffeq's dense output is a quartic for every method. After the long steps of an order-8 method
-it is less accurate than the steps by orders of magnitude, and an adjoint that is integrated over it
-pays for its kinks with tiny steps. There every step is taken again to its middle, which makes
-states and velocities half a step apart, and four neighbouring ones make a polynomial of degree 7.
+A quartic, after the long steps of an order-8 method, is less accurate than the steps by orders of
+magnitude, and an adjoint that is integrated over it pays for its kinks with tiny steps. There every
+step is taken again to its middle, which makes states and velocities half a step apart, and four
+neighbouring ones make a polynomial of degree 7.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .method import needs_wide_interpolation, replay_step
+from .flow_map import FlowMap, FlowPiece
+from .solver import Method
 from .step import Step
-from .torchdiffeq import Torchdiffeq
 from .trajectory import Trajectory
 
 __all__ = ["HermitePath", "accurate_path"]
 
 _NODES = 4
-
 # Nodes closer than this, relative to the interval, would turn rounding into divided differences.
 _CLOSE = 0.1
 
 
 def accurate_path(
-    trajectory: Trajectory,
-    settings: Torchdiffeq,
-    function: Callable[[Tensor, Tensor], Tensor],
-    breakpoints: Sequence[float] = (),
+    trajectory: Trajectory, flow: FlowMap, segments: Sequence[tuple[int, float, float]]
 ) -> Callable[[float], Tensor]:
     """t -> x(t), shape (n,), to the accuracy of the method's own steps.
 
     Args:
         trajectory: A trajectory whose steps were kept.
-        settings: The solver that made it.
-        function: (t, x) -> dx/dt, for the middles of the steps where they are needed.
-        breakpoints: Times at which the velocity jumps: no polynomial reaches across.
+        flow: For the middles of the steps, where they are needed.
+        segments: (number of the flow's piece, begin, end) between the times at which it jumps: no
+            polynomial reaches across.
     """
-    if not needs_wide_interpolation(settings.method) or not trajectory.steps:
+    method = trajectory.method
+    if method.order <= method.dense_order + 1 or not trajectory.steps:
         return trajectory.flat
-    inner = [t for t in breakpoints if trajectory.start < t < trajectory.end]
-    bounds = [trajectory.start, *inner, trajectory.end]
+    inner = [begin for _, begin, _ in segments[1:]]
     pieces = [
-        HermitePath([s for s in trajectory.steps if a <= s.t0 < b], settings, function)
-        for a, b in pairwise(bounds)
+        HermitePath([s for s in trajectory.steps if a <= s.t0 < b], method, flow.on(index))
+        for index, a, b in segments
     ]
     return lambda t: pieces[bisect_right(inner, t)](t)
 
@@ -56,27 +51,15 @@ def accurate_path(
 class HermitePath:
     """x(t) through states and velocities at the ends and the middles of the accepted steps."""
 
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        settings: Torchdiffeq,
-        function: Callable[[Tensor, Tensor], Tensor],
-    ) -> None:
+    def __init__(self, steps: Sequence[Step], method: Method, flow: FlowPiece) -> None:
         self._times: list[float] = []
         self._states: list[Tensor] = []
         self._velocities: list[Tensor] = []
         for step in steps:
-            velocity = step.velocity(0.0)
-            self._add(step.t0, step.y0, velocity)
-            start = torch.tensor(step.t0, dtype=torch.float64, device=step.y0.device)
-            middle = torch.tensor(
-                0.5 * (step.t0 + step.t1), dtype=torch.float64, device=step.y0.device
-            )
-            self._add(
-                middle.item(),
-                *replay_step(settings.method, function, start, middle, step.y0, velocity),
-            )
-        self._add(steps[-1].t1, steps[-1].y1, steps[-1].velocity(1.0))
+            self._add(step.t0, step.y0, step.f0)
+            middle = method.trial(flow, step.t0, step.y0, step.f0, 0.5 * (step.t0 + step.t1))
+            self._add(middle.t1, middle.y1, middle.f1)
+        self._add(steps[-1].t1, steps[-1].y1, steps[-1].f1)
         self._cached: tuple[int, list[float], list[Tensor]] | None = None
 
     def _add(self, t: float, state: Tensor, velocity: Tensor) -> None:
@@ -88,9 +71,10 @@ class HermitePath:
         """The state at t, shape (n,); times outside are clamped."""
         t = min(max(t, self._times[0]), self._times[-1])
         index = min(bisect_right(self._times, t), len(self._times) - 1) - 1
-        if self._cached is None or self._cached[0] != index:
-            self._cached = (index, *self._coefficients(self._stencil(index)))
-        _, z, coefficients = self._cached
+        cached = self._cached
+        if cached is None or cached[0] != index:
+            cached = self._cached = (index, *self._coefficients(self._stencil(index)))
+        _, z, coefficients = cached
         value = coefficients[-1]
         for node, coefficient in zip(reversed(z[:-1]), reversed(coefficients[:-1]), strict=True):
             value = torch.add(coefficient, value, alpha=t - node)

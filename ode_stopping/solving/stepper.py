@@ -1,6 +1,6 @@
-"""Adaptive steps with a method of torchdiffeq, one at a time.
+"""Adaptive steps of any method, one at a time: accept, reject, next size.
 
-The public `odeint` hides what a stopping time needs: each accepted step with its dense output, a
+The usual `odeint` hides what a stopping time needs: each accepted step with its dense output, a
 stop in the middle, a bound on the times at which the flow is evaluated, and an end other than an
 assertion when the step size underflows.
 """
@@ -13,44 +13,33 @@ from math import inf, isfinite
 import torch
 from torch import Tensor
 
-from .errors import Trial
-from .method import Method
+from .solver import Method, StepFailed
 from .step import Step
-from .torchdiffeq import Torchdiffeq
 
-__all__ = ["StepFailed", "Stepper"]
+__all__ = ["Stepper"]
 
 # Step sizes follow the last two error ratios (a proportional-integral controller): at the limit of
 # stability it rejects far fewer steps than one that looks at the last ratio alone.
 _SAFETY = 0.9
-
 _INTEGRAL = 0.04
-
 # A tamer growth than torchdiffeq's 10: the criterion is watched between steps.
 _LARGEST_FACTOR = 5.0
-
 _SMALLEST_FACTOR = 0.2
-
-
-class StepFailed(Exception):
-    """The step size underflowed. `nonfinite` says whether NaN or inf was the reason."""
-
-    def __init__(self, message: str, *, nonfinite: bool) -> None:
-        super().__init__(message)
-        self.nonfinite = nonfinite
 
 
 class Stepper:
     """Adaptive steps of y' = f(s, y) from s0 up to s_end, one call a step.
 
     Args:
-        settings: Method and limits.
-        function: (s, y) -> y', s a 0-d tensor, y of shape (n,).
+        method: Makes the steps.
+        function: (s, y) -> y', s a float, y of shape (n,).
         start: s0.
         end: s_end; the function is never stepped beyond it.
         y0: Initial value, shape (n,).
-        measure: The error of a trial step; it is accepted where that is <= 1.
-        first_step: Size that is tried first; None: that of the settings, or one by scale.
+        measure: The error of a trial step; it is accepted where that is <= 1. Not finite where the
+            step is not.
+        max_step: Largest step.
+        first_step: Size that is tried first; None: one by scale.
 
     Attributes:
         accepted: Number of accepted steps.
@@ -64,13 +53,14 @@ class Stepper:
 
     def __init__(
         self,
-        settings: Torchdiffeq,
-        function: Callable[[Tensor, Tensor], Tensor],
+        method: Method,
+        function: Callable[[float, Tensor], Tensor],
         start: float,
         end: float,
         y0: Tensor,
         *,
-        measure: Callable[[Trial], float],
+        measure: Callable[[Step], float],
+        max_step: float = inf,
         first_step: float | None = None,
     ) -> None:
         self.end = end
@@ -78,16 +68,17 @@ class Stepper:
         self.rejected = 0
         self.time = start
         self.value = y0
-        self._method = Method(settings.method, function, y0)
+        self._method = method
+        self._function = function
         self._measure = measure
-        self._max_step = min(settings.max_step, max(end - start, 0.0) or inf)
+        self._max_step = min(max_step, max(end - start, 0.0) or inf)
         self.ratio = 1.0
         self._nonfinite = False
         self._previous_ratio = 1e-4
         self._before: tuple[float, Tensor, Tensor] | None = None
-        self.derivative = self._method(start, y0)
-        first = first_step if first_step is not None else settings.first_step
-        self.next_step = min(first if first is not None else self._first_step(), end - start)
+        self.derivative = function(start, y0)
+        first = first_step if first_step is not None else self._first_step()
+        self.next_step = min(first, end - start)
         if not (isfinite(self.next_step) and self.next_step > 0):
             self.next_step = 1e-6 * max(abs(end - start), 1e-300)
 
@@ -98,11 +89,12 @@ class Stepper:
         of order p takes about rtol^(1/p) of that, and errs on the small side.
         """
         y, f, length = self.value, self.derivative, self.end - self.time
-        size, speed = float(y.norm()), float(f.norm())
+        size, speed = torch.stack([y.norm(), f.norm()]).tolist()
         if not (isfinite(speed) and speed > 0):
             return 1e-6 * min(length, 1.0)
         probe = min(1e-4 * size / speed if size > 0 else 1e-6, 0.1 * length)
-        change = float((self._method(self.time + probe, y + probe * f) - f).norm()) / probe
+        moved = self._function(self.time + probe, torch.add(y, f, alpha=probe))
+        change = float((moved - f).norm()) / probe
         guesses = [speed / change] if change > 0 and isfinite(change) else []
         if size > 0:
             guesses.append(size / speed)
@@ -113,13 +105,18 @@ class Stepper:
         """Whether the end has been reached, to rounding."""
         return self.time >= self.end - 4 * _spacing(self.end)
 
+    @property
+    def tried(self) -> int:
+        """Number of all steps."""
+        return self.accepted + self.rejected
+
     def attempt(self) -> Step | None:
         """Try one step: the step if it was accepted, None if it was rejected (call again).
 
         Raises:
             StepFailed: The step size underflowed.
         """
-        t, y, f = self.time, self.value, self.derivative
+        t = self.time
         size = min(self.next_step, self._max_step)
         # The last step may be short because the end is near; a step that was *reduced* to this is a
         # failure.
@@ -129,11 +126,9 @@ class Stepper:
                 f"step size underflow at t = {t:.9g} ({reason})", nonfinite=self._nonfinite
             )
         end = self.end if t + size >= self.end else t + size
-        trial, stages = self._method.step(t, end, y, f)
-        ratio = self.ratio = self._measure(trial)
-        if not (isfinite(ratio) and bool(torch.isfinite(trial.y1 + trial.f1).all())):
-            # NaN in the error ratio, or an infinite state that divides its own error away: try a
-            # tenth.
+        step = self._method.trial(self._function, t, self.value, self.derivative, end)
+        ratio = self.ratio = self._measure(step)
+        if not isfinite(ratio):
             self.next_step = 0.1 * (end - t)
             self._nonfinite = True
             self.rejected += 1
@@ -145,17 +140,18 @@ class Stepper:
         self._previous_ratio = max(ratio, 1e-4)
         self._nonfinite = False
         self.accepted += 1
-        self._before = (t, y, f)
-        self.time, self.value, self.derivative = end, trial.y1, trial.f1
-        return self._method.dense(trial, stages)
+        self._before = (t, self.value, self.derivative)
+        self.time, self.value, self.derivative = end, step.y1, step.f1
+        return step
 
     def _factor(self, ratio: float) -> float:
         """By how much the next step is longer, from this error ratio and the one before."""
+        order = self._method.order
         if ratio > 1.0:
-            return max(_SAFETY * ratio ** (-1 / self._method.order), _SMALLEST_FACTOR)
+            return max(_SAFETY * ratio ** (-1 / order), _SMALLEST_FACTOR)
         if ratio == 0.0:
             return _LARGEST_FACTOR
-        exponent = 1 / self._method.order - 0.75 * _INTEGRAL
+        exponent = 1 / order - 0.75 * _INTEGRAL
         factor = _SAFETY * ratio**-exponent * self._previous_ratio**_INTEGRAL
         return min(max(factor, 0.5), _LARGEST_FACTOR)
 
@@ -181,7 +177,7 @@ class Stepper:
             StepFailed: The step size underflowed, or `max_steps` was used up.
         """
         while not self.done:
-            if self.accepted + self.rejected >= max_steps:
+            if self.tried >= max_steps:
                 raise StepFailed(
                     f"no end after {max_steps} steps, at {self.time:.6g}", nonfinite=False
                 )
@@ -189,20 +185,6 @@ class Stepper:
             if step is not None and after_step is not None:
                 after_step(step)
         return self.value
-
-    def shortened(self, step: Step, derivative: Tensor, t1: float) -> tuple[Step, Tensor]:
-        """The last step again, to t1 only: a proper step, more accurate than dense output.
-
-        Args:
-            step: The step, from step.t0.
-            derivative: y' at step.t0.
-            t1: New end, in (step.t0, step.t1].
-
-        Returns:
-            The shorter step, and y' at t1.
-        """
-        trial, stages = self._method.step(step.t0, t1, step.y0, derivative)
-        return self._method.dense(trial, stages), trial.f1
 
 
 def _spacing(t: float) -> float:

@@ -1,53 +1,65 @@
-"""Adaptive steps with a method of torchdiffeq, one at a time.
+"""The adaptive Runge-Kutta methods of torchdiffeq, as a solver.
 
-The public `odeint` hides what a stopping time needs: each accepted step with its dense output, a
-stop in the middle, a bound on the times at which the flow is evaluated, and an end other than an
-assertion when the step size underflows.
+Their tableaus and midpoints are read from the installed package and run by this library's own loop,
+which makes the same steps (a test compares each with torchdiffeq's own, to 1e-14). All of
+torchdiffeq's internals that this library touches are in this file, and their presence is tested by
+feature, never by version.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from math import inf
+from functools import cache
+from typing import Any
 
 import torch
 
-from ..core.status import StoppingWarning
-from ..core.validation import require_count
-from .method import adaptive_methods
-from .tolerances import Tolerances
+try:
+    from torchdiffeq._impl.odeint import SOLVERS
+    from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
+except ImportError as error:  # pragma: no cover - depends on the installed torchdiffeq
+    raise ImportError(
+        "this torchdiffeq has no adaptive Runge-Kutta solvers where ode-stopping looks for them; "
+        "torchdiffeq 0.2.5 is the version that is tested"
+    ) from error
 
-__all__ = ["Torchdiffeq"]
+from .runge_kutta import RungeKutta
+from .solver import Method, Solver
 
-_DEFAULT_RTOL = {torch.float64: 1e-7, torch.float32: 1e-4}
+__all__ = ["Torchdiffeq", "adaptive_methods"]
+
+# torchdiffeq makes a quartic for every method, from a midpoint that is of low order for the methods
+# of order 2 and 3: there the cubic through both ends is the better one.
+_CUBIC_UP_TO_ORDER = 3
+
+
+def adaptive_methods() -> list[str]:
+    """Names of the adaptive Runge-Kutta methods of the installed torchdiffeq."""
+    return [
+        name
+        for name, solver in SOLVERS.items()
+        if isinstance(solver, type) and issubclass(solver, RKAdaptiveStepsizeODESolver)
+    ]
 
 
 @dataclass(frozen=True)
-class Torchdiffeq:
+class Torchdiffeq(Solver):
     """An adaptive method of torchdiffeq with its tolerances and limits.
 
     Args:
         method: Name of an adaptive Runge-Kutta method (see `adaptive_methods`).
-        rtol: Relative tolerance; None: 1e-7 in float64, 1e-4 in float32.
-        atol: Absolute tolerance; None: 1e-4 rtol times the present size of the state (the root mean
-            square of each of its tensors), so that it cannot drown a state that becomes small on
-            its way to a small target.
-        max_steps: Limit on accepted and rejected steps together.
+        rtol: Relative tolerance; this and the others by keyword, see `Solver`.
+        atol: Absolute tolerance.
+        max_steps: Limit on all steps.
         max_step: Largest step, in flow time.
-        first_step: First step, in flow time; None: chosen by the solver.
+        first_step: First step, in flow time.
 
     Raises:
-        ValueError: Unknown method; a tolerance, step or limit that is not positive; rtol >= 1.
-        TypeError: One that is not a number.
+        ValueError: Unknown method; otherwise see `Solver`.
+        TypeError: See `Solver`.
     """
 
-    method: str = "dopri5"
-    rtol: float | None = None
-    atol: float | None = None
-    max_steps: int = 100_000
-    max_step: float = inf
-    first_step: float | None = None
+    method: str = "dopri5"  # type: ignore[assignment]  # called, it gives the method itself
 
     def __post_init__(self) -> None:
         if self.method not in adaptive_methods():
@@ -55,41 +67,48 @@ class Torchdiffeq:
                 f"method must be one of the adaptive methods {adaptive_methods()}; got "
                 f"{self.method!r}"
             )
-        _require_number(self.rtol, "rtol", "a number between 0 and 1", below=1.0)
-        _require_number(self.atol, "atol", "a non-negative number", or_zero=True)
-        require_count(self.max_steps, name="max_steps")
-        _require_number(self.max_step, "max_step", "a positive number", finite=False)
-        _require_number(self.first_step, "first_step", "a positive number")
-
-    def tolerances(self, dtype: torch.dtype) -> Tolerances:
-        """Tolerances for states of this dtype, with a warning where the dtype cannot hold them."""
-        rtol = self.rtol if self.rtol is not None else _DEFAULT_RTOL.get(dtype, 1e-3)
-        floor = 10 * torch.finfo(dtype).eps
-        if rtol < floor:
-            warnings.warn(
-                f"rtol = {rtol:g} is below what {dtype} can hold (about {floor:.1g}); use a "
-                "larger rtol "
-                "or float64",
-                StoppingWarning,
-                stacklevel=4,
-            )
-        return Tolerances(rtol, self.atol)
+        object.__setattr__(self, "method", _Name(self.method))
+        super().__post_init__()
 
 
-def _require_number(
-    value: object,
-    name: str,
-    wanted: str,
-    *,
-    below: float = inf,
-    or_zero: bool = False,
-    finite: bool = True,
-) -> None:
-    """Raise unless `value` is None or a number in (0, below)."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be {wanted} or None; got {type(value).__name__}")
-    inside = 0 < value < below or (value == 0 and or_zero) or (value == inf and not finite)
-    if not inside:
-        raise ValueError(f"{name} must be {wanted}; got {value}")
+class _Name(str):
+    """The name of a method, which gives the method where a solver is asked for it."""
+
+    __slots__ = ()
+
+    def __call__(self, dtype: torch.dtype) -> Method:
+        return _method(str(self))
+
+
+@cache
+def _method(name: str) -> Method:
+    solver: Any = SOLVERS[name]
+    tableau, order = solver.tableau, int(solver.order)
+    weights = tableau.c_sol.tolist()
+    dense = None
+    if order > _CUBIC_UP_TO_ORDER:
+        dense = _quartic(tableau.c_sol, solver.mid).tolist()
+    return RungeKutta(
+        order=order,
+        nodes=tableau.alpha.tolist(),
+        matrix=[row.tolist() for row in tableau.beta],
+        weights=weights,
+        error=tableau.c_error.tolist(),
+        dense_weights=dense,
+        dense_order=3 if dense is None else 4,
+    )
+
+
+def _quartic(solution: Any, midpoint: Any) -> Any:
+    """The quartic through both ends and the midpoint, by the velocities: rows s, s^2, s^3, s^4."""
+    first, last = torch.zeros_like(solution), torch.zeros_like(solution)
+    first[0], last[-1] = 1.0, 1.0
+    mid = midpoint.to(solution)
+    return torch.stack(
+        [
+            first,
+            last - 4 * first - 5 * solution + 16 * mid,
+            5 * first - 3 * last + 14 * solution - 32 * mid,
+            2 * (last - first) - 8 * solution + 16 * mid,
+        ]
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..core.optional import pictures
 from ..core.states import State, StateLayout
+from .solver import Method
 from .step import Step
 
 __all__ = ["Trajectory"]
@@ -21,50 +23,45 @@ class Trajectory:
     """The path of a solve, at its accepted steps and in between.
 
     Attributes:
-        times: Accepted times, shape (K + 1,), float64, from t0 to the end (the crossing, if there
-            is one).
-        largest: Largest 2-norm of the states there.
+        times: Times of the accepted steps, shape (K + 1,), float64, from t0 to the end (the
+            crossing, if there is one).
         values: The criterion there, shape (K + 1,), float64.
         states: The states there; each piece has shape (K + 1, ...). Raises if they were not kept.
+        steps: The accepted steps; empty if they were not kept.
+        method: What made them.
 
     Call it with a time (float or tensor of any shape) inside [t0, end] for the state there, by the
-    solver's dense output. Memory: six states an accepted step.
+    solver's dense output. Points inside a step that are known better (`marks`: a time with J and the
+    state there, as where one of several targets was met) are among the times. Memory: an accepted step keeps the velocities of its stages and two
+    states (nine states for dopri5).
     """
 
     def __init__(
         self,
         layout: StateLayout,
-        start: float,
+        method: Method,
         x0: Tensor,
         steps: Sequence[Step],
         grid: Sequence[float],
         values: Sequence[float],
         *,
-        largest: float = 0.0,
+        largest: Tensor,
+        marks: Mapping[float, tuple[float, Tensor]] = MappingProxyType({}),
     ) -> None:
         self._layout = layout
         self._x0 = x0
-        self._steps = list(steps)
-        self._starts = [step.t0 for step in self._steps]
-        self._grid = list(grid)
-        self.start = start
+        self._starts = [step.t0 for step in steps]
+        self._marks = dict(marks)
+        between = [(t, value) for t, (value, _) in self._marks.items() if t not in grid]
+        nodes = sorted([*zip(grid, values, strict=True), *between])
+        self._grid = [t for t, _ in nodes]
+        self._values = [value for _, value in nodes]
+        self._latest: tuple[int, Callable[[float], Tensor]] | None = None
+        self.steps = list(steps)
+        self.method = method
+        self.start = self._grid[0]
         self.end = self._grid[-1]
-        self._values = list(values)
-        self.largest = largest
-
-    @classmethod
-    def joined(cls, parts: Sequence[Trajectory]) -> Trajectory:
-        """One path from consecutive ones, each of which starts where the one before ends."""
-        first = parts[0]
-        return cls(
-            first._layout,
-            first.start,
-            first._x0,
-            [step for part in parts for step in part._steps],
-            first._grid + [t for part in parts[1:] for t in part._grid[1:]],
-            first._values + [v for part in parts[1:] for v in part._values[1:]],
-            largest=max(part.largest for part in parts),
-        )
+        self._largest = largest
 
     @property
     def times(self) -> Tensor:
@@ -76,15 +73,17 @@ class Trajectory:
         """The criterion at `times`, shape (K + 1,)."""
         return torch.tensor(self._values, dtype=torch.float64)
 
-    @property
-    def steps(self) -> list[Step]:
-        """The accepted steps; empty if they were not kept."""
-        return self._steps
+    @cached_property
+    def largest(self) -> float:
+        """Largest 2-norm of the states at `times`."""
+        if not self.steps:
+            return float(self._largest)
+        return float(torch.linalg.vector_norm(self._stacked, dim=1).max())
 
     @cached_property
     def _stacked(self) -> Tensor:
         self._require_kept()
-        return torch.stack([self._x0, *(step.y1 for step in self._steps)])
+        return torch.stack([self.flat(t) for t in self._grid])
 
     @property
     def states(self) -> State:
@@ -92,17 +91,28 @@ class Trajectory:
         return self._layout.unpack(self._stacked)
 
     def _require_kept(self) -> None:
-        if not self._steps and len(self._grid) > 1:
+        if not self.steps and len(self._grid) > 1:
             raise RuntimeError(
-                "the states were not kept: call stopping_time with a gradient route, not None"
+                "the states were not kept: call stopping_time with a gradient route that keeps "
+                "them (keeps_trajectory = True), not None"
             )
 
     def flat(self, t: float) -> Tensor:
-        """The state at t, shape (n,). Times outside [start, end] are clamped to it."""
-        if not self._steps:
+        """The state at t, shape (n,). Times outside [start, end] are clamped to it.
+
+        Raises:
+            RuntimeError: The states were not kept.
+        """
+        self._require_kept()
+        if t in self._marks:
+            return self._marks[t][1]
+        if not self.steps:
             return self._x0
         index = max(bisect_right(self._starts, t) - 1, 0)
-        return self._steps[index].at(t)
+        latest = self._latest
+        if latest is None or latest[0] != index:
+            latest = self._latest = (index, self.method.dense(self.steps[index]))
+        return latest[1](t)
 
     def __call__(self, t: float | Tensor) -> State:
         """The state at time t; a tensor of times puts its shape in front of the state's.
@@ -130,7 +140,7 @@ class Trajectory:
         return len(self._grid)
 
     def __repr__(self) -> str:
-        kept = "kept" if self._steps else "not kept"
+        kept = "kept" if self.steps else "not kept"
         return (
             f"Trajectory({len(self._grid)} points on [{self.start:g}, {self.end:g}], states {kept})"
         )

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..core.states import State
 from ..core.validation import require_callable
-from ..gradients import GradientRoute, InterpolatingAdjoint
+from ..gradients import GradientRoute, StepAdjoint
 from ..result import StoppingResult
-from ..solving.torchdiffeq import Torchdiffeq
+from ..solving.solver import Solver
 from ..stopping import stopping_time
 
 __all__ = ["Censored", "Start", "StoppingTask", "TuningTask"]
@@ -120,9 +120,9 @@ class StoppingTask(TuningTask):
     def run(
         self,
         *,
-        gradient: GradientRoute | None = InterpolatingAdjoint(),  # noqa: B008 - immutable
+        gradient: GradientRoute | None = StepAdjoint(),  # noqa: B008 - immutable
         censored: Censored = "horizon",
-        solver: Torchdiffeq | None = None,
+        solver: Solver | None = None,
         **unknown: Any,
     ) -> StoppingResult:
         """The stopping time from here.

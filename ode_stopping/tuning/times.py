@@ -8,9 +8,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..core.validation import require_instance
-from ..gradients import GradientRoute, InterpolatingAdjoint
+from ..gradients import GradientRoute, StepAdjoint
 from ..result import StoppingResult
-from ..solving.torchdiffeq import Torchdiffeq
+from ..solving.solver import Solver
 from .history import TuningHistory, TuningRecord
 from .loop import TuningOptions, minimise
 from .parameters import OptimizerLike
@@ -29,8 +29,8 @@ def minimise_stopping_time(
     censored: Censored = "horizon",
     penalty: Callable[[StoppingTask, StoppingResult], Tensor] | None = None,
     weight: float = 1.0,
-    solver: Torchdiffeq | None = None,
-    gradient: GradientRoute = InterpolatingAdjoint(),  # noqa: B008 - immutable
+    solver: Solver | None = None,
+    gradient: GradientRoute = StepAdjoint(),  # noqa: B008 - immutable
     clip: float | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -103,8 +103,8 @@ def minimise_stopping_time(
     Warns:
         What `stopping_time` and its backward pass warn about.
     """
-    require_instance(solver, Torchdiffeq, name="solver", example="Torchdiffeq(rtol=1e-5)")
-    require_instance(gradient, GradientRoute, name="gradient", example="InterpolatingAdjoint()")
+    require_instance(solver, Solver, name="solver", example="Torchdiffeq(rtol=1e-5)")
+    require_instance(gradient, GradientRoute, name="gradient", example="StepAdjoint()")
     options = TuningOptions(
         iterations=iterations,
         batch_size=batch_size,

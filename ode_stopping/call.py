@@ -1,0 +1,76 @@
+"""What was asked of `stopping_time`: one record, made once by the entry and passed whole.
+
+A run has the call that it answers, a solved problem has its run. A new setting of the entry is a
+field here, read where it matters; nothing in between hands it on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .core.functions import CriterionMap
+from .core.leaves import LeafSet
+from .core.states import StateLayout
+from .solving.flow_map import FlowMap
+from .solving.solver import Method, Solver, Tolerances
+
+if TYPE_CHECKING:
+    from .gradients.route import GradientRoute
+
+__all__ = ["Call"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A checked call.
+
+    Attributes:
+        flow: dx/dt on flat vectors.
+        criterion: J on flat vectors.
+        leaves: Tensors that receive gradients as far as they are known before any evaluation.
+        solver: Of the forward run.
+        method: The solver's, for the dtype of the state.
+        tolerances: Likewise.
+        times: Start, breakpoints and horizon: the flow is smooth in t between them.
+        x0: Start, shape (n,), without graph.
+        targets: The values of eps, in the order given.
+        gradient: Route of the derivatives; None: the time only, and nothing is kept.
+        censored: What a miss counts as, in flow time; None: infinity.
+        thorough: Whether a gradient is compared with that of a second run.
+    """
+
+    flow: FlowMap
+    criterion: CriterionMap
+    leaves: LeafSet
+    solver: Solver
+    method: Method
+    tolerances: Tolerances
+    times: tuple[float, ...]
+    x0: Tensor
+    targets: tuple[float, ...]
+    gradient: GradientRoute | None = None
+    censored: float | None = None
+    thorough: bool = False
+
+    @property
+    def layout(self) -> StateLayout:
+        """Layout of the state."""
+        return self.flow.layout
+
+    @property
+    def start(self) -> float:
+        """t0, in flow time."""
+        return self.times[0]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the forward run keeps its steps."""
+        return self.gradient is not None and self.gradient.needs_path
+
+    @property
+    def promise(self) -> float:
+        """The relative error of a gradient up to which nothing is said."""
+        return self.tolerances.promise(self.x0.dtype)

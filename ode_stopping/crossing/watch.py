@@ -1,0 +1,59 @@
+"""Who may mark a run, and the mark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.status import Status
+from ..solving.step import Step
+from .near_miss import NearMiss
+from .point import Crossing
+
+__all__ = ["Hit", "Watch"]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A target that J is watched for; a run ends when all of its watches have been met.
+
+    Attributes:
+        index: Its place among the targets of the call.
+        target: eps.
+    """
+
+    index: int
+    target: float
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A watch that was met.
+
+    The hit is at the end of `steps`, which begin at a node of the path; without steps of its own it
+    is that node.
+
+    Attributes:
+        watch: Which one.
+        status: REACHED, AT_START, or DEGENERATE (met without a derivative).
+        time: T, in flow time.
+        state: x_T, shape (n,).
+        point: What is known there; None for AT_START.
+        node: Number of the node of the path.
+        steps: From the node to the hit: the partial step, or finer steps.
+        note: One more sentence on it.
+        near_miss: The dip of J before it that came closest to the target.
+        state_error: Estimate of the error of x_T by the last steps, shape (n,).
+    """
+
+    watch: Watch
+    status: Status
+    time: float
+    state: Tensor
+    point: Crossing | None = None
+    node: int = 0
+    steps: tuple[Step, ...] = ()
+    note: str = ""
+    near_miss: NearMiss | None = None
+    state_error: Tensor | None = None

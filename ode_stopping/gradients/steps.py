@@ -1,0 +1,208 @@
+"""The exact transpose of the accepted steps.
+
+    y_{i+1} = Phi(y_i; t_i, h_i, theta)
+    lam_i = Phi_y^T lam_{i+1},   L_theta += Phi_theta^T lam_{i+1},
+
+with the step sizes held, the last step being the one that ends at T. It is Algorithm 1 of arXiv
+2505.22509 for the solver's own iteration, and what `DirectAdjoint` computes, without its memory: a
+few steps at a time are replayed under autograd from the kept state, and have to arrive at the kept
+end.
+
+Where the controller let steps go beyond the limit of stability, which does no harm to x, the
+transpose amplifies lam without bound. The identity lam^T F + int F_t^T lam = const shows it. It is
+looked at along the whole path, and where it fails the continuous adjoint takes the place of the
+transpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core.status import NotReproducibleError
+from ..core.sweep import Sweep
+from ..core.validation import require_count
+from ..solving.step import Step
+from .interpolating import InterpolatingAdjoint
+from .problem import Jump, Piece
+from .route import GradientRoute, PullBack
+
+__all__ = ["StepAdjoint"]
+
+# A departure from the identity above this, and above the promise, is not the solver's error.
+_GARBAGE = 1e-3
+# Numbers in the states of one chunk: small states share a graph, large ones have one a step.
+_CHUNK_NUMBERS = 2**16
+_LONGEST_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class StepAdjoint(GradientRoute):
+    """The transpose of the accepted steps, replayed a few at a time; the default route.
+
+    Exact for: the discretised flow, as `DirectAdjoint`. Memory: the kept steps and the graph of one
+    chunk. Cost: one evaluation with a graph and one vector-Jacobian product for each evaluation of
+    the accepted steps. Falls back to `InterpolatingAdjoint`, and says so in `result.stats`, where
+    lam^T F departs from what it has to be.
+
+    Args:
+        chunk: Number of steps in one graph; None: 16 for small states, fewer for large ones.
+
+    Raises:
+        TypeError, ValueError: `chunk` is not a positive integer.
+    """
+
+    chunk: int | None = None
+
+    figures: ClassVar[tuple[str, ...]] = ("identity", "time_term")
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None:
+            require_count(self.chunk, name="chunk")
+
+    def pull_back(self, piece: Piece, cotangent: Tensor) -> PullBack:
+        """See `GradientRoute.pull_back`; the flow may jump on the way."""
+        jump = Jump(piece.end, cotangent, piece.velocity, len(piece.steps))
+        return self.pull_back_path(piece, [jump])
+
+    def pull_back_path(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
+        """See `GradientRoute.pull_back_path`."""
+        transpose = _Transpose(path, self._chunk(path))
+        last = max(jump.node for jump in jumps)
+        nodes = {jump.node for jump in jumps} | {0}
+        nodes |= {i for i, step in enumerate(path.steps[:last]) if step.t0 in path.times[1:-1]}
+        end = last
+        for begin in sorted(nodes, reverse=True):
+            transpose.through(path.steps[begin:end])
+            for jump in jumps:
+                if jump.node == begin:
+                    transpose.gain(jump)
+            if 0 < begin < last and path.steps[begin].t0 in path.times[1:-1]:
+                transpose.over_the_jump(path.steps[begin - 1], path.steps[begin])
+            end = begin
+        pulled = transpose.result()
+        if pulled.departure is not None and not pulled.departure <= max(
+            path.call.promise, _GARBAGE
+        ):
+            return self._fallback(path, jumps, pulled.departure)
+        return pulled
+
+    def _chunk(self, path: Piece) -> int:
+        if self.chunk is not None:
+            return self.chunk
+        return min(max(_CHUNK_NUMBERS // max(path.x0.numel(), 1), 1), _LONGEST_CHUNK)
+
+    def _fallback(self, path: Piece, jumps: Sequence[Jump], departure: float) -> PullBack:
+        reason = (
+            f"lam^T F departs from what it has to be by {departure:.1e} along the path: the steps "
+            "are beyond the limit of stability, where their transpose is no adjoint"
+        )
+        other = InterpolatingAdjoint().pull_back_path(path, jumps)
+        return replace(other, route="InterpolatingAdjoint", fallback=reason)
+
+
+class _Transpose:
+    """lam on its way back through the steps, the sums that it leaves, and the identity."""
+
+    def __init__(self, path: Piece, chunk: int) -> None:
+        self._path = path
+        self._chunk = chunk
+        self._sweep = Sweep([torch.zeros_like(path.x0)], path.leaves.tensors)
+        # Sums on the device: int lam^T F_t, what lam^T F has to be, and its error by the steps'.
+        zero = path.x0.new_zeros(())
+        self._time = self._expected = self._defect = self._gap = self._scale = zero
+        self._products = 0
+
+    @property
+    def _lam(self) -> Tensor:
+        return self._sweep.lam[0]
+
+    def gain(self, jump: Jump) -> None:
+        """What lam receives at a hit, taken back through the hit's own steps."""
+        self._expected = self._expected + jump.cotangent @ jump.velocity
+        lam = self._lam
+        if not jump.steps:
+            self._sweep.lam = [lam + jump.cotangent]
+            return
+        self._sweep.lam = [jump.cotangent]
+        self.through(jump.steps, look=False)
+        self._sweep.lam = [lam + self._lam]
+
+    def over_the_jump(self, before: Step, after: Step) -> None:
+        """F_t has a point mass where the flow jumps."""
+        self._time = self._time + self._lam @ (after.f0 - before.f1)
+
+    def through(self, steps: Sequence[Step], *, look: bool = True) -> None:
+        """Take lam through steps without a jump or a hit between them, a chunk at a time."""
+        for end in range(len(steps), 0, -self._chunk):
+            self._through(steps[max(end - self._chunk, 0) : end], look=look)
+
+    def _through(self, steps: Sequence[Step], *, look: bool) -> None:
+        path, first = self._path, steps[0]
+        index = sum(t <= first.t0 for t in path.call.times[1:-1])
+        flow = path.flow.on(index).traced_between(first.t0, steps[-1].t1)
+        evaluations = path.flow.calls
+        with torch.enable_grad():
+            shift = first.y0.new_zeros(()).requires_grad_(True)
+            x = first.y0.detach().requires_grad_(True)
+            states = [x]
+            for step in steps:
+                t0 = shift + step.t0
+                states.append(path.method.replay(flow, step, states[-1], t0, step.length))
+        self._products += path.flow.calls - evaluations
+        self._compare(steps, states)
+        leaves = path.leaves
+        where = f"by the flow between t = {first.t0:.6g} and {steps[-1].t1:.6g}"
+        leaves.require_known(states[-1:], inputs=(shift, x), where=where)
+        later = self._lam
+        by_shift, *inner = self._sweep.through(
+            states[-1:], [x], [shift, *states[1:-1]], keep=leaves.has_history
+        )
+        self._time = self._time + by_shift
+        lams = torch.stack([*inner, later])
+        self._defect = self._defect + (lams * torch.stack([s.error for s in steps])).sum()
+        if look:
+            self._look(first)
+
+    def _compare(self, steps: Sequence[Step], states: Sequence[Tensor]) -> None:
+        """A replay must give the kept end again, to rounding."""
+        end, kept = states[-1].detach(), steps[-1].y1
+        size = torch.stack([kept.abs().max(), *(s.f0.abs().max() * s.length for s in steps)])
+        gap, size = torch.stack([(end - kept).abs().max(), size.sum()]).tolist()
+        if not gap <= 100 * torch.finfo(kept.dtype).eps * size:
+            raise NotReproducibleError(
+                f"replaying the steps from t = {steps[0].t0:.6g} does not give the state at t = "
+                f"{steps[-1].t1:.6g} again (it is off by {gap:.2g}): the flow is not the function "
+                "that it was in the forward run (a loop variable in a closure, a buffer of a "
+                "module, hidden state), so its derivative would belong to another path."
+            )
+
+    def _look(self, step: Step) -> None:
+        """The identity at the start of a step."""
+        products = self._lam * step.f0
+        self._gap = torch.maximum(
+            self._gap, (products.sum() + self._time - self._expected).abs().nan_to_num(torch.inf)
+        )
+        self._scale = torch.maximum(
+            self._scale, torch.maximum(products.abs().sum(), self._expected.abs())
+        )
+
+    def result(self) -> PullBack:
+        """What has come back to t0."""
+        time, defect, gap, scale = torch.stack(
+            [self._time, self._defect, self._gap, self._scale]
+        ).tolist()
+        departure = 0.0 if gap == 0.0 else gap / scale if scale > 0 and isfinite(scale) else gap
+        return PullBack(
+            start=self._lam,
+            leaves=self._sweep.sums,
+            time=time,
+            defect=defect,
+            departure=departure,
+            vjps=self._products,
+        )
