@@ -93,11 +93,14 @@ class UserFunction:
         The function is tried without gradients first. One that differentiates inside (autograd.grad
         on the state) fails there with a RuntimeError, and is given a graph from then on.
         """
+        return self.plain_at(self.time_tensor(t), flat)
+
+    def plain_at(self, time: Tensor, flat: Tensor) -> Tensor:
+        """`plain`, at a time that is a tensor of the right kind already."""
         if torch.is_grad_enabled():
             with torch.no_grad():
-                return self.plain(t, flat)
+                return self.plain_at(time, flat)
         self.calls += 1
-        time = self.time_tensor(t)
         if not self._needs_graph:
             version = flat._version
             try:

@@ -61,7 +61,7 @@ class StateLayout:
     def rms(self, flat: Tensor) -> Tensor:
         """Root mean square of every piece that has elements, shape (pieces,)."""
         if len(self.shapes) == 1:
-            return flat.square().mean().sqrt().reshape(1)
+            return (torch.linalg.vector_norm(flat) / flat.numel() ** 0.5).reshape(1)
         parts = torch.split(flat, self.sizes)
         return torch.stack([part.square().mean().sqrt() for part in parts if part.numel()])
 

@@ -28,6 +28,7 @@ class Path:
         steps: The steps, where they are kept.
         state: The state at the last node.
         best: Smallest J that was seen, and where.
+        largest: Largest root mean square of a piece of the state.
         dips: Interior minima of J.
     """
 
@@ -37,7 +38,7 @@ class Path:
         self._recent: deque[Step] = deque(maxlen=_RECENT)
         self._errors: deque[Tensor] = deque(maxlen=_RECENT)
         self._held = 0
-        self._largest = call.x0.norm()
+        self.largest = float(call.x0.norm()) / call.x0.numel() ** 0.5
         self.state = call.x0
         self.steps: list[Step] = []
         self.grid = [call.start]
@@ -56,14 +57,13 @@ class Path:
         self.best = min(self.best, (scan.best_value, scan.best_time))
         self.dips.add(point for point in scan.points if point[0] < until)
 
-    def add(self, step: Step, value: float) -> None:
-        """Append an accepted step, with J at its end."""
+    def add(self, step: Step, value: float, size: float = 0.0) -> None:
+        """Append an accepted step, with J and the size of the state at its end."""
         self._recent.append(step)
         self._errors.append(step.error)
         if self._keep:
             self.steps.append(step)
-        else:
-            self._largest = torch.maximum(self._largest, step.y1.norm())
+        self.largest = max(self.largest, size)
         self.grid.append(step.t1)
         self.values.append(value)
         self.state = step.y1
@@ -108,6 +108,6 @@ class Path:
             self.steps,
             self.grid,
             self.values,
-            largest=self._largest,
+            largest=self.largest,
             marks=marks,
         )

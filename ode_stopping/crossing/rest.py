@@ -34,15 +34,19 @@ class Rest:
         self._window: deque[tuple[float, Tensor, float]] = deque(maxlen=_WINDOW)
         self._start: float | None = None
         self._until_next = _WINDOW
-        self._largest: Tensor | None = None
+        self._largest = 0.0
 
-    def is_resting(self, step: Step, excess: float) -> bool:
-        """Whether the state has hardly moved for a while, up to the end of this step."""
+    def is_resting(self, step: Step, excess: float, largest: float) -> bool:
+        """Whether the state has hardly moved for a while, up to the end of this step.
+
+        Args:
+            step: The latest step.
+            excess: By how much J is above its target.
+            largest: Largest size of the state so far.
+        """
+        self._largest = largest
         self._window.append((step.t1, step.y1, excess))
         self._start = step.t0 if self._start is None else self._start
-        # Read from the device now and then only.
-        size = torch.linalg.vector_norm(step.y1)
-        self._largest = size if self._largest is None else torch.maximum(self._largest, size)
         self._until_next -= 1
         if self._until_next > 0:
             return False
@@ -54,12 +58,9 @@ class Rest:
         if step.t1 - time < _SHARE_OF_TIME * (step.t1 - self._start):
             return False
         moved = (step.y1 - state).abs()
-        floor = self._tolerances.floor(self._largest_rms(step.y1))
+        floor = self._tolerances.floor(largest)
         allowed = 10 * (floor + self._tolerances.rtol * step.y1.abs())
         return bool((moved <= allowed).all())
-
-    def _largest_rms(self, x: Tensor) -> float:
-        return 0.0 if self._largest is None else float(self._largest) / x.numel() ** 0.5
 
     def stays(self, flow: Function, now: float, x: Tensor, horizon: float) -> bool:
         """Whether the velocity at this state stays at its present noise until the horizon."""
@@ -83,7 +84,7 @@ class Rest:
         length = (times[-1] - times[0]) / (len(times) - 1) / 3
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-        size = torch.finfo(x.dtype).eps ** 0.5 * max(float(x.norm()), self._largest_rms(x))
+        size = torch.finfo(x.dtype).eps ** 0.5 * max(float(x.norm()), self._largest)
         base = _runge_kutta(flow, t, x, length)
         direction, growth = noise / noise.norm(), 1.0
         for k in range(_POWERS):

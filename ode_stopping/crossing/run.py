@@ -25,6 +25,7 @@ from ..solving.trajectory import Trajectory
 from .near_miss import NearMiss
 from .path import Path
 from .point import Crossing, lam_change
+from .polish import approach, polished
 from .refine import refine
 from .rest import Rest
 from .scan import Met, NonFiniteCriterion, Scan, scan_step
@@ -34,11 +35,8 @@ __all__ = ["Run", "find_crossings"]
 
 # Steps that are taken again in a row because J was not resolved: a J that jumps never is.
 _MAX_RETAKES = 12
-# The last steps before the crossing are taken again at a fraction of the tolerance, on runs long
-# enough to be stiff.
+# The last steps before a crossing are taken again on runs long enough to be stiff.
 _POLISH_AFTER = 20
-_POLISH = 1e-2
-_POLISH_LIMIT = 500
 # A step whose error is this small against the tolerance, on a run that has found its pace, was not
 # limited by the flow, and J is looked at more often inside.
 _EASY = 1e-3
@@ -205,8 +203,8 @@ class _Loop:
                     continue
                 self._meet(flow, step, scan, end)
                 stepper.limit_next_step(scan.growth * step.length)
-                path.add(step, scan.end_value)
-                if end == call.times[-1] and self.rest.is_resting(step, self._excess(scan)):
+                path.add(step, scan.end_value, self.controls[-1].size)
+                if end == call.times[-1] and self._is_resting(step, scan):
                     self._end_if_at_rest(flow, step, end)
         finally:
             self.rejected += stepper.rejected
@@ -229,8 +227,9 @@ class _Loop:
             raise _Ended(Status.DIVERGED, begin, self.path.state, note)
         return stepper
 
-    def _excess(self, scan: Scan) -> float:
-        return scan.end_value - self.watches[0].target
+    def _is_resting(self, step: Step, scan: Scan) -> bool:
+        excess = scan.end_value - self.watches[0].target
+        return self.rest.is_resting(step, excess, self.path.largest)
 
     def _attempt(self, stepper: Stepper, retakes: _Retakes) -> Step | None:
         """A step, or None where it was rejected."""
@@ -301,43 +300,54 @@ class _Loop:
         path.look(scan, inf)
 
     def _side_hit(self, flow: FlowPiece, watch: Watch, step: Step, met: Met, end: float) -> Hit:
-        """A target that is passed: by a partial step, or finer steps where that is too noisy."""
+        """A target that is passed: by a partial step, or by several where that is too noisy."""
         path = self.path
-        partial, point = refine(self.call, flow, step, watch.target, met.time)
-        error = path.state_error(partial)
-        hit = self._judged(watch, point, met, node=path.node, steps=(partial,), error=error)
-        if hit.status is Status.REACHED and self._is_noisy(point, error):
-            finer = self._polished(flow, step, end, watch.target)
-            if finer is not None:
-                steps, last, again = finer
-                node = path.node - len(path.recent())
-                partial, point = refine(self.call, flow, last, watch.target, again.time)
-                taken = (*(s for s, _ in steps), partial)
-                error = _root_of_squares(taken[-3:])
-                hit = self._judged(watch, point, again, node=node, steps=taken, error=error)
+        steps, guess, inherited = self._approached(flow, watch, step, met, end)
+        partial, point = refine(self.call, flow, steps[-1], watch.target, guess)
+        steps = (*steps[:-1], partial)
+        error = torch.stack([inherited, *(s.error for s in steps)]).square().sum(0).sqrt()
+        node = path.grid.index(steps[0].t0)
+        hit = self._judged(watch, point, met, node=node, steps=steps, error=error)
         self._end_if_diverged(hit)
         path.hold(hit.node)
         return hit
 
-    def _is_noisy(self, point: Crossing, error: Tensor) -> bool:
-        """Whether a gradient is wanted that the error of the last steps would spoil."""
-        if not (self.call.keeps and self._is_long()):
-            return False
-        return lam_change(self.call, point, error) > self.call.promise
+    def _approached(
+        self, flow: FlowPiece, watch: Watch, step: Step, met: Met, end: float
+    ) -> tuple[tuple[Step, ...], float, Tensor]:
+        """Steps to a target, the last with T in it; T on that one; the error that they inherit."""
+        call, path = self.call, self.path
+        error = path.state_error()
+        plain = (step,), met.time, error
+        if met.grazing or not (call.keeps and self._is_long()):
+            return plain
+        state = call.method.dense(step)(met.time)
+        point = Crossing.at(call, met.time, state, flow(met.time, state))
+        if not (point.is_finite() and point.is_transversal(call.tolerances.rtol)):
+            return plain
+        noise = lam_change(call, point, path.state_error(step)) / call.promise
+        chosen = approach(path.recent(), step, met.time, noise)
+        if chosen is not None:
+            return tuple(chosen.steps(call, flow, met.time)), met.time, chosen.damping * error
+        found = polished(call, flow, path, step, end, watch.target)
+        if found is None:
+            return plain
+        finer, last, again = found
+        return (*(s for s, _ in finer), last), again.time, torch.zeros_like(error)
+
+    def _is_long(self) -> bool:
+        return len(self.path.grid) > _POLISH_AFTER
 
     @staticmethod
     def _end_if_diverged(hit: Hit) -> None:
         if hit.status is Status.DIVERGED:
             raise _Ended(Status.DIVERGED, hit.time, hit.state, hit.note)
 
-    def _is_long(self) -> bool:
-        return len(self.path.grid) > _POLISH_AFTER
-
     def _finish(self, flow: FlowPiece, step: Step, met: Met, end: float) -> None:
         """The last target: its steps become part of the path, and the run ends."""
         path, watch = self.path, self.watches[0]
         if self._is_long():
-            finer = self._polished(flow, step, end, watch.target)
+            finer = polished(self.call, flow, path, step, end, watch.target)
             if finer is not None:
                 steps, step, met = finer
                 path.replace_recent(steps)
@@ -382,51 +392,6 @@ class _Loop:
         in_time += 4 * eps * max(abs(point.time), abs(start))
         return abs(point.value - watch.target) > in_time * abs(point.rate) + 100 * point.rounding
 
-    def _polished(
-        self, flow: FlowPiece, coarse: Step, end: float, target: float
-    ) -> tuple[list[tuple[Step, float]], Step, Met] | None:
-        """The last few steps again, at a hundredth of the tolerance.
-
-        The control of the velocity keeps the noise of explicit steps at their limit of stability
-        down to a few tolerances of the flow. grad J may weigh it once more by the curvature (J =
-        |grad f|^2 does), and J'(T) and lam(T) are made of it. Over a few finer steps the flow
-        itself damps that noise, whatever the criterion.
-
-        Returns:
-            The finer steps with J at their ends, the one with the crossing, and that; or None where
-            they have no crossing (a touch within the tolerance).
-        """
-        call, path = self.call, self.path
-        recent = path.recent()
-        # Right after a jump, or after another target, the step with the crossing alone.
-        first = recent[0] if recent else coarse
-        tolerances = call.tolerances.finer(_POLISH, call.x0.dtype)
-        fine = Stepper(
-            call.method,
-            flow,
-            first.t0,
-            min(coarse.t1 + coarse.length, end),
-            first.y0,
-            measure=self._control(flow, tolerances),
-            max_step=call.solver.max_step,
-            first_step=0.25 * first.length,
-        )
-        value = path.values[-1 - len(recent)]
-        steps: list[tuple[Step, float]] = []
-        while not fine.done and fine.tried < _POLISH_LIMIT:
-            try:
-                step = fine.attempt()
-                if step is None:
-                    continue
-                scan = self._scan(step, value, [target])
-            except (StepFailed, NonFiniteCriterion):
-                return None
-            if scan.met:
-                return steps, step, scan.met[0]
-            steps.append((step, scan.end_value))
-            value = scan.end_value
-        return None
-
     def _over_the_jump(self, flow: FlowPiece, time: float) -> None:
         """J may jump with the flow: targets that it jumps over are met without a derivative."""
         path, state = self.path, self.path.state
@@ -454,10 +419,3 @@ class _Loop:
         if self.rest.stays(flow, step.t1, step.y1, horizon):
             note = f"the state has come to rest at t = {step.t1:.6g}"
             raise _Ended(Status.NOT_REACHED, step.t1, step.y1, note)
-
-
-def _root_of_squares(steps: tuple[Step, ...]) -> Tensor:
-    total = torch.zeros_like(steps[-1].error)
-    for step in steps:
-        total += step.error.square()
-    return total.sqrt()

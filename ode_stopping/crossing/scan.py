@@ -20,6 +20,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from ..core.functions import CriterionMap
+from ..solving.solver import Polynomial
 from ..solving.step import Step
 
 __all__ = ["Met", "NonFiniteCriterion", "Scan", "scan_step"]
@@ -146,14 +147,23 @@ class _Samples:
     def time(self, s: float) -> float:
         return self.step.t1 if s == 1.0 else self.step.t0 + s * (self.step.t1 - self.step.t0)
 
-    def look(self, fractions: Sequence[float]) -> None:
+    def look(self, fractions: tuple[float, ...]) -> None:
         """Add J at further points, read in one go."""
         times = [self.time(s) for s in fractions]
-        values = self._criterion.values([(t, self._dense(t)) for t in times])
+        values = self._criterion.values(list(zip(times, self._states(fractions), strict=True)))
         for s, t, value in zip(fractions, times, values, strict=True):
             if not isfinite(value):
                 raise NonFiniteCriterion(t)
             insort(self.points, (s, value))
+
+    def _states(self, fractions: tuple[float, ...]) -> Sequence[Tensor]:
+        """x there; from a polynomial all at once."""
+        if not isinstance(self._dense, Polynomial):
+            return [self._dense(self.time(s)) for s in fractions]
+        if fractions[-1] != 1.0:
+            return self._dense.at_fractions(fractions)
+        # The end itself is the state that the flow has just been evaluated at.
+        return [*self._dense.at_fractions(fractions[:-1]), self.step.y1]
 
     def _value(self, s: float) -> float:
         value = self._criterion.value(self.time(s), self._dense(self.time(s)))

@@ -54,7 +54,7 @@ class BacksolveAdjoint(GradientRoute):
         largest = _FAR * path.trajectory.largest
 
         def watch(step: Step) -> None:
-            size = float(step.y1[:n].norm())
+            size = float(path.layout.norm(step.y1[:n]))
             if not size <= largest:
                 raise GradientError(
                     f"x has left its path at t = {path.end - step.t1:.6g}: it grew to {size:.3g}"
@@ -86,7 +86,7 @@ class BacksolveAdjoint(GradientRoute):
         )
 
     def _check_return(self, path: Piece, returned: Tensor, rtol: float) -> None:
-        scale = float(path.x0.norm()) or path.trajectory.largest
+        scale = float(path.x0.norm()) or path.trajectory.largest * path.x0.numel() ** 0.5
         mismatch = float((returned - path.x0).norm()) / scale
         # Not `mismatch > limit`: NaN must raise, too.
         if not mismatch <= self.tolerance * rtol:

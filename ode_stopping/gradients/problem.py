@@ -110,7 +110,7 @@ class Piece:
         """x(t) on the stretch."""
         grid = [self.start, *(step.t1 for step in self.steps)] if self.steps else self.times
         values = [float("nan")] * len(grid)
-        size = self.x_end.norm()
+        size = max(float(self.layout.norm(x)) for x in (self.x0, self.x_end))
         return Trajectory(self.layout, self.method, self.x0, self.steps, grid, values, largest=size)
 
     def between(self, first: int, last: int) -> Piece:

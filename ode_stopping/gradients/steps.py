@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import isfinite
 from typing import ClassVar
 
@@ -72,19 +73,14 @@ class StepAdjoint(GradientRoute):
 
     def pull_back_path(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
         """See `GradientRoute.pull_back_path`."""
-        transpose = _Transpose(path, self._chunk(path))
+        transpose = _Transpose(path, jumps)
         last = max(jump.node for jump in jumps)
-        nodes = {jump.node for jump in jumps} | {0}
-        nodes |= {i for i, step in enumerate(path.steps[:last]) if step.t0 in path.times[1:-1]}
-        end = last
-        for begin in sorted(nodes, reverse=True):
-            transpose.through(path.steps[begin:end])
-            for jump in jumps:
-                if jump.node == begin:
-                    transpose.gain(jump)
-            if 0 < begin < last and path.steps[begin].t0 in path.times[1:-1]:
-                transpose.over_the_jump(path.steps[begin - 1], path.steps[begin])
-            end = begin
+        nodes = [i for i, step in enumerate(path.steps[:last]) if step.t0 in path.times[1:-1]]
+        for begin, end in reversed(list(pairwise([0, *nodes, last]))):
+            for stop in range(end, begin, -self._chunk(path)):
+                transpose.through(max(stop - self._chunk(path), begin), stop)
+            if begin > 0:
+                transpose.over_the_jump(begin)
         pulled = transpose.result()
         if pulled.departure is not None and not pulled.departure <= max(
             path.call.promise, _GARBAGE
@@ -109,9 +105,9 @@ class StepAdjoint(GradientRoute):
 class _Transpose:
     """lam on its way back through the steps, the sums that it leaves, and the identity."""
 
-    def __init__(self, path: Piece, chunk: int) -> None:
+    def __init__(self, path: Piece, jumps: Sequence[Jump]) -> None:
         self._path = path
-        self._chunk = chunk
+        self._jumps = jumps
         self._sweep = Sweep([torch.zeros_like(path.x0)], path.leaves.tensors)
         # Sums on the device: int lam^T F_t, what lam^T F has to be, and its error by the steps'.
         zero = path.x0.new_zeros(())
@@ -122,59 +118,57 @@ class _Transpose:
     def _lam(self) -> Tensor:
         return self._sweep.lam[0]
 
-    def gain(self, jump: Jump) -> None:
-        """What lam receives at a hit, taken back through the hit's own steps."""
-        self._expected = self._expected + jump.cotangent @ jump.velocity
-        lam = self._lam
-        if not jump.steps:
-            self._sweep.lam = [lam + jump.cotangent]
-            return
-        self._sweep.lam = [jump.cotangent]
-        self.through(jump.steps, look=False)
-        self._sweep.lam = [lam + self._lam]
-
-    def over_the_jump(self, before: Step, after: Step) -> None:
+    def over_the_jump(self, node: int) -> None:
         """F_t has a point mass where the flow jumps."""
+        before, after = self._path.steps[node - 1 : node + 1]
         self._time = self._time + self._lam @ (after.f0 - before.f1)
 
-    def through(self, steps: Sequence[Step], *, look: bool = True) -> None:
-        """Take lam through steps without a jump or a hit between them, a chunk at a time."""
-        for end in range(len(steps), 0, -self._chunk):
-            self._through(steps[max(end - self._chunk, 0) : end], look=look)
+    def through(self, begin: int, end: int) -> None:
+        """Take lam from one node to another, with all that it receives at hits on the way.
 
-    def _through(self, steps: Sequence[Step], *, look: bool) -> None:
-        path, first = self._path, steps[0]
-        index = sum(t <= first.t0 for t in path.call.times[1:-1])
-        flow = path.flow.on(index).traced_between(first.t0, steps[-1].t1)
+        The steps of a hit branch off at their node: they are replayed in the same graph, where they
+        share the first evaluation with the step of the path.
+        """
+        path, steps = self._path, self._path.steps[begin:end]
+        first, shift = steps[0], path.x0.new_zeros(()).requires_grad_(True)
+        x = first.y0.detach().requires_grad_(True)
+        replay = _Replay(path, shift, first.t0, steps[-1].t1)
         evaluations = path.flow.calls
         with torch.enable_grad():
-            shift = first.y0.new_zeros(()).requires_grad_(True)
-            x = first.y0.detach().requires_grad_(True)
-            states = [x]
-            for step in steps:
-                t0 = shift + step.t0
-                states.append(path.method.replay(flow, step, states[-1], t0, step.length))
+            states = replay.through(steps, x)
+            ends, lams = [states[-1]], [self._lam]
+            kept = [(steps[-1], states[-1])]
+            for jump in self._jumps:
+                if not (begin <= jump.node < end or (jump.node == end and not jump.steps)):
+                    continue
+                self._expected = self._expected + jump.cotangent @ jump.velocity
+                state = states[jump.node - begin]
+                if jump.steps:
+                    state = replay.through(jump.steps, state)[-1]
+                    kept.append((jump.steps[-1], state))
+                ends.append(state)
+                lams.append(jump.cotangent)
         self._products += path.flow.calls - evaluations
-        self._compare(steps, states)
-        leaves = path.leaves
+        self._compare(steps, kept)
         where = f"by the flow between t = {first.t0:.6g} and {steps[-1].t1:.6g}"
-        leaves.require_known(states[-1:], inputs=(shift, x), where=where)
-        later = self._lam
+        path.leaves.require_known(ends, inputs=(shift, x), where=where)
+        self._sweep.lam = lams
         by_shift, *inner = self._sweep.through(
-            states[-1:], [x], [shift, *states[1:-1]], keep=leaves.has_history
+            ends, [x], [shift, *states[1:]], keep=path.leaves.has_history
         )
         self._time = self._time + by_shift
-        lams = torch.stack([*inner, later])
-        self._defect = self._defect + (lams * torch.stack([s.error for s in steps])).sum()
-        if look:
-            self._look(first)
+        errors = torch.stack([step.error for step in steps])
+        self._defect = self._defect + (torch.stack(inner) * errors).sum()
+        self._look(first)
 
-    def _compare(self, steps: Sequence[Step], states: Sequence[Tensor]) -> None:
-        """A replay must give the kept end again, to rounding."""
-        end, kept = states[-1].detach(), steps[-1].y1
-        size = torch.stack([kept.abs().max(), *(s.f0.abs().max() * s.length for s in steps)])
-        gap, size = torch.stack([(end - kept).abs().max(), size.sum()]).tolist()
-        if not gap <= 100 * torch.finfo(kept.dtype).eps * size:
+    def _compare(self, steps: Sequence[Step], ends: Sequence[tuple[Step, Tensor]]) -> None:
+        """A replay must give the kept ends again, to rounding."""
+        gaps = torch.stack([(end.detach() - step.y1).abs().max() for step, end in ends])
+        sizes = torch.stack(
+            [steps[-1].y1.abs().max(), *(s.f0.abs().max() * s.length for s in steps)]
+        )
+        gap, size = torch.stack([gaps.max(), sizes.sum()]).tolist()
+        if not gap <= 100 * torch.finfo(gaps.dtype).eps * size:
             raise NotReproducibleError(
                 f"replaying the steps from t = {steps[0].t0:.6g} does not give the state at t = "
                 f"{steps[-1].t1:.6g} again (it is off by {gap:.2g}): the flow is not the function "
@@ -206,3 +200,31 @@ class _Transpose:
             departure=departure,
             vjps=self._products,
         )
+
+
+class _Replay:
+    """Steps of one smooth piece taken again in one graph, with all times shifted alike."""
+
+    def __init__(self, path: Piece, shift: Tensor, begin: float, end: float) -> None:
+        self._method = path.method
+        self._shift = shift
+        index = sum(t <= begin for t in path.call.times[1:-1])
+        self._flow = path.flow.on(index).traced_between(begin, end)
+        self._times: dict[float, Tensor] = {}
+        self._known: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def through(self, steps: Sequence[Step], start: Tensor) -> list[Tensor]:
+        """The states at the nodes, the start among them."""
+        states = [start]
+        for step in steps:
+            t0 = self._times.setdefault(step.t0, self._shift + step.t0)
+            states.append(self._method.replay(self._function, step, states[-1], t0, step.length))
+        return states
+
+    def _function(self, t: Tensor, y: Tensor) -> Tensor:
+        """The flow; once only at a time and state that two steps share."""
+        key = (id(t), id(y))
+        if key not in self._known:
+            # The arguments are held, so that their addresses stay theirs.
+            self._known[key] = (self._flow(t, y), t, y)
+        return self._known[key][0]

@@ -59,9 +59,9 @@ class StateError:
         tiny = torch.finfo(size.dtype).tiny
         if len(self._layout.shapes) == 1:
             root = size.numel() ** 0.5
-            floor = self._tolerances.floor(torch.linalg.vector_norm(size) / root)
+            floor = self._tolerances.floor(torch.linalg.vector_norm(size).div_(root))
             scale = size.mul_(self._tolerances.rtol).add_(floor).clamp_min_(tiny)
-            return torch.linalg.vector_norm(step.error / scale) / root
+            return torch.linalg.vector_norm(step.error / scale).div_(root)
         scale = self._tolerances.rtol * size
         scale = scale + self._tolerances.floor(self._layout.piecewise_rms(size))
         return self._layout.norm(step.error / scale.clamp_min(tiny))
@@ -83,6 +83,7 @@ class VelocityError:
     Attributes:
         evaluations: Evaluations of the flow that this took.
         largest: Largest relative change of the velocity in an accepted step that was looked at.
+        size: Root mean square of y1 of the latest step, of its largest piece.
     """
 
     def __init__(
@@ -96,58 +97,69 @@ class VelocityError:
         self._state = state
         self._layout = layout
         self._tolerances = tolerances
+        self._eps = 0.0
         self._pause = 0
         self._skip = 0
+        # Sizes of the velocity at the end of the latest step, where the next one starts.
+        self._speeds: tuple[Tensor, list[float]] | None = None
         self.evaluations = 0
         self.largest = 0.0
+        self.size = 0.0
 
     def __call__(self, step: Step) -> float:
-        """The ratio, <= 1 where a step is good enough; NaN or inf where it is not finite."""
-        # An infinite state may divide its own error away.
-        figures = [self._state(step), (step.y1 + step.f1).sum()]
+        """The ratio, <= 1 where a step is good enough; inf where it is not finite."""
+        rms = self._layout.rms
+        self._eps = torch.finfo(step.y1.dtype).eps
+        figures = [self._state(step).reshape(1), rms(step.y1), rms(step.f1)]
+        known = self._speeds is not None and self._speeds[0] is step.f0
         look = self._skip == 0
         if look:
-            # Before the error of the state is known: one number more to read, not one more wait.
-            figures += self._velocity(step)
-        by_state, finite, *rest = torch.stack([f.to(step.y1.dtype) for f in figures]).tolist()
-        if not isfinite(finite):
+            # Before the error of the state is known: some numbers more to read, not one more wait.
+            change = self._flow(step.t1, step.y1 - step.error) - step.f1
+            figures += [rms(change), rms(step.error)]
+            figures += [] if known else [rms(step.f0)]
+            self.evaluations += 1
+        by_state, *rest = torch.cat(figures).tolist()
+        count = figures[1].numel()
+        sizes, speeds, *looked = [rest[i : i + count] for i in range(0, len(rest), count)]
+        self.size = max(sizes, default=0.0)
+        before = self._speeds[1] if self._speeds is not None and known else None
+        self._speeds = (step.f1, speeds)
+        # An infinite state may divide its own error away.
+        if not all(map(isfinite, (*sizes, *speeds))):
             return inf
         if not by_state <= 1.0:
             return by_state
         if not look:
             self._skip -= 1
             return by_state
-        by_velocity = self._ratio(*rest)
+        by_velocity = self._ratio(sizes, speeds, before or looked.pop(), *looked)
         self._pause = (
             0 if by_velocity > 0.5 * by_state else min(2 * self._pause + 1, _LONGEST_PAUSE)
         )
         self._skip = self._pause
         return max(by_state, by_velocity)
 
-    def _ratio(self, worst: float, error_over_floor: float) -> float:
+    def _ratio(
+        self,
+        sizes: list[float],
+        speeds: list[float],
+        before: list[float],
+        changes: list[float],
+        errors: list[float],
+    ) -> float:
+        """Largest change of the velocity over what is allowed; all lists are by piece."""
         # Where the error of the state is down to its absolute tolerance, or to rounding, no
         # shorter step would make the velocity better.
-        if error_over_floor <= 1.0:
+        floors = [max(self._tolerances.floor(size), _ROUNDING * self._eps * size) for size in sizes]
+        if all(error <= floor for error, floor in zip(errors, floors, strict=True)):
             return 0.0
-        if worst != worst:
-            return inf
-        if worst <= 1.0:
-            self.largest = max(self.largest, worst * _VELOCITY_PER_RTOL * self._tolerances.rtol)
-        return worst
-
-    def _velocity(self, step: Step) -> list[Tensor]:
-        """Change of the velocity over the allowed one; error of the state over its floor."""
-        self.evaluations += 1
-        rms, tiny = self._layout.rms, torch.finfo(step.y1.dtype).tiny
         limit = _VELOCITY_PER_RTOL * self._tolerances.rtol
-        change = rms(self._flow(step.t1, step.y1 - step.error) - step.f1)
-        speed = torch.maximum(rms(step.f0), rms(step.f1))
-        size = rms(step.y1)
-        floor = (_ROUNDING * torch.finfo(size.dtype).eps * size).clamp_min_(tiny)
-        absolute = self._tolerances.floor(size)
-        if isinstance(absolute, Tensor):
-            floor = torch.maximum(floor, absolute)
-        else:
-            floor = floor.clamp_min_(absolute)
-        worst = change / (limit * speed).clamp_min_(tiny)
-        return [worst.max(), (rms(step.error) / floor).max()]
+        worst = 0.0
+        for change, first, second in zip(changes, before, speeds, strict=True):
+            allowed = limit * max(first, second)
+            ratio = change / allowed if allowed > 0 else inf if change > 0 else 0.0
+            worst = max(worst, ratio if ratio == ratio else inf)
+        if worst <= 1.0:
+            self.largest = max(self.largest, worst * limit)
+        return worst

@@ -96,7 +96,9 @@ class FlowPiece:
 
     def __call__(self, t: float, flat: Tensor) -> Tensor:
         """Value without graph."""
-        return self.flow.plain(min(max(t, self.low), self.high), flat)
+        flow = self.flow
+        t = self.low if t < self.low else self.high if t > self.high else t
+        return flow.plain_at(torch.scalar_tensor(t, dtype=flow.dtype, device=flow.device), flat)
 
     def traced(self, t: float | Tensor, flat: Tensor) -> Tensor:
         """Value with graph; a time that requires grad keeps its derivative."""

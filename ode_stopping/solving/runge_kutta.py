@@ -77,7 +77,7 @@ class RungeKutta(Method):
             y = torch.addmv(y0, columns, weights.solution, alpha=h)
             f1 = f(t1, y)
         error = torch.mv(columns, weights.error).mul_(h)
-        return Step(t0, t1, y0, velocities[0], y, f1, error, velocities)
+        return Step(t0, t1, y0, f0, y, f1, error, velocities)
 
     def dense(self, step: Step) -> Callable[[float], Tensor]:
         """The dense output, by its weights where there are any."""

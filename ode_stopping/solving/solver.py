@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from typing import Any, TypeVar
 
@@ -21,7 +22,16 @@ from ..core.status import StoppingWarning
 from ..core.validation import require_count
 from .step import Step
 
-__all__ = ["LARGEST_PROMISE", "PROMISE_PER_RTOL", "Method", "Solver", "StepFailed", "Tolerances"]
+__all__ = [
+    "LARGEST_PROMISE",
+    "PROMISE_PER_RTOL",
+    "Function",
+    "Method",
+    "Polynomial",
+    "Solver",
+    "StepFailed",
+    "Tolerances",
+]
 
 _DEFAULT_RTOL = {torch.float64: 1e-7, torch.float32: 1e-4}
 # The absolute tolerance that goes with a relative one, in units of the size of the state: what an
@@ -126,6 +136,12 @@ class Polynomial:
         self._step = step
         self._columns = rows.t()
 
+    def at_fractions(self, fractions: tuple[float, ...]) -> Sequence[Tensor]:
+        """y at several fractions of the step, each of shape (n,)."""
+        rows = self._columns.t()
+        powers = _powers(fractions, rows.shape[0], rows.dtype, rows.device)
+        return torch.addmm(self._step.y0, powers, rows).unbind()
+
     def __call__(self, t: float) -> Tensor:
         """y at time t, shape (n,)."""
         step = self._step
@@ -138,6 +154,15 @@ class Polynomial:
         like = self._columns
         weights = torch.tensor(powers, dtype=like.dtype, device=like.device)
         return torch.addmv(step.y0, like, weights)
+
+
+@lru_cache(maxsize=16)
+def _powers(
+    fractions: tuple[float, ...], degree: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Row k: the powers 1 to `degree` of the fraction k."""
+    rows = [[s ** (i + 1) for i in range(degree)] for s in fractions]
+    return torch.tensor(rows, dtype=dtype, device=device)
 
 
 class StepFailed(Exception):

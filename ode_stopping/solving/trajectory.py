@@ -29,11 +29,12 @@ class Trajectory:
         states: The states there; each piece has shape (K + 1, ...). Raises if they were not kept.
         steps: The accepted steps; empty if they were not kept.
         method: What made them.
+        largest: Largest root mean square of a piece of the state on the way.
 
     Call it with a time (float or tensor of any shape) inside [t0, end] for the state there, by the
-    solver's dense output. Points inside a step that are known better (`marks`: a time with J and the
-    state there, as where one of several targets was met) are among the times. Memory: an accepted step keeps the velocities of its stages and two
-    states (nine states for dopri5).
+    solver's dense output. Points inside a step that are known better (`marks`: a time with J and
+    the state there, as where one of several targets was met) are among the times. Memory: an
+    accepted step keeps the velocities of its stages and two states (nine states for dopri5).
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Trajectory:
         grid: Sequence[float],
         values: Sequence[float],
         *,
-        largest: Tensor,
+        largest: float,
         marks: Mapping[float, tuple[float, Tensor]] = MappingProxyType({}),
     ) -> None:
         self._layout = layout
@@ -61,7 +62,7 @@ class Trajectory:
         self.method = method
         self.start = self._grid[0]
         self.end = self._grid[-1]
-        self._largest = largest
+        self.largest = largest
 
     @property
     def times(self) -> Tensor:
@@ -72,13 +73,6 @@ class Trajectory:
     def values(self) -> Tensor:
         """The criterion at `times`, shape (K + 1,)."""
         return torch.tensor(self._values, dtype=torch.float64)
-
-    @cached_property
-    def largest(self) -> float:
-        """Largest 2-norm of the states at `times`."""
-        if not self.steps:
-            return float(self._largest)
-        return float(torch.linalg.vector_norm(self._stacked, dim=1).max())
 
     @cached_property
     def _stacked(self) -> Tensor:
