@@ -7,7 +7,7 @@ field here, read where it matters; nothing in between hands it on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
@@ -17,10 +17,15 @@ from .core.states import StateLayout
 from .solving.flow_map import FlowMap
 from .solving.solver import Method, Solver, Tolerances
 
-if TYPE_CHECKING:
-    from .gradients.route import GradientRoute
+__all__ = ["Call", "Route"]
 
-__all__ = ["Call"]
+
+class Route(Protocol):
+    """What a run asks of a gradient route (`gradients.route.GradientRoute`)."""
+
+    @property
+    def needs_path(self) -> bool:
+        """Whether the steps have to be kept."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Call:
     times: tuple[float, ...]
     x0: Tensor
     targets: tuple[float, ...]
-    gradient: GradientRoute | None = None
+    gradient: Route | None = None
     censored: float | None = None
     thorough: bool = False
 

@@ -55,7 +55,7 @@ def backward() -> Table:
 def without_velocity_control() -> Iterator[None]:
     """The planted omission of tests/test_control.py: the error of the state alone."""
     with (
-        patch.object(control.VelocityError, "_velocity", lambda self, trial: 0.0),
+        patch.object(control.VelocityError, "_ratio", lambda self, *lists: 0.0),
         patch("ode_stopping.crossing.run._POLISH_AFTER", 10**9),
     ):
         yield

@@ -27,12 +27,15 @@ class Criterion(nn.Module, ABC):
 
     Attributes:
         nonnegative: J is known never to be negative, so that a negative target is a mistake.
+        takes_rows: Whether J of several states, whatever their time, is one call: one number for
+            each first index of the state.
 
     Raises:
         TypeError: position is not callable.
     """
 
     nonnegative: bool = False
+    takes_rows: bool = False
 
     def __init__(self, *, position: Callable[[Any], Tensor] | None = None) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.states import State
+from ..core.states import State, first_entry
 from ..problems.base import Objective, check_objective, gradient_and_batch_dims
 from ..problems.tensors import Number, attach, scalar
 from .base import Criterion
@@ -38,6 +38,7 @@ class LossValue(Criterion):
         super().__init__(position=position)
         check_objective(objective)
         self.objective = objective
+        self.takes_rows = _takes_rows(self, LossValue)
         self.nonnegative = _bounded_below_by(objective, 0.0)
 
     def forward(self, t: Tensor, state: State) -> Tensor:
@@ -78,6 +79,7 @@ class GradientNorm(Criterion):
         if not ord >= 1:
             raise ValueError(f"ord must be at least 1, got {ord}")
         self.objective = objective
+        self.takes_rows = _takes_rows(self, GradientNorm)
         self.squared = bool(squared)
         self.ord = float(ord)
 
@@ -132,6 +134,7 @@ class RelativeDecrease(Criterion):
         super().__init__(position=position)
         check_objective(objective)
         self.objective = objective
+        self.takes_rows = _takes_rows(self, RelativeDecrease)
         if isinstance(reference, Tensor) and not reference.requires_grad:
             reference = reference.detach().clone()
         attach(self, "reference", reference)
@@ -172,3 +175,13 @@ def _bounded_below_by(objective: Objective, bound: float) -> bool:
             value = declared.detach() if isinstance(declared, Tensor) else declared
             return float(value) >= bound  # False for NaN, too
     return False
+
+
+def _takes_rows(criterion: Any, kind: type[Criterion]) -> bool:
+    """Whether J is one call for several states.
+
+    The objective says it of itself; and neither a subclass nor a position of the user's may have
+    made another function of it.
+    """
+    own = type(criterion).forward is kind.forward and criterion.position is first_entry
+    return own and getattr(criterion.objective, "takes_rows", False) is True

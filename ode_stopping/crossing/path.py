@@ -92,9 +92,14 @@ class Path:
         for step, value in steps:
             self.add(step, value)
 
-    def state_error(self, *further: Step) -> Tensor:
-        """Root of the summed squares of the last steps' error estimates, by element, shape (n,)."""
-        errors = [*self._errors, *(step.error for step in further)][-_RECENT:]
+    def state_error(self, *further: Step, room: int = 0) -> Tensor:
+        """Root of the summed squares of the last steps' error estimates, by element, shape (n,).
+
+        Args:
+            *further: Steps after those of the path.
+            room: How many more will follow: the estimate is of three steps with them.
+        """
+        errors = [*self._errors, *(step.error for step in further)][room - _RECENT :]
         squares = [error.square() for error in errors]
         return sum(squares, torch.zeros_like(self._call.x0)).sqrt()
 

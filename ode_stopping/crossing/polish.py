@@ -31,6 +31,8 @@ _DAMPING = 3.0
 _FASTEST = 0.5
 _SHARE = 0.7
 _MOST = 4
+# The steps have errors of their own besides.
+_ALLOWED = 0.9
 
 
 def polished(
@@ -118,7 +120,7 @@ def approach(recent: Sequence[Step], coarse: Step, time: float, noise: float) ->
         time: A time inside of it.
         noise: What is to be damped, over what is allowed.
     """
-    if noise <= 1.0:
+    if noise <= _ALLOWED:
         return Approach(coarse, 1, 1.0)
     found: list[Approach] = []
     for first in (coarse, *recent[-1:]):
@@ -126,7 +128,7 @@ def approach(recent: Sequence[Step], coarse: Step, time: float, noise: float) ->
         for count in range(1, _MOST + 1):
             share = length / count / longest
             damping = exp(-_DAMPING * min(share, _FASTEST)) ** count
-            if share <= _SHARE and noise * damping <= 1.0:
+            if share <= _SHARE and noise * damping <= _ALLOWED:
                 found.append(Approach(first, count, damping))
                 break
     return min(found, key=lambda one: one.count, default=None)

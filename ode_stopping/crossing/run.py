@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nextafter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,7 +88,8 @@ def find_crossings(call: Call) -> Run:
         try:
             loop.through()
         except _Ended as end:
-            ended = end
+            # Not the exception itself: its traceback holds this frame, and with it the states.
+            ended = end.end
         stats = Stats(
             nfe_forward=flow.calls - evaluations,
             criterion_calls=criterion.calls - calls,
@@ -113,15 +115,21 @@ def find_crossings(call: Call) -> Run:
     )
 
 
+class _End(NamedTuple):
+    """How a run ended, and where."""
+
+    status: Status
+    time: float
+    state: Tensor
+    note: str
+
+
 class _Ended(Exception):
     """The end of the run, wherever it is found."""
 
     def __init__(self, status: Status, time: float, state: Tensor, note: str = "") -> None:
         super().__init__(note)
-        self.status = status
-        self.time = time
-        self.state = state
-        self.note = note
+        self.end = _End(status, time, state, note)
 
 
 class _Retakes:
@@ -317,7 +325,7 @@ class _Loop:
     ) -> tuple[tuple[Step, ...], float, Tensor]:
         """Steps to a target, the last with T in it; T on that one; the error that they inherit."""
         call, path = self.call, self.path
-        error = path.state_error()
+        error = path.state_error(room=1)
         plain = (step,), met.time, error
         if met.grazing or not (call.keeps and self._is_long()):
             return plain

@@ -155,6 +155,8 @@ class PreconditionedFlow(GradientFlow):
 
 def _scaled(factor: Tensor | float, gradient: Tensor, name: str) -> Tensor:
     """Factor times gradient, in the gradient's shape and dtype."""
+    if type(factor) is Tensor and factor.shape == gradient.shape and factor.dtype is gradient.dtype:
+        return factor * gradient
     if isinstance(factor, Tensor):
         if not factor.is_floating_point():
             raise TypeError(f"{name} must give floating point, got dtype {factor.dtype}")

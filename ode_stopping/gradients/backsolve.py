@@ -43,11 +43,13 @@ class BacksolveAdjoint(GradientRoute):
 
     def pull_back(self, piece: Piece, cotangent: Tensor) -> PullBack:
         """See `GradientRoute.pull_back`."""
-        jump = Jump(piece.end, cotangent, piece.velocity, len(piece.steps))
-        return self.pull_back_path(piece, [jump])
+        return self._solve(piece, [piece.at_end(cotangent)])
 
     def pull_back_path(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
         """See `GradientRoute.pull_back_path`."""
+        return self._solve(path, jumps)
+
+    def _solve(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
         z, n = Augmented(path, with_state=True), path.x0.numel()
         rtol = self.rtol if self.rtol is not None else path.tolerances.rtol
         residuals = Residuals(z)

@@ -64,11 +64,13 @@ class ForwardSensitivity(GradientRoute):
 
     def pull_back(self, piece: Piece, cotangent: Tensor) -> PullBack:
         """See `GradientRoute.pull_back`."""
-        jump = Jump(piece.end, cotangent, piece.velocity, len(piece.steps))
-        return self.pull_back_path(piece, [jump])
+        return self._solve(piece, [piece.at_end(cotangent)])
 
     def pull_back_path(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
         """See `GradientRoute.pull_back_path`."""
+        return self._solve(path, jumps)
+
+    def _solve(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
         n, leaves = path.x0.numel(), path.leaves.tensors
         sizes = [leaf.numel() for leaf in leaves]
         columns = n + sum(sizes)

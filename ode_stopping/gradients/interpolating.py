@@ -44,15 +44,15 @@ class InterpolatingAdjoint(GradientRoute):
         """See `GradientRoute.pull_back`; the flow may jump on the way."""
         return self.solve(piece, cotangent)
 
+    def pull_back_path(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
+        """See `GradientRoute.pull_back_path`."""
+        return self._solve(path, jumps)
+
     def solve(self, path: Piece, cotangent: Tensor, *, times: Sequence[float] = ()) -> PullBack:
         """As `pull_back`, and lam at `times` besides."""
-        jump = Jump(path.end, cotangent, path.velocity, len(path.steps))
-        return self.pull_back_path(path, [jump], times=times)
+        return self._solve(path, [path.at_end(cotangent)], times)
 
-    def pull_back_path(
-        self, path: Piece, jumps: Sequence[Jump], *, times: Sequence[float] = ()
-    ) -> PullBack:
-        """See `GradientRoute.pull_back_path`, and lam at `times` besides."""
+    def _solve(self, path: Piece, jumps: Sequence[Jump], times: Sequence[float] = ()) -> PullBack:
         z = Augmented(path)
         x = accurate_path(path.trajectory, path.flow, path.segments)
         wide = path.method.order > path.method.dense_order + 1

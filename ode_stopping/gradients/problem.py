@@ -113,6 +113,10 @@ class Piece:
         size = max(float(self.layout.norm(x)) for x in (self.x0, self.x_end))
         return Trajectory(self.layout, self.method, self.x0, self.steps, grid, values, largest=size)
 
+    def at_end(self, cotangent: Tensor) -> Jump:
+        """A cotangent on x at the end, as the one thing that lam receives."""
+        return Jump(self.end, cotangent, self.velocity, len(self.steps))
+
     def between(self, first: int, last: int) -> Piece:
         """The stretch from the start of step `first` to the end of step `last - 1`."""
         return self.made_of(self.steps[first:last])

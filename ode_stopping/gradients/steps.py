@@ -68,11 +68,13 @@ class StepAdjoint(GradientRoute):
 
     def pull_back(self, piece: Piece, cotangent: Tensor) -> PullBack:
         """See `GradientRoute.pull_back`; the flow may jump on the way."""
-        jump = Jump(piece.end, cotangent, piece.velocity, len(piece.steps))
-        return self.pull_back_path(piece, [jump])
+        return self._solve(piece, [piece.at_end(cotangent)])
 
     def pull_back_path(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
         """See `GradientRoute.pull_back_path`."""
+        return self._solve(path, jumps)
+
+    def _solve(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
         transpose = _Transpose(path, jumps)
         last = max(jump.node for jump in jumps)
         nodes = [i for i, step in enumerate(path.steps[:last]) if step.t0 in path.times[1:-1]]

@@ -27,9 +27,12 @@ class Problem(nn.Module, ABC):
 
     Attributes:
         dim: the number of unknowns d.
+        takes_rows: whether several points may be given at once, x of shape (k, d), faster than one
+            by one: criteria are then looked at inside of a step in one call.
     """
 
     dim: int
+    takes_rows: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -114,6 +117,8 @@ def gradient_and_batch_dims(objective: Objective, x: Tensor) -> tuple[Tensor, in
     if not callable(own):
         return _autograd_gradient(objective, x)
     gradient = own(x)
+    if type(gradient) is Tensor and gradient.shape == x.shape:
+        return gradient, max(x.ndim - 1, 0)
     if not isinstance(gradient, Tensor):
         raise TypeError(f"objective.gradient must return a tensor, got {type(gradient).__name__}")
     if gradient.shape != x.shape:

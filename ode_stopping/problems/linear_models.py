@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..core.memo import shared
 from .base import Problem
 from .tensors import ArrayLike, Number, as_floating, attach, scalar
 
@@ -45,6 +46,7 @@ class LinearModel(Problem):
         ValueError: shapes, labels, reduction or the sign of regularization; X not finite.
     """
 
+    takes_rows = True
     curvature: ClassVar[float]
     features: Tensor
     labels: Tensor
@@ -96,6 +98,9 @@ class LinearModel(Problem):
     def margins(self, x: Tensor) -> Tensor:
         """m_i = y_i (a_i . x), shape (..., n)."""
         self._check_point(x)
+        return shared(self, "margins", x, lambda: self._margins(x))
+
+    def _margins(self, x: Tensor) -> Tensor:
         if self.intercept:
             scores = x[..., :-1] @ self.features.mT - x[..., -1:]
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.memo import shared
 from .base import Problem
 from .rotations import HouseholderRotation
 from .tensors import ArrayLike, Number, as_floating, attach, scalar
@@ -36,6 +37,7 @@ class Quadratic(Problem):
             orthogonal, shapes that do not match, or a rotation beside a matrix.
     """
 
+    takes_rows = True
     spectrum: Tensor | None
     matrix: Tensor | None
     rotation: Tensor | HouseholderRotation | None
@@ -99,19 +101,22 @@ class Quadratic(Problem):
     def product(self, x: Tensor) -> Tensor:
         """Q x, shape (..., d)."""
         self._check_point(x)
+        return shared(self, "product", x, lambda: self._multiplied(x))
+
+    def _multiplied(self, x: Tensor) -> Tensor:
         spectrum, rotation = self.spectrum, self.rotation
         if spectrum is None:
             matrix = self._data()
             if matrix.requires_grad:
                 return 0.5 * (x @ matrix + x @ matrix.mT)
-            return x @ matrix
+            return _symmetric(matrix, x)
         if rotation is None:
             return spectrum * x
         if isinstance(rotation, HouseholderRotation):
             return rotation.forward(spectrum * rotation.inverse(x))
         # Asked at every call: requires_grad may have been switched on after construction.
         if self._product is not None and not (spectrum.requires_grad or rotation.requires_grad):
-            return x @ self._product
+            return _symmetric(self._product, x)
         return (spectrum * (x @ rotation)) @ rotation.mT
 
     def dense(self) -> Tensor:
@@ -189,6 +194,11 @@ class QuarticQuadratic(Quadratic):
     def lipschitz(self) -> float | None:
         """None for c > 0; the quadratic's constant for c = 0."""
         return None if float(self.quartic.detach()) > 0 else super().lipschitz()
+
+
+def _symmetric(matrix: Tensor, x: Tensor) -> Tensor:
+    """Q x for each row of x; for one vector by rows of the matrix, as it lies in memory."""
+    return torch.mv(matrix, x) if x.ndim == 1 else x @ matrix
 
 
 def _check_spectrum(spectrum: Tensor) -> None:

@@ -21,6 +21,7 @@ class Rosenbrock(Problem):
         ValueError: dim < 2.
     """
 
+    takes_rows = True
     _ones: Tensor
 
     def __init__(self, *, dim: int) -> None:
