@@ -50,13 +50,13 @@ class Differentiation:
 
     Args:
         problem: The solved problem.
+        route: Of its derivatives.
         costs: Of the run, and from now on of the backward passes.
     """
 
-    def __init__(self, problem: StoppingProblem, costs: Costs) -> None:
-        assert problem.call.gradient is not None
+    def __init__(self, problem: StoppingProblem, route: GradientRoute, costs: Costs) -> None:
         self.problem = problem
-        self.route: GradientRoute = problem.call.gradient
+        self.route = route
         self.evidence = [Evidence.of(problem, hit) for hit in problem.hits]
         self._costs = costs
 
@@ -99,6 +99,7 @@ def attached(run: Run, inputs: Inputs) -> Attached:
     """The times and states with the graph that each target allows."""
     call = run.call
     route = call.gradient
+    assert route is None or isinstance(route, GradientRoute)
     if route is None or not torch.is_grad_enabled():
         return _plain(run, inputs)
     calls = call.flow.calls
@@ -114,14 +115,15 @@ def attached(run: Run, inputs: Inputs) -> Attached:
                 # A criterion without its derivative has J' = 0, too: that is no touch, but an
                 # error.
                 check_criterion(call, leaves, hit.time, hit.state)
-    problem = _solved(run, leaves, needed=needed, t0_wanted=inputs.t0.requires_grad)
+    t0_wanted = inputs.t0.requires_grad
+    problem = _solved(run, route, leaves, needed=needed, t0_wanted=t0_wanted)
     # Before the graph is attached: a route may evaluate the flow for it.
     costs = Costs(run.stats + Stats(checks=call.flow.calls - calls))
     times: dict[int, Tensor] = {}
     states: dict[int, Tensor] = {}
     differentiation = None
     if problem is not None:
-        differentiation = Differentiation(problem, costs)
+        differentiation = Differentiation(problem, route, costs)
         targets = [inputs.targets[hit.watch.index] for hit in problem.hits]
         found = _attach(differentiation, inputs, targets)
         for hit, time, state in zip(problem.hits, *found, strict=True):
@@ -147,7 +149,9 @@ def _missed(run: Run) -> float:
     return float("inf") if run.call.censored is None else run.call.censored
 
 
-def _solved(run: Run, leaves: LeafSet, *, needed: bool, t0_wanted: bool) -> StoppingProblem | None:
+def _solved(
+    run: Run, route: GradientRoute, leaves: LeafSet, *, needed: bool, t0_wanted: bool
+) -> StoppingProblem | None:
     """The problem of the targets that have a derivative, looked at from all sides."""
     if not any(hit.status is Status.REACHED for hit in run.hits):
         return None
@@ -158,7 +162,7 @@ def _solved(run: Run, leaves: LeafSet, *, needed: bool, t0_wanted: bool) -> Stop
         warn_about_grazing(hit.near_miss, problem.tolerances)
     if needed:
         problem = problem.knowing(time=check_functions(problem))
-        warn_about_clock(problem, t0_wanted=t0_wanted)
+        warn_about_clock(problem, route, t0_wanted=t0_wanted)
     return problem
 
 

@@ -7,13 +7,14 @@ import warnings
 from ..core.status import GradientAccuracyWarning, MissingGradientError, StoppingWarning
 from ..crossing.point import Crossing
 from .problem import StoppingProblem
+from .route import GradientRoute
 
 __all__ = ["warn_about_clock", "warn_about_rounding"]
 
 _NEAR_JUMP_PER_RTOL = 50.0
 
 
-def warn_about_clock(problem: StoppingProblem, *, t0_wanted: bool) -> None:
+def warn_about_clock(problem: StoppingProblem, route: GradientRoute, *, t0_wanted: bool) -> None:
     """Warn where a T falls on a jump of the flow, and where the flow reads t as a number.
 
     Raises:
@@ -35,8 +36,7 @@ def warn_about_clock(problem: StoppingProblem, *, t0_wanted: bool) -> None:
         "the flow reads t as a number (t.item(), float(t), NumPy), so its derivative with respect "
         "to t is lost"
     )
-    route = problem.call.gradient
-    if route is not None and route.own_graph and t0_wanted:
+    if route.own_graph and t0_wanted:
         raise MissingGradientError(
             f"{what}, which {type(route).__name__} needs for dT/dt0: compute with t itself, or use "
             "StepAdjoint or InterpolatingAdjoint"

@@ -9,8 +9,9 @@ few steps at a time are replayed under autograd from the kept state, and have to
 end.
 
 Where the controller let steps go beyond the limit of stability, which does no harm to x, the
-transpose amplifies lam without bound. The identity lam^T F + int F_t^T lam = const shows it. It is
-looked at along the whole path, and where it fails the continuous adjoint takes the place of the
+transpose amplifies lam without bound; where the flow has kinks, it is the derivative of steps over
+them. The identity lam^T F + int F_t^T lam = const shows both. It is looked at along the whole path,
+and where it departs by more than the promise the continuous adjoint takes the place of the
 transpose.
 """
 
@@ -35,8 +36,6 @@ from .route import GradientRoute, PullBack
 
 __all__ = ["StepAdjoint"]
 
-# A departure from the identity above this, and above the promise, is not the solver's error.
-_GARBAGE = 1e-3
 # Numbers in the states of one chunk: small states share a graph, large ones have one a step.
 _CHUNK_NUMBERS = 2**16
 _LONGEST_CHUNK = 16
@@ -76,7 +75,8 @@ class StepAdjoint(GradientRoute):
 
     def _solve(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
         transpose = _Transpose(path, jumps)
-        last = max(jump.node for jump in jumps)
+        # The steps of a hit branch off from the step of the path after their node.
+        last = max(jump.node + bool(jump.steps) for jump in jumps)
         nodes = [i for i, step in enumerate(path.steps[:last]) if step.t0 in path.times[1:-1]]
         for begin, end in reversed(list(pairwise([0, *nodes, last]))):
             for stop in range(end, begin, -self._chunk(path)):
@@ -84,24 +84,24 @@ class StepAdjoint(GradientRoute):
             if begin > 0:
                 transpose.over_the_jump(begin)
         pulled = transpose.result()
-        if pulled.departure is not None and not pulled.departure <= max(
-            path.call.promise, _GARBAGE
-        ):
-            return self._fallback(path, jumps, pulled.departure)
-        return pulled
+        if pulled.departure is None or pulled.departure <= path.call.promise:
+            return pulled
+        return _continuous(path, jumps, pulled.departure)
 
     def _chunk(self, path: Piece) -> int:
         if self.chunk is not None:
             return self.chunk
         return min(max(_CHUNK_NUMBERS // max(path.x0.numel(), 1), 1), _LONGEST_CHUNK)
 
-    def _fallback(self, path: Piece, jumps: Sequence[Jump], departure: float) -> PullBack:
-        reason = (
-            f"lam^T F departs from what it has to be by {departure:.1e} along the path: the steps "
-            "are beyond the limit of stability, where their transpose is no adjoint"
-        )
-        other = InterpolatingAdjoint().pull_back_path(path, jumps)
-        return replace(other, route="InterpolatingAdjoint", fallback=reason)
+
+def _continuous(path: Piece, jumps: Sequence[Jump], departure: float) -> PullBack:
+    """The continuous adjoint in the place of the transpose."""
+    reason = (
+        f"lam^T F departs from what it has to be by {departure:.1e} along the path: the steps are "
+        "beyond the limit of stability, or over kinks, and their transpose is no adjoint there"
+    )
+    other = InterpolatingAdjoint().pull_back_path(path, jumps)
+    return replace(other, route="InterpolatingAdjoint", fallback=reason)
 
 
 class _Transpose:
