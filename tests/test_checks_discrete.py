@@ -29,11 +29,11 @@ def update_lam_before_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     def early(self: Any, begin: int, end: int, first: Tensor, last: Tensor) -> None:
         if begin == end:
             return
-        probe = adjoint._Backward(self.problem, self._lam)
+        probe = adjoint._Backward(self.problem, self.sweep.lam[0])
         right(probe, begin, end, first, last)
-        self._lam = probe._lam
+        self.sweep.lam = list(probe.sweep.lam)
         right(self, begin, end, first, last)
-        self._lam = probe._lam
+        self.sweep.lam = list(probe.sweep.lam)
 
     monkeypatch.setattr(adjoint._Backward, "through", early)
 

@@ -5,19 +5,16 @@ Looked at before a gradient is promised; see `core.leaves` and `core.consistency
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ode_stopping.core.consistency import check_derivatives, check_reproducible, check_time
-from ode_stopping.core.functions import CriterionMap
-from ode_stopping.core.leaves import LeafSet
 from ode_stopping.core.status import Status
 
-from ..iterating.iteration import UpdateMap
-from ..iterating.run import IndexSearch
-from ..iterating.store import StateStore
+from ..iterating.run import Run
 from .problem import IndexProblem
 
 __all__ = ["check_functions", "trace_leaves"]
@@ -25,20 +22,19 @@ __all__ = ["check_functions", "trace_leaves"]
 _TRACE_POINTS = 8
 
 
-def trace_leaves(
-    search: IndexSearch,
-    update: UpdateMap,
-    criterion: CriterionMap,
-    leaves: LeafSet,
-    store: StateStore,
-) -> None:
+def trace_leaves(run: Run) -> int:
     """Find every tensor that update and criterion depend on.
 
     Looked at are the last step, twice, which tells nodes older than the evaluation (a
-    hyper-network's history) from its own, and some kept states, for a parameter that is used on
-    another branch only.
+    hyper-network's history) from its own, the other steps at which a target was met, and some kept
+    states, for a parameter that is used on another branch only.
+
+    Returns:
+        Bytes that the graph of one step keeps alive.
     """
-    clock, last = update.clock, max(search.index - 1, search.first)
+    call = run.call
+    update, criterion, leaves, clock = call.update, call.criterion, call.leaves, call.update.clock
+    last = max(run.index - 1, 0)
 
     def of_update(k: int, state: Tensor) -> tuple[Tensor, set[Any]]:
         time, point = update.inputs(clock.time(k), state)
@@ -46,26 +42,50 @@ def trace_leaves(
         return value.detach(), leaves.add_from([value], inputs=(time, point))
 
     def of_criterion() -> tuple[Tensor, set[Any]]:
-        time, point = criterion.inputs(clock.time(search.index), search.state)
+        time, point = criterion.inputs(clock.time(run.index), run.state)
         value = criterion.traced(time, point)
         return value.detach(), leaves.add_from([value], inputs=(time, point))
 
-    for name, evaluated in (
-        ("update", [of_update(last, search.previous) for _ in range(2)]),
+    steps = [of_update(last, run.previous) for _ in range(2)]
+    for name, ((first, nodes), (second, others)) in (
+        ("update", steps),
         ("criterion", [of_criterion() for _ in range(2)]),
     ):
-        (first, nodes), (second, others) = evaluated
-        if search.status is Status.REACHED:
+        if run.status is Status.REACHED:
             check_reproducible(first, second, name=name)
         leaves.note_history(nodes, others)
     # The step belongs to the clock even where the update does not use it through its own graph.
     if isinstance(clock.step, Tensor):
         leaves.add_from([clock.step], inputs=())
-    kept = [k for k in store.indices() if k < last]
+    for hit in run.hits:
+        if 0 < hit.index <= last:
+            of_update(hit.index - 1, hit.previous)
+    store = run.store
+    kept = [] if store is None else [k for k in store.indices() if k < last]
     for k in kept[:: max(len(kept) // _TRACE_POINTS, 1)][:_TRACE_POINTS]:
-        state = store.get(k)
+        state = None if store is None else store.get(k)
         if state is not None:
             of_update(k, state)
+    # What both evaluations of one step save is older than they are, or a constant.
+    own, other = (_saved(nodes) for _, nodes in steps)
+    return sum(size for place, size in own.items() if place not in other)
+
+
+def _saved(nodes: Iterable[Any]) -> dict[int, int]:
+    """The storages that a graph keeps alive: where each is, and its bytes."""
+    names: dict[type, list[str]] = {}
+    found: dict[int, int] = {}
+    for node in nodes:
+        kind = type(node)
+        if kind not in names:
+            names[kind] = [n for n in dir(node) if n.startswith("_saved_") or n == "saved_tensors"]
+        for name in names[kind]:
+            value = getattr(node, name)
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(tensor, Tensor):
+                    storage = tensor.untyped_storage()
+                    found[storage.data_ptr()] = storage.nbytes()
+    return found
 
 
 def check_functions(problem: IndexProblem, *, clock_matters: bool) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["CheckpointStore", "JoinedStore", "RecentStore", "ShiftedStore", "StateStore"]
+__all__ = ["CheckpointStore", "RecentStore", "StateStore"]
 
 
 class StateStore(Protocol):
@@ -54,51 +53,6 @@ class CheckpointStore:
     def indices(self) -> list[int]:
         """Which states were kept, ascending."""
         return sorted(self._states)
-
-
-class ShiftedStore:
-    """A store whose first state is x_first: for the part of a run that begins there.
-
-    Args:
-        store: Receives x_first as its state 0.
-        first: The index that it begins with.
-    """
-
-    def __init__(self, store: StateStore, first: int) -> None:
-        self._store = store
-        self._first = first
-
-    def add(self, k: int, state: Tensor) -> None:
-        """Offer x_k, shape (n,)."""
-        self._store.add(k - self._first, state)
-
-    def get(self, k: int) -> Tensor | None:
-        """x_k if it was kept."""
-        return self._store.get(k - self._first)
-
-    def indices(self) -> list[int]:
-        """Which states were kept, ascending."""
-        return [k + self._first for k in self._store.indices()]
-
-
-class JoinedStore:
-    """The stores of the parts of a run, to be looked into."""
-
-    def __init__(self, stores: Sequence[StateStore]) -> None:
-        self._stores = list(stores)
-
-    def add(self, k: int, state: Tensor) -> None:
-        """Refused: the parts have received their states."""
-        raise RuntimeError("a joined store is complete")
-
-    def get(self, k: int) -> Tensor | None:
-        """x_k if one of them kept it."""
-        found = (store.get(k) for store in self._stores)
-        return next((state for state in found if state is not None), None)
-
-    def indices(self) -> list[int]:
-        """Which states were kept, ascending."""
-        return sorted({k for store in self._stores for k in store.indices()})
 
 
 class RecentStore:
