@@ -124,8 +124,10 @@ def stopping_index(
         route=gradient,
         throw=throw,
     )
-    store = None if gradient is None else gradient.store(len(targets))
-    return finished(attach(find_index(call, store)))
+    if gradient is None:
+        return finished(attach(find_index(call, None)))
+    graphs = gradient.graph_memory if torch.is_grad_enabled() else 0
+    return finished(attach(find_index(call, gradient.store(len(targets)), graphs=graphs)))
 
 
 def _checked_objects(update: object, criterion: object, gradient: object) -> None:

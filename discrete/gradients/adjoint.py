@@ -18,13 +18,12 @@ from ode_stopping.core.status import GradientError
 from ode_stopping.core.sweep import Sweep
 from ode_stopping.core.validation import require_count
 
+from ..iterating.recording import CHUNK, Chunk
 from ..iterating.store import CheckpointStore, RecentStore, StateStore
 from .problem import IndexProblem
 
 __all__ = ["DiscreteAdjoint", "DiscretePullBack", "IndexRoute", "Truncated", "Unrolled"]
 
-# Steps in one graph where memory is no limit: longer ones gain nothing.
-_CHUNK = 64
 _UNROLLED_MEMORY = 2**30
 
 
@@ -48,6 +47,11 @@ class DiscretePullBack:
 class IndexRoute(ABC):
     """A way to differentiate x_{N-1}; what the index is, is none of its business."""
 
+    @property
+    def graph_memory(self) -> int:
+        """Bytes of its graph that the forward run may keep, for `Run.recording`; 0: none."""
+        return 0
+
     @abstractmethod
     def store(self, targets: int = 1) -> StateStore:
         """Where a forward run to so many targets puts its states."""
@@ -65,15 +69,15 @@ class DiscreteAdjoint(IndexRoute):
     """Algorithm 1 with a memory budget: all states, or checkpoints with replay in between.
 
     Exact for: the iteration as it ran (a replay that does not reproduce a stored state raises).
-    Memory: the budget for stored states, and as much again on the way back, for the graph of a
-    chunk and the states of a replayed stretch (more only where a stretch does not fit either).
-    Cost: one replay with a graph and one backward pass; where the graph of the steps between two
-    checkpoints does not fit, one more replay.
+    Memory: the budget for stored states, and as much again for graphs: of the whole run where that
+    fits, else on the way back of a chunk, beside the states of a replayed stretch (more only where
+    a stretch does not fit either). Cost: one backward pass; where the run's graph does not fit, one
+    replay with a graph; where that of the steps between two checkpoints does not, one more replay.
 
     Args:
         memory: Budget for stored states, in bytes.
-        chunk: Number of steps in one graph. None: as many as the budget allows, so that a graph
-            begins at a checkpoint wherever it can.
+        chunk: Number of steps in one graph, which is always made by replay. None: as the budget
+            allows, so that nothing is replayed, or nothing twice.
 
     Raises:
         TypeError: `chunk` or `memory` is not a number.
@@ -88,21 +92,32 @@ class DiscreteAdjoint(IndexRoute):
         if self.chunk is not None:
             require_count(self.chunk, name="chunk")
 
+    @property
+    def graph_memory(self) -> int:
+        """A graph within the budget is kept; a user's chunk asks for replay."""
+        return self.memory if self.chunk is None else 0
+
     def store(self, targets: int = 1) -> StateStore:
         """Where the forward run puts its states."""
         return CheckpointStore(self.memory)
 
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
         """Pull a cotangent on x_{N-1} back to x_0, t0 and the leaves."""
-        assert problem.store is not None
         first, last = problem.first, problem.index - 1
+        backward = _Backward(problem, cotangent)
+        recording = problem.run.recording
+        if recording is not None:
+            for recorded in reversed(recording.chunks):
+                if first <= recorded.begin and recorded.end <= last:
+                    backward.through_chunk(recorded)
+            return backward.result()
+        assert problem.store is not None
         path = [(first, problem.x0)]
         path += [
             (k, _stored(problem.store, k)) for k in problem.store.indices() if first < k < last
         ]
         if last > first:
             path.append((last, problem.previous))
-        backward = _Backward(problem, cotangent)
         gap = max((n - k for (k, _), (n, _) in pairwise(path)), default=1)
         chunk, memory = self._shares(problem, gap)
         self._through(backward, path, chunk, memory)
@@ -113,11 +128,11 @@ class DiscreteAdjoint(IndexRoute):
         if self.chunk is not None:
             return self.chunk, self.memory
         state = problem.x0.numel() * problem.x0.element_size()
-        step = max(4 * state if problem.step_bytes is None else problem.step_bytes, 1)
+        step = max(4 * state if problem.run.step_bytes is None else problem.run.step_bytes, 1)
         fit = self.memory // step
         if gap <= fit:
-            return min(max(_CHUNK, gap), fit), self.memory
-        chunk = max(min(_CHUNK, fit // 2), 1)
+            return min(max(CHUNK, gap), fit), self.memory
+        chunk = max(min(CHUNK, fit // 2), 1)
         return chunk, max(self.memory - chunk * step, 1)
 
     def _through(
@@ -198,8 +213,8 @@ class Truncated(IndexRoute):
         # The step N-1 -> N is in the definition of the index already.
         first = max(last - (self.steps - 1), 0)
         backward = _Backward(problem, cotangent)
-        for end in range(last, first, -_CHUNK):
-            begin = max(end - _CHUNK, first)
+        for end in range(last, first, -CHUNK):
+            begin = max(end - CHUNK, first)
             states = _stored(problem.store, begin), _stored(problem.store, end)
             backward.through(begin, end, *states)
         return backward.result(reaches_start=first == 0)
@@ -215,8 +230,12 @@ class _Backward:
 
     def __init__(self, problem: IndexProblem, cotangent: Tensor) -> None:
         self.problem = problem
-        t0 = problem.clock.start
-        self._start = t0.detach().clone().requires_grad_(t0.requires_grad)
+        t0, recording = problem.clock.start, problem.run.recording
+        self._start = (
+            t0.detach().clone().requires_grad_(t0.requires_grad)
+            if recording is None
+            else recording.time
+        )
         moving = [self._start] if t0.requires_grad else []
         self._leaves = [*moving, *problem.leaves.tensors]
         self.sweep = Sweep([cotangent], self._leaves)
@@ -241,10 +260,13 @@ class _Backward:
         problem.update.require_same(y.detach(), last, end)
         where = f"by the update between steps {begin} and {end}"
         problem.leaves.require_known([y], inputs=[x, self._start], where=where)
-        # Kept, since it may run through nodes older than this chunk (a hyper-network's); its own
-        # go with y.
-        self.sweep.through([y], [x], keep=True)
-        self._steps += end - begin
+        self.through_chunk(Chunk(begin, end, x, y))
+
+    def through_chunk(self, chunk: Chunk) -> None:
+        """Take lam through steps that have their graph."""
+        # Kept, since it may run through older nodes (a hyper-network's), and may be needed again.
+        self.sweep.through([chunk.state], [chunk.start], keep=True)
+        self._steps += chunk.end - chunk.begin
 
     def replayed(
         self, begin: int, first: Tensor, end: int, last: Tensor, store: CheckpointStore

@@ -50,8 +50,9 @@ def attach(run: Run) -> Attached:
     """The index and the end state of every target, with the graph that the outcome allows."""
     call = run.call
     differentiated = run.store is not None and torch.is_grad_enabled()
-    step_bytes = trace_leaves(run) if differentiated else None
-    groups = _groups(run, step_bytes)
+    if differentiated:
+        trace_leaves(run)
+    groups = _groups(run)
     _warn_about_marks(call, groups)
     if differentiated:
         # A view that is named counts as an input; the leaf behind it may be older all the same.
@@ -115,14 +116,12 @@ def _differentiable(
     return found
 
 
-def _groups(run: Run, step_bytes: int | None) -> list[Group]:
+def _groups(run: Run) -> list[Group]:
     """The solved problems, hit by hit; a part of the run begins where the one before ended."""
     values = run.call.values
     hits = [hit for hit in run.hits if hit.index]
     return [
-        tuple(
-            IndexProblem(run, hit, values[position], since, step_bytes) for position in hit.targets
-        )
+        tuple(IndexProblem(run, hit, values[position], since) for position in hit.targets)
         for hit, since in zip(hits, [None, *hits], strict=False)
     ]
 

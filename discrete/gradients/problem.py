@@ -24,14 +24,12 @@ class IndexProblem:
         hit: Where the target was met.
         target: eps.
         since: The hit before, where this is the part of a run between two targets.
-        step_bytes: What the graph of one step keeps alive; None: not known.
     """
 
     run: Run
     hit: Hit
     target: float
     since: Hit | None = None
-    step_bytes: int | None = None
 
     @property
     def update(self) -> UpdateMap:

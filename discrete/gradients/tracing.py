@@ -5,7 +5,6 @@ Looked at before a gradient is promised; see `core.leaves` and `core.consistency
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,15 +21,13 @@ __all__ = ["check_functions", "trace_leaves"]
 _TRACE_POINTS = 8
 
 
-def trace_leaves(run: Run) -> int:
+def trace_leaves(run: Run) -> None:
     """Find every tensor that update and criterion depend on.
 
     Looked at are the last step, twice, which tells nodes older than the evaluation (a
-    hyper-network's history) from its own, the other steps at which a target was met, and some kept
-    states, for a parameter that is used on another branch only.
-
-    Returns:
-        Bytes that the graph of one step keeps alive.
+    hyper-network's history) from its own, the other steps at which a target was met, and the graph
+    of the run where it was recorded; else some kept states, for a parameter that is used on another
+    branch only.
     """
     call = run.call
     update, criterion, leaves, clock = call.update, call.criterion, call.leaves, call.update.clock
@@ -46,9 +43,8 @@ def trace_leaves(run: Run) -> int:
         value = criterion.traced(time, point)
         return value.detach(), leaves.add_from([value], inputs=(time, point))
 
-    steps = [of_update(last, run.previous) for _ in range(2)]
     for name, ((first, nodes), (second, others)) in (
-        ("update", steps),
+        ("update", [of_update(last, run.previous) for _ in range(2)]),
         ("criterion", [of_criterion() for _ in range(2)]),
     ):
         if run.status is Status.REACHED:
@@ -60,32 +56,19 @@ def trace_leaves(run: Run) -> int:
     for hit in run.hits:
         if 0 < hit.index <= last:
             of_update(hit.index - 1, hit.previous)
+    if run.recording is not None:
+        # The values are of evaluations with a graph. Without one they have to be the same.
+        if run.status is Status.REACHED:
+            update.require_same(update.step(last, run.previous), run.state, run.index)
+        for chunk in run.recording.chunks:
+            leaves.add_from([chunk.state], inputs=(chunk.start, run.recording.time))
+        return
     store = run.store
     kept = [] if store is None else [k for k in store.indices() if k < last]
     for k in kept[:: max(len(kept) // _TRACE_POINTS, 1)][:_TRACE_POINTS]:
         state = None if store is None else store.get(k)
         if state is not None:
             of_update(k, state)
-    # What both evaluations of one step save is older than they are, or a constant.
-    own, other = (_saved(nodes) for _, nodes in steps)
-    return sum(size for place, size in own.items() if place not in other)
-
-
-def _saved(nodes: Iterable[Any]) -> dict[int, int]:
-    """The storages that a graph keeps alive: where each is, and its bytes."""
-    names: dict[type, list[str]] = {}
-    found: dict[int, int] = {}
-    for node in nodes:
-        kind = type(node)
-        if kind not in names:
-            names[kind] = [n for n in dir(node) if n.startswith("_saved_") or n == "saved_tensors"]
-        for name in names[kind]:
-            value = getattr(node, name)
-            for tensor in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(tensor, Tensor):
-                    storage = tensor.untyped_storage()
-                    found[storage.data_ptr()] = storage.nbytes()
-    return found
 
 
 def check_functions(problem: IndexProblem, *, clock_matters: bool) -> None:

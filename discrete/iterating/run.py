@@ -13,6 +13,7 @@ from ode_stopping.core.stats import Stats
 from ode_stopping.core.status import Status
 
 from ..call import Call
+from .recording import Recorder, Recording
 from .store import StateStore
 
 __all__ = ["Hit", "Run", "find_index"]
@@ -53,6 +54,8 @@ class Run:
         hits: In order of the steps.
         store: The kept states; None where no gradient is wanted.
         stats: What it cost.
+        recording: The graph of all steps, where it was small enough to be kept.
+        step_bytes: What the graph of one step keeps alive; None: not known.
         note: One more sentence on how it ended.
     """
 
@@ -65,6 +68,8 @@ class Run:
     hits: tuple[Hit, ...]
     store: StateStore | None
     stats: Stats
+    recording: Recording | None = None
+    step_bytes: int | None = None
     note: str = ""
 
     @property
@@ -85,21 +90,23 @@ class Run:
         return Status.REACHED if hit.index else Status.AT_START
 
 
-def find_index(call: Call, store: StateStore | None) -> Run:
+def find_index(call: Call, store: StateStore | None, *, graphs: int = 0) -> Run:
     """N = min{ k : J(x_k) <= eps } for every target (Definition 2 of arXiv 2505.22509).
 
     Args:
         call: What is asked.
         store: Receives x_0 .. x_N of the last target.
+        graphs: Bytes of the graph that may be kept from the run itself; 0: none is made.
     """
     update, criterion = call.update, call.criterion
     with torch.no_grad():
-        run = _iterated(call, store)
-    stats = Stats(nfe_forward=update.calls, criterion_calls=criterion.calls, accepted=run.index)
+        wanted = any(tensor.requires_grad for tensor in call.inputs)
+        run = _iterated(call, store, Recorder(update, graphs, wanted=wanted))
+    stats = Stats(nfe_forward=run.index, criterion_calls=criterion.calls, accepted=run.index)
     return replace(run, stats=stats)
 
 
-def _iterated(call: Call, store: StateStore | None) -> Run:
+def _iterated(call: Call, store: StateStore | None, recorder: Recorder) -> Run:
     update, criterion, clock = call.update, call.criterion, call.update.clock
     values = call.values
     left = sorted(range(len(values)), key=lambda i: -values[i])
@@ -109,7 +116,8 @@ def _iterated(call: Call, store: StateStore | None) -> Run:
     k = 0
 
     def ended(status: Status, note: str = "") -> Run:
-        return Run(call, status, k, losses, x, previous, tuple(hits), store, Stats(), note)
+        found = call, status, k, losses, x, previous, tuple(hits), store, Stats()
+        return Run(*found, recorder.recording(), recorder.step_bytes, note)
 
     highest = values[left[0]]
     while True:
@@ -127,6 +135,7 @@ def _iterated(call: Call, store: StateStore | None) -> Run:
             met = [i for i in left if value <= values[i]]
             if met:
                 hits.append(_hit(k, x, previous, losses, met))
+                recorder.hit(k)
                 left = left[len(met) :]
             if not left:
                 return ended(Status.REACHED if k else Status.AT_START)
@@ -134,7 +143,7 @@ def _iterated(call: Call, store: StateStore | None) -> Run:
                 note = f"the limit of {call.max_steps} steps was used up"
                 return ended(Status.NOT_REACHED, note)
             highest = values[left[0]]
-        previous, x = x, update.step(k, x, t)
+        previous, x = x, recorder.step(k, x, t)
         k += 1
 
 

@@ -103,6 +103,7 @@ class _LeanMap(UserFunction):
     def __init__(self, function: Callable[..., Any], layout: StateLayout, like: Tensor) -> None:
         super().__init__(function, layout, like)
         self._shape = None if layout.is_tuple else layout.shapes[0]
+        self._flat = self._shape == like.shape
 
     def _state(self, flat: Tensor) -> Any:
         """The user's state; another tensor than the run's own, whose flags the user may set."""
@@ -129,7 +130,7 @@ class _LeanMap(UserFunction):
         if not (torch.is_grad_enabled() and flat.requires_grad):
             return super().traced(t, flat)
         self.calls += 1
-        return self._checked(self.function(t, self._state(flat)))
+        return self._checked(self.function(t, flat if self._flat else self._state(flat)))
 
 
 class LossMap(_LeanMap, CriterionMap):
@@ -159,7 +160,8 @@ class UpdateMap(_LeanMap):
             and output.shape == self._shape
             and output.dtype == self.dtype
         ):
-            return output.reshape(-1)
+            # In the graph of a run each node counts.
+            return output if output.ndim == 1 and torch.is_grad_enabled() else output.reshape(-1)
         return self.layout.pack(self.layout.check_like(output, name="update", dtype=self.dtype))
 
     def step(self, k: int, flat: Tensor, t: float | Tensor | None = None) -> Tensor:
@@ -168,12 +170,28 @@ class UpdateMap(_LeanMap):
         Raises:
             ValueError: The update changed its argument in place, so x_k is lost.
         """
+        time = self.time_tensor(self.clock.time(k) if t is None else t)
+        return self._guarded(self.plain, k, flat, time)
+
+    def step_traced(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
+        """x_{k+1} with graph to x_k, which requires grad; t is t_k."""
+        self._indexed.index = k
+        return _depending(self.traced(self.time_tensor(t), flat), flat)
+
+    def step_recorded(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
+        """`step_traced` for the forward run, with what `step` sees to."""
+        return _depending(self._guarded(self.traced, k, flat, self.time_tensor(t)), flat)
+
+    def _guarded(
+        self, evaluate: Callable[[Tensor, Tensor], Tensor], k: int, flat: Tensor, t: Tensor
+    ) -> Tensor:
+        """An evaluation that must leave x_k as it is."""
         self._indexed.index = k
         # A version counter does not see everything (`x.data`, NumPy); the first step is looked at
         # twice.
-        version, copy = flat._version, flat.clone() if k == 0 else None
+        version, copy = flat._version, flat.detach().clone() if k == 0 else None
         try:
-            following = self.plain(self.clock.time(k) if t is None else t, flat)
+            following = evaluate(t, flat)
         except (RuntimeError, TypeError) as error:
             self._require_untouched(flat, version, copy)
             if "in-place operation" in str(error):
@@ -181,13 +199,6 @@ class UpdateMap(_LeanMap):
             raise
         self._require_untouched(flat, version, copy)
         return following
-
-    def step_traced(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
-        """x_{k+1} with graph to x_k, which requires grad; t is t_k."""
-        self._indexed.index = k
-        following = self.traced(self.time_tensor(t), flat)
-        # A step to a constant (a restart) depends on x_k too, with derivative zero.
-        return following if following.requires_grad else following + 0.0 * flat
 
     def increment(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
         """x_{k+1} - x_k with graph, without the rounding of a sum where the rule knows it."""
@@ -242,3 +253,8 @@ class UpdateMap(_LeanMap):
         if flat._version == version and (copy is None or torch.equal(flat, copy)):
             return
         raise ValueError(_IN_PLACE)
+
+
+def _depending(following: Tensor, flat: Tensor) -> Tensor:
+    """A step to a constant (a restart) depends on x_k too, with derivative zero."""
+    return following if following.requires_grad else following + 0.0 * flat
