@@ -94,8 +94,8 @@ class DiscreteAdjoint(IndexRoute):
 
     @property
     def graph_memory(self) -> int:
-        """A graph within the budget is kept; a user's chunk asks for replay."""
-        return self.memory if self.chunk is None else 0
+        """Half the budget, since less is known of it beforehand; a user's chunk asks for replay."""
+        return self.memory // 2 if self.chunk is None else 0
 
     def store(self, targets: int = 1) -> StateStore:
         """Where the forward run puts its states."""

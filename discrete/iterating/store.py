@@ -10,6 +10,9 @@ from torch import Tensor
 __all__ = ["CheckpointStore", "RecentStore", "StateStore"]
 
 
+_BLOCK = 2**22  # bytes that are allocated at once
+
+
 class StateStore(Protocol):
     """Receives x_0, x_1, ... in order and keeps what its gradient route will need."""
 
@@ -26,6 +29,9 @@ class StateStore(Protocol):
 class CheckpointStore:
     """Every s-th state within a budget; s starts at 1 and doubles when the budget is used up.
 
+    States are copied into blocks. Kept where they were made they would lie scattered among the
+    temporaries of the steps, and the gaps between them cost several times the budget.
+
     Args:
         memory: Budget in bytes. At least two states are always kept.
         stride: The s to start with.
@@ -34,17 +40,29 @@ class CheckpointStore:
     def __init__(self, memory: int, *, stride: int = 1) -> None:
         self._memory = memory
         self._states: dict[int, Tensor] = {}
+        self._free: list[Tensor] = []
         self.stride = stride
 
     def add(self, k: int, state: Tensor) -> None:
         """Offer x_k, shape (n,)."""
         if k % self.stride:
             return
-        self._states[k] = state
-        limit = max(self._memory // max(state.numel() * state.element_size(), 1), 2)
-        while len(self._states) > limit:
-            self.stride *= 2
-            self._states = {i: x for i, x in self._states.items() if i % self.stride == 0}
+        size = max(state.numel() * state.element_size(), 1)
+        limit = max(self._memory // size, 2)
+        if len(self._states) >= limit:
+            self._thin_out()
+            if k % self.stride:
+                return
+        if not self._free:
+            rows = min(max(_BLOCK // size, 1), limit - len(self._states))
+            self._free = list(state.new_empty((rows, *state.shape)).unbind())
+        self._states[k] = self._free.pop().copy_(state)
+
+    def _thin_out(self) -> None:
+        """Every second state goes, and its place is free."""
+        self.stride *= 2
+        self._free += [x for i, x in self._states.items() if i % self.stride]
+        self._states = {i: x for i, x in self._states.items() if i % self.stride == 0}
 
     def get(self, k: int) -> Tensor | None:
         """x_k if it was kept."""
