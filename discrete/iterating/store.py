@@ -10,7 +10,9 @@ from torch import Tensor
 __all__ = ["CheckpointStore", "RecentStore", "StateStore"]
 
 
-_BLOCK = 2**22  # bytes that are allocated at once
+# States, and bytes, that are allocated at once.
+_ROWS = 64
+_BLOCK = 2**22
 
 
 class StateStore(Protocol):
@@ -54,7 +56,7 @@ class CheckpointStore:
             if k % self.stride:
                 return
         if not self._free:
-            rows = min(max(_BLOCK // size, 1), limit - len(self._states))
+            rows = min(_ROWS, max(_BLOCK // size, 1), limit - len(self._states))
             self._free = list(state.new_empty((rows, *state.shape)).unbind())
         self._states[k] = self._free.pop().copy_(state)
 
