@@ -122,8 +122,15 @@ class _LeanMap(UserFunction):
             # It needs a graph, or it is broken: then the same error comes again from there.
             self.calls -= 1
             return super().plain(t, flat)
-        self._require_unchanged(flat, version)
+        if flat._version != version:
+            self._require_unchanged(flat, version)
         return value
+
+    def time_tensor(self, t: float | Tensor) -> Tensor:
+        """A 0-d tensor of the state's dtype and device."""
+        if isinstance(t, Tensor) and t.dtype == self.dtype and t.device == self.device:
+            return t
+        return super().time_tensor(t)
 
     def traced(self, t: Tensor, flat: Tensor) -> Tensor:
         """Value with graph; `t` and `flat` are made to require grad by the caller."""
@@ -170,8 +177,7 @@ class UpdateMap(_LeanMap):
         Raises:
             ValueError: The update changed its argument in place, so x_k is lost.
         """
-        time = self.time_tensor(self.clock.time(k) if t is None else t)
-        return self._guarded(self.plain, k, flat, time)
+        return self._guarded(self.plain, k, flat, self.clock.time(k) if t is None else t)
 
     def step_traced(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
         """x_{k+1} with graph to x_k, which requires grad; t is t_k."""
@@ -183,7 +189,7 @@ class UpdateMap(_LeanMap):
         return _depending(self._guarded(self.traced, k, flat, self.time_tensor(t)), flat)
 
     def _guarded(
-        self, evaluate: Callable[[Tensor, Tensor], Tensor], k: int, flat: Tensor, t: Tensor
+        self, evaluate: Callable[[Any, Tensor], Tensor], k: int, flat: Tensor, t: float | Tensor
     ) -> Tensor:
         """An evaluation that must leave x_k as it is."""
         self._indexed.index = k
@@ -197,7 +203,8 @@ class UpdateMap(_LeanMap):
             if "in-place operation" in str(error):
                 raise ValueError(_IN_PLACE) from error
             raise
-        self._require_untouched(flat, version, copy)
+        if copy is not None or flat._version != version:
+            self._require_untouched(flat, version, copy)
         return following
 
     def increment(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
