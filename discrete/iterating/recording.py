@@ -75,6 +75,7 @@ class Recorder:
         self._active = memory > 0
         self._time = start.detach().clone().requires_grad_(start.requires_grad)
         self._clock = update.clock.traced(self._time)
+        self._moves = start.requires_grad or isinstance(update.clock.step, Tensor)
         self._chunks: list[Chunk] = []
         self._open: list[Tensor] = []  # of the chunk at work: its start, and the last two states
         self._begin = 0
@@ -84,7 +85,7 @@ class Recorder:
         """x_{k+1}, shape (n,), without graph; t is t_k."""
         if self._active:
             try:
-                return self._recorded(k, x)
+                return self._recorded(k, x, t)
             except RuntimeError:
                 # It works without a graph, or the same error comes again from there.
                 self._stop()
@@ -98,7 +99,7 @@ class Recorder:
         """What was recorded up to the last hit; None where the graph was given up."""
         return Recording(self._time, tuple(self._chunks)) if self._active else None
 
-    def _recorded(self, k: int, x: Tensor) -> Tensor:
+    def _recorded(self, k: int, x: Tensor, t: Tensor) -> Tensor:
         if self._open and k - self._begin >= CHUNK:
             self._close(k, -1)
         if not self._open:
@@ -106,7 +107,8 @@ class Recorder:
             self._begin, self._open = k, [leaf, leaf, leaf]
         start, _, last = self._open
         with torch.enable_grad():
-            state = self._update.step_recorded(k, last, self._clock(k))
+            time = self._clock(k) if self._moves else t
+            state = self._update.step_recorded(k, last, time)
         self._open = [start, last, state]
         if k == 1:
             self._measure()

@@ -123,6 +123,8 @@ def _iterated(call: Call, store: StateStore | None, recorder: Recorder) -> Run:
     while True:
         t = update.time_tensor(clock.time(k))
         value = criterion.value(t, x)
+        if t._version:  # the criterion has changed it in place
+            t = update.time_tensor(clock.time(k))
         losses.append(value)
         if store is not None:
             store.add(k, x)

@@ -13,6 +13,8 @@ __all__ = ["CheckpointStore", "RecentStore", "StateStore"]
 # States, and bytes, that are allocated at once.
 _ROWS = 64
 _BLOCK = 2**22
+# Bytes of a state below which copying it costs more than it saves.
+_SMALL = 2**14
 
 
 class StateStore(Protocol):
@@ -31,7 +33,7 @@ class StateStore(Protocol):
 class CheckpointStore:
     """Every s-th state within a budget; s starts at 1 and doubles when the budget is used up.
 
-    States are copied into blocks. Kept where they were made they would lie scattered among the
+    Large states are copied into blocks. Kept where they were made they would lie scattered among the
     temporaries of the steps, and the gaps between them cost several times the budget.
 
     Args:
@@ -55,6 +57,9 @@ class CheckpointStore:
             self._thin_out()
             if k % self.stride:
                 return
+        if size < _SMALL:
+            self._states[k] = state
+            return
         if not self._free:
             rows = min(_ROWS, max(_BLOCK // size, 1), limit - len(self._states))
             self._free = list(state.new_empty((rows, *state.shape)).unbind())
@@ -63,7 +68,7 @@ class CheckpointStore:
     def _thin_out(self) -> None:
         """Every second state goes, and its place is free."""
         self.stride *= 2
-        self._free += [x for i, x in self._states.items() if i % self.stride]
+        self._free += [x for i, x in self._states.items() if i % self.stride and x.nbytes >= _SMALL]
         self._states = {i: x for i, x in self._states.items() if i % self.stride == 0}
 
     def get(self, k: int) -> Tensor | None:
