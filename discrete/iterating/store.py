@@ -33,8 +33,8 @@ class StateStore(Protocol):
 class CheckpointStore:
     """Every s-th state within a budget; s starts at 1 and doubles when the budget is used up.
 
-    Large states are copied into blocks. Kept where they were made they would lie scattered among the
-    temporaries of the steps, and the gaps between them cost several times the budget.
+    Large states are copied into blocks. Kept where they were made they would lie scattered among
+    the temporaries of the steps, and the gaps between them cost several times the budget.
 
     Args:
         memory: Budget in bytes. At least two states are always kept.
