@@ -1,22 +1,27 @@
-"""The user's update and its clock, on flat vectors: the discrete twin of a `FlowMap`."""
+"""The user's update and criterion on flat vectors, with the clock: twins of the continuous maps.
+
+The forward run has gradients off for all of its steps. A function that needs a graph inside finds
+that out once, and gets one from then on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ode_stopping.core.functions import UserFunction
+from ode_stopping.core.functions import CriterionMap, UserFunction
 from ode_stopping.core.states import StateLayout
 from ode_stopping.core.status import NotReproducibleError
 
-from ..rules.updates import UpdateRule
+from .updates import UpdateRule
 
-__all__ = ["Clock", "UpdateMap"]
+__all__ = ["Clock", "LossMap", "UpdateMap"]
 
 _IN_PLACE = (
     "update changed x in place; it must return a new tensor, since x_k is needed again "
@@ -48,12 +53,12 @@ class Clock:
             raise ValueError(f"step must be positive and finite; got {clock.step_value:g}")
         return clock
 
-    @property
+    @cached_property
     def start_value(self) -> float:
         """t0 as a number."""
         return float(self.start.detach())
 
-    @property
+    @cached_property
     def step_value(self) -> float:
         """h as a number."""
         return float(self.step.detach()) if isinstance(self.step, Tensor) else self.step
@@ -92,7 +97,54 @@ class _Indexed:
         return self.update(self.index, state)
 
 
-class UpdateMap(UserFunction):
+class _LeanMap(UserFunction):
+    """A user's function that enters no autograd mode which is on already, in the same calls."""
+
+    def __init__(self, function: Callable[..., Any], layout: StateLayout, like: Tensor) -> None:
+        super().__init__(function, layout, like)
+        self._shape = None if layout.is_tuple else layout.shapes[0]
+        self._flat = self._shape == like.shape
+
+    def _state(self, flat: Tensor) -> Any:
+        """The user's state; another tensor than the run's own, whose flags the user may set."""
+        return self.layout.unpack(flat) if self._shape is None else flat.view(self._shape)
+
+    def plain(self, t: float | Tensor, flat: Tensor) -> Tensor:
+        """Value without graph."""
+        if self._needs_graph or torch.is_grad_enabled():
+            return super().plain(t, flat)
+        self.calls += 1
+        version = flat._version
+        try:
+            value = self._checked(self.function(self.time_tensor(t), self._state(flat)))
+        except RuntimeError:
+            self._require_unchanged(flat, version)
+            # It needs a graph, or it is broken: then the same error comes again from there.
+            self.calls -= 1
+            return super().plain(t, flat)
+        if flat._version != version:
+            self._require_unchanged(flat, version)
+        return value
+
+    def time_tensor(self, t: float | Tensor) -> Tensor:
+        """A 0-d tensor of the state's dtype and device."""
+        if isinstance(t, Tensor) and t.dtype == self.dtype and t.device == self.device:
+            return t
+        return super().time_tensor(t)
+
+    def traced(self, t: Tensor, flat: Tensor) -> Tensor:
+        """Value with graph; `t` and `flat` are made to require grad by the caller."""
+        if not (torch.is_grad_enabled() and flat.requires_grad):
+            return super().traced(t, flat)
+        self.calls += 1
+        return self._checked(self.function(t, flat if self._flat else self._state(flat)))
+
+
+class LossMap(_LeanMap, CriterionMap):
+    """J(t, x) on flat vectors."""
+
+
+class UpdateMap(_LeanMap):
     """x_{k+1} = G_k(x_k) on flat vectors, from an `UpdateRule` or a bare callable (k, x)."""
 
     name = "update"
@@ -109,6 +161,14 @@ class UpdateMap(UserFunction):
         self.clock = clock
 
     def _checked(self, output: Any) -> Tensor:
+        # What is right is told by two comparisons; what is wrong is named below.
+        if (
+            isinstance(output, Tensor)
+            and output.shape == self._shape
+            and output.dtype == self.dtype
+        ):
+            # In the graph of a run each node counts.
+            return output if output.ndim == 1 and torch.is_grad_enabled() else output.reshape(-1)
         return self.layout.pack(self.layout.check_like(output, name="update", dtype=self.dtype))
 
     def step(self, k: int, flat: Tensor, t: float | Tensor | None = None) -> Tensor:
@@ -117,26 +177,35 @@ class UpdateMap(UserFunction):
         Raises:
             ValueError: The update changed its argument in place, so x_k is lost.
         """
+        return self._guarded(self.plain, k, flat, self.clock.time(k) if t is None else t)
+
+    def step_traced(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
+        """x_{k+1} with graph to x_k, which requires grad; t is t_k."""
+        self._indexed.index = k
+        return _depending(self.traced(self.time_tensor(t), flat), flat)
+
+    def step_recorded(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
+        """`step_traced` for the forward run, with what `step` sees to."""
+        return _depending(self._guarded(self.traced, k, flat, self.time_tensor(t)), flat)
+
+    def _guarded(
+        self, evaluate: Callable[[Any, Tensor], Tensor], k: int, flat: Tensor, t: float | Tensor
+    ) -> Tensor:
+        """An evaluation that must leave x_k as it is."""
         self._indexed.index = k
         # A version counter does not see everything (`x.data`, NumPy); the first step is looked at
         # twice.
-        version, copy = flat._version, flat.clone() if k == 0 else None
+        version, copy = flat._version, flat.detach().clone() if k == 0 else None
         try:
-            following = self.plain(self.clock.time(k) if t is None else t, flat)
+            following = evaluate(t, flat)
         except (RuntimeError, TypeError) as error:
             self._require_untouched(flat, version, copy)
             if "in-place operation" in str(error):
                 raise ValueError(_IN_PLACE) from error
             raise
-        self._require_untouched(flat, version, copy)
+        if copy is not None or flat._version != version:
+            self._require_untouched(flat, version, copy)
         return following
-
-    def step_traced(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
-        """x_{k+1} with graph to x_k, which requires grad; t is t_k."""
-        self._indexed.index = k
-        following = self.traced(self.time_tensor(t), flat)
-        # A step to a constant (a restart) depends on x_k too, with derivative zero.
-        return following if following.requires_grad else following + 0.0 * flat
 
     def increment(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
         """x_{k+1} - x_k with graph, without the rounding of a sum where the rule knows it."""
@@ -191,3 +260,8 @@ class UpdateMap(UserFunction):
         if flat._version == version and (copy is None or torch.equal(flat, copy)):
             return
         raise ValueError(_IN_PLACE)
+
+
+def _depending(following: Tensor, flat: Tensor) -> Tensor:
+    """A step to a constant (a restart) depends on x_k too, with derivative zero."""
+    return following if following.requires_grad else following + 0.0 * flat
