@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ode_stopping.core.functions import CriterionMap
 from ode_stopping.core.leaves import LeafSet
 from ode_stopping.core.states import StateLayout
 
-from .rules.maps import LossMap, UpdateMap
+from .rules.maps import UpdateMap
 from .rules.step_decrease import StepDecrease
 
 __all__ = ["Call", "Definition", "Route"]
@@ -57,7 +58,7 @@ class Call:
     """
 
     update: UpdateMap
-    criterion: LossMap
+    criterion: CriterionMap
     leaves: LeafSet
     definition: Definition
     x0: Tensor

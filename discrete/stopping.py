@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ode_stopping.core.describe import scalar
+from ode_stopping.core.functions import CriterionMap
 from ode_stopping.core.leaves import LeafSet
 from ode_stopping.core.states import State, StateLayout
 from ode_stopping.core.validation import (
@@ -30,7 +31,7 @@ from .gradients.attach import attach
 from .gradients.index import INTERPOLATIONS, IndexDefinition
 from .iterating.run import find_index
 from .result import StoppingIndexResult, finished
-from .rules.maps import Clock, LossMap, UpdateMap
+from .rules.maps import Clock, UpdateMap
 from .rules.step_decrease import AugmentedRule, StepDecrease
 from .rules.updates import UpdateRule
 
@@ -111,7 +112,7 @@ def stopping_index(
     begin = packed.detach().clone()
     call = Call(
         update=UpdateMap(update, layout, begin, Clock.of(update, start.to(torch.float64))),
-        criterion=LossMap(criterion, layout, begin),
+        criterion=CriterionMap(criterion, layout, begin),
         leaves=LeafSet.collect(update, criterion, params=params),
         definition=definition,
         x0=packed,

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ode_stopping.core.functions import CriterionMap
 from ode_stopping.core.leaves import LeafSet
 
 from ..iterating.run import Hit, Run
 from ..iterating.store import StateStore
-from ..rules.maps import Clock, LossMap, UpdateMap
+from ..rules.maps import Clock, UpdateMap
 
 __all__ = ["IndexProblem"]
 
@@ -37,7 +38,7 @@ class IndexProblem:
         return self.run.call.update
 
     @property
-    def criterion(self) -> LossMap:
+    def criterion(self) -> CriterionMap:
         """J on flat vectors."""
         return self.run.call.criterion
 

@@ -9,6 +9,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from ode_stopping.core.memo import Memo, sharing
 from ode_stopping.core.stats import Stats
 from ode_stopping.core.status import Status
 
@@ -99,7 +100,7 @@ def find_index(call: Call, store: StateStore | None, *, graphs: int = 0) -> Run:
         graphs: Bytes of the graph that may be kept from the run itself; 0: none is made.
     """
     update, criterion = call.update, call.criterion
-    with torch.no_grad():
+    with torch.no_grad(), sharing(Memo()):
         wanted = any(tensor.requires_grad for tensor in call.inputs)
         run = _iterated(call, store, Recorder(update, graphs, wanted=wanted))
     stats = Stats(nfe_forward=run.index, criterion_calls=criterion.calls, accepted=run.index)

@@ -1,8 +1,4 @@
-"""The user's update and criterion on flat vectors, with the clock: twins of the continuous maps.
-
-The forward run has gradients off for all of its steps. A function that needs a graph inside finds
-that out once, and gets one from then on.
-"""
+"""The user's update on flat vectors, with its clock: the twin of the continuous flow map."""
 
 from __future__ import annotations
 
@@ -15,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ode_stopping.core.functions import CriterionMap, UserFunction
+from ode_stopping.core.functions import UserFunction
 from ode_stopping.core.states import StateLayout
 from ode_stopping.core.status import NotReproducibleError
 
 from .updates import UpdateRule
 
-__all__ = ["Clock", "LossMap", "UpdateMap"]
+__all__ = ["Clock", "UpdateMap"]
 
 _IN_PLACE = (
     "update changed x in place; it must return a new tensor, since x_k is needed again "
@@ -97,54 +93,7 @@ class _Indexed:
         return self.update(self.index, state)
 
 
-class _LeanMap(UserFunction):
-    """A user's function that enters no autograd mode which is on already, in the same calls."""
-
-    def __init__(self, function: Callable[..., Any], layout: StateLayout, like: Tensor) -> None:
-        super().__init__(function, layout, like)
-        self._shape = None if layout.is_tuple else layout.shapes[0]
-        self._flat = self._shape == like.shape
-
-    def _state(self, flat: Tensor) -> Any:
-        """The user's state; another tensor than the run's own, whose flags the user may set."""
-        return self.layout.unpack(flat) if self._shape is None else flat.view(self._shape)
-
-    def plain(self, t: float | Tensor, flat: Tensor) -> Tensor:
-        """Value without graph."""
-        if self._needs_graph or torch.is_grad_enabled():
-            return super().plain(t, flat)
-        self.calls += 1
-        version = flat._version
-        try:
-            value = self._checked(self.function(self.time_tensor(t), self._state(flat)))
-        except RuntimeError:
-            self._require_unchanged(flat, version)
-            # It needs a graph, or it is broken: then the same error comes again from there.
-            self.calls -= 1
-            return super().plain(t, flat)
-        if flat._version != version:
-            self._require_unchanged(flat, version)
-        return value
-
-    def time_tensor(self, t: float | Tensor) -> Tensor:
-        """A 0-d tensor of the state's dtype and device."""
-        if isinstance(t, Tensor) and t.dtype == self.dtype and t.device == self.device:
-            return t
-        return super().time_tensor(t)
-
-    def traced(self, t: Tensor, flat: Tensor) -> Tensor:
-        """Value with graph; `t` and `flat` are made to require grad by the caller."""
-        if not (torch.is_grad_enabled() and flat.requires_grad):
-            return super().traced(t, flat)
-        self.calls += 1
-        return self._checked(self.function(t, flat if self._flat else self._state(flat)))
-
-
-class LossMap(_LeanMap, CriterionMap):
-    """J(t, x) on flat vectors."""
-
-
-class UpdateMap(_LeanMap):
+class UpdateMap(UserFunction):
     """x_{k+1} = G_k(x_k) on flat vectors, from an `UpdateRule` or a bare callable (k, x)."""
 
     name = "update"
@@ -161,14 +110,6 @@ class UpdateMap(_LeanMap):
         self.clock = clock
 
     def _checked(self, output: Any) -> Tensor:
-        # What is right is told by two comparisons; what is wrong is named below.
-        if (
-            isinstance(output, Tensor)
-            and output.shape == self._shape
-            and output.dtype == self.dtype
-        ):
-            # In the graph of a run each node counts.
-            return output if output.ndim == 1 and torch.is_grad_enabled() else output.reshape(-1)
         return self.layout.pack(self.layout.check_like(output, name="update", dtype=self.dtype))
 
     def step(self, k: int, flat: Tensor, t: float | Tensor | None = None) -> Tensor:
