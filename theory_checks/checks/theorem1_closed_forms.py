@@ -14,10 +14,8 @@ from ode_stopping import (
     DirectAdjoint,
     ForwardSensitivity,
     InterpolatingAdjoint,
-    Torchdiffeq,
-    stopping_time,
 )
-from theory_checks.checks._closed_forms import CLOSED_FORMS
+from theory_checks.closed_forms import FORMS
 from theory_checks.plotting import COLOURS, MARKERS, new_figure
 from theory_checks.registry import Context, Figure, Outcome, Table, check
 
@@ -79,35 +77,18 @@ class Errors:
 
 
 def solve(cell: Cell) -> Errors:
-    """Relative errors of T and of its derivatives; a `BacksolveMismatchError` is a refusal.
-
-    The absolute tolerance is a tenth of rtol times the size of x_T, for at a tolerance that is not
-    small against x_T the last part of the path is not resolved at all.
-    """
-    form = CLOSED_FORMS[cell.form]
+    """Relative errors of T and of its derivatives; a `BacksolveMismatchError` is a refusal."""
+    form = FORMS[cell.form]
     leaves = form.leaves(cell.target, START)
-    result = stopping_time(
-        form.flow(leaves),
-        leaves["x0"],
-        form.criterion(leaves),
-        leaves["eps"],
-        t0=leaves["t0"],
-        max_time=1e6,
-        solver=Torchdiffeq(rtol=cell.rtol, atol=0.1 * cell.rtol * form.target_state(cell.target)),
-        gradient=ROUTES[cell.route](),
-    )
-    truth = form.answer(form.values(cell.target, START))
-    of_time = abs(float(result.time.detach()) - truth["T"]) / abs(truth["T"])
+    result = form.solve(leaves, ROUTES[cell.route](), rtol=cell.rtol)
     try:
         result.time.backward()
     except BacksolveMismatchError:
-        return Errors(of_time, {})
+        return Errors(form.errors(result.time, leaves)[0], {})
+    of_time, of_leaves = form.errors(result.time, leaves)
     derivatives: dict[str, float] = {}
-    for name, leaf in leaves.items():
-        symbol, exact = form.symbol(name), np.asarray(truth[name], dtype=np.float64)
-        error = math.inf
-        if leaf.grad is not None:
-            error = float(np.linalg.norm(leaf.grad.numpy() - exact) / np.linalg.norm(exact))
+    for name, error in of_leaves.items():
+        symbol = form.symbol(name)
         # Not max(): it would lose a NaN.
         derivatives[symbol] = float(np.maximum(error, derivatives.get(symbol, 0.0)))
     return Errors(of_time, derivatives)
@@ -137,7 +118,7 @@ def closed_forms(context: Context) -> Outcome:
     fewer = context.choose(quick=TARGETS[::3], paper=TARGETS)
     by_route = {route: TARGETS if route == DEFAULT else fewer for route in ROUTES}
     on_ladder = context.choose(quick=(DEFAULT,), paper=tuple(ROUTES))
-    return judge_closed_forms(context, tuple(CLOSED_FORMS), by_route, LADDER, on_ladder)
+    return judge_closed_forms(context, tuple(FORMS), by_route, LADDER, on_ladder)
 
 
 def judge_closed_forms(
@@ -151,7 +132,7 @@ def judge_closed_forms(
 
     Args:
         context: the settings.
-        forms: keys of `CLOSED_FORMS`.
+        forms: keys of `FORMS`.
         by_route: the targets of every route (the first has them all); a route also gets the
             smallest target of a form.
         ladder: tolerances, the tightest (which is the one that is judged) last.
@@ -159,7 +140,7 @@ def judge_closed_forms(
     """
     tight, routes = ladder[-1], tuple(by_route)
     targets = sorted({e for chosen in by_route.values() for e in chosen}, reverse=True)
-    usable = {form: [e for e in targets if e >= CLOSED_FORMS[form].smallest] for form in forms}
+    usable = {form: [e for e in targets if e >= FORMS[form].smallest] for form in forms}
     main = [
         Cell(f, r, e, tight)
         for f in forms
