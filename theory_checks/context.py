@@ -141,7 +141,7 @@ class Context:
         """`[function(item) for item in items]`, over `jobs` processes, with finished cells kept.
 
         A cell is computed again when anything that can change it did: the check, the settings, the
-        item, the versions, the libraries, or the source of `function` and of what it reaches.
+        item, the versions, the libraries, or the source of the module that defines `function`.
         Torch is seeded per cell, from the run's seed and the item, so the number of jobs and an
         interruption change no random number.
 
