@@ -14,6 +14,13 @@ DEV_INSTALLED := $(VENV)/.dev-installed
 INSTALL := $(BIN) -m pip install --disable-pip-version-check -c constraints.txt
 # The test problems are small: threads inside a worker cost more than they give.
 PYTEST := OMP_NUM_THREADS=1 $(BIN) -m pytest
+# Seconds; a whole notebook is to stay below two minutes.
+CELL_LIMIT := 110
+# Neither times, nor versions, nor the pieces in which a stream happened to arrive.
+WITHOUT_CHANCE := --ExecutePreprocessor.record_timing=False \
+	--NotebookExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor \
+	--ClearMetadataPreprocessor.enabled=True \
+	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -58,10 +65,11 @@ notebooks: $(NOTEBOOKS_INSTALLED) ## Open the notebooks in JupyterLab
 	$(BIN) -m jupyter lab --notebook-dir=notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)
 
 test-notebooks: $(NOTEBOOKS_INSTALLED) ## Run every notebook from clean; the first error ends it
-	OMP_NUM_THREADS=1 $(BIN) notebooks/run.py
+	$(PYTEST) --nbmake --nbmake-timeout=$(CELL_LIMIT) --exitfirst --durations=0 notebooks
 
 write-notebooks: $(NOTEBOOKS_INSTALLED) ## The same, and put the outputs into the files
-	OMP_NUM_THREADS=1 $(BIN) notebooks/run.py --write
+	OMP_NUM_THREADS=1 $(BIN) -m jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.timeout=$(CELL_LIMIT) $(WITHOUT_CHANCE) notebooks/*.ipynb
 
 bench: $(CHECKS_INSTALLED) ## Run the benchmarks
 	@set -e; for script in benchmarks/[!_]*.py; do \
