@@ -17,7 +17,7 @@ def main() -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: with the exit status; 2 where a package is missing.
+        SystemExit: With the exit status; 2 where a package is missing.
     """
     lacking = missing()
     if lacking:

@@ -42,12 +42,12 @@ class ClosedForm:
 
     Attributes:
         name: For tables and keys.
-        parameters: Leaf name -> (value, symbol); the symbol is "theta" for a parameter of the flow,
+        parameters: leaf name -> (value, symbol); the symbol is "theta" for a parameter of the flow,
             "phi" for one of the criterion, "theta = phi" for one of both.
         x0: The start.
-        flow: Leaves -> the callable (t, x) -> dx/dt.
-        criterion: Leaves -> the callable (t, x) -> J.
-        answer: Values of all leaves -> {"T": ..., leaf name: dT/dleaf}.
+        flow: leaves -> the callable (t, x) -> dx/dt.
+        criterion: leaves -> the callable (t, x) -> J.
+        answer: values of all leaves -> {"T": ..., leaf name: dT/dleaf}.
         target_state: eps -> the typical size of x_T.
         smallest: The smallest target the form is meant for.
     """

@@ -69,18 +69,18 @@ def run(
     the check's module and of the libraries) is not run again.
 
     Args:
-        checks: what to run, in this order.
-        context: the settings; `cells` is set here, to a folder below `out`.
-        out: the output folder, made where missing.
-        fresh: compute everything anew, checks and cells.
-        display: shows the progress; None for silence.
+        checks: What to run, in this order.
+        context: The settings; `cells` is set here, to a folder below `out`.
+        out: The output folder, made where missing.
+        fresh: Compute everything anew, checks and cells.
+        display: Shows the progress; None for silence.
 
     Returns:
         The entries, in the order of `checks`. An exception inside a check is an entry that failed.
 
     Raises:
-        ValueError: no checks.
-        KeyboardInterrupt: passed on once what is finished has been written.
+        ValueError: No checks.
+        KeyboardInterrupt: Passed on once what is finished has been written.
     """
     if not checks:
         raise ValueError("checks is empty: nothing was selected")

@@ -22,14 +22,14 @@ class Criterion(nn.Module, ABC):
     that requires grad, where grad is enabled.
 
     Args:
-        position: callable state -> x. By default the first entry of a tuple (x, v, ...), which is
+        position: Callable state -> x. By default the first entry of a tuple (x, v, ...), which is
             the convention of the library's flows, else the state itself.
 
     Attributes:
         nonnegative: J is known never to be negative, so that a negative target is a mistake.
 
     Raises:
-        TypeError: position is not callable.
+        TypeError: `position` is not callable.
     """
 
     nonnegative: bool = False

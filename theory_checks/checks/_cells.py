@@ -29,11 +29,11 @@ class Cell:
     """One run.
 
     Attributes:
-        setup: the problem.
+        setup: The problem.
         step: h; None for the continuous side.
-        update: a key of `UPDATES`.
-        interpolation: as in `stopping_index`.
-        rtol: of the continuous side.
+        update: A key of `UPDATES`.
+        interpolation: As in `stopping_index`.
+        rtol: Of the continuous side.
     """
 
     setup: Setup
@@ -65,12 +65,12 @@ class Series:
     """One curve of a study: a problem, a method and its step sizes as multiples of 1/(L p).
 
     Attributes:
-        setup: the problem.
-        fractions: the values of h L p, descending.
-        update: a key of `UPDATES`.
-        interpolation: as in `stopping_index`.
-        rtol: of the continuous side.
-        spread: nudge the step sizes as `spread_phases` does.
+        setup: The problem.
+        fractions: The values of h L p, descending.
+        update: A key of `UPDATES`.
+        interpolation: As in `stopping_index`.
+        rtol: Of the continuous side.
+        spread: Nudge the step sizes as `spread_phases` does.
     """
 
     setup: Setup
@@ -86,9 +86,9 @@ class Result:
     """A study with the problem that it is about.
 
     Attributes:
-        instance: the problem.
-        study: the rows and slopes.
-        runs: the discrete side, one measurement a step size, the largest first.
+        instance: The problem.
+        study: The rows and slopes.
+        runs: The discrete side, one measurement a step size, the largest first.
     """
 
     instance: Instance

@@ -50,12 +50,12 @@ class Cell:
 
     Attributes:
         kind: "quadratic" or "quartic".
-        dim: unknowns.
-        condition: condition number of the quadratic part.
+        dim: Unknowns.
+        condition: Condition number of the quadratic part.
         target: eps, for J = |grad f|^2.
-        seed: of basis, start and preconditioner.
-        road: the name of a route, "plain" (torchdiffeq's own), or "truth".
-        rtol: of the solve.
+        seed: Of basis, start and preconditioner.
+        road: The name of a route, "plain" (torchdiffeq's own), or "truth".
+        rtol: Of the solve.
     """
 
     kind: str
@@ -79,8 +79,8 @@ class Answer:
     Attributes:
         time: T.
         gradient: (2 d,), or empty.
-        raised: the name and message of the exception, or "".
-        cost: evaluations of the flow, forward and backward.
+        raised: The name and message of the exception, or "".
+        cost: Evaluations of the flow, forward and backward.
     """
 
     time: float

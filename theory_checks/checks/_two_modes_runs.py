@@ -24,8 +24,8 @@ class Flowed:
 
     Attributes:
         time: T.
-        minima: of J before T, along the dense output.
-        warned: whether it said that T is about to jump.
+        minima: Of J before T, along the dense output.
+        warned: Whether it said that T is about to jump.
     """
 
     time: float

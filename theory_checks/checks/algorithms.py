@@ -34,7 +34,7 @@ class Pair:
     Attributes:
         make: (f, learning rate) -> the algorithm.
         reference: (f, x0, learning rate) -> the iterates x_1, .., x_STEPS, shape (STEPS, d).
-        rate: learning rate; times 1/L where steps are multiples of the gradient.
+        rate: Learning rate; times 1/L where steps are multiples of the gradient.
     """
 
     make: Callable[[Problem, float], Algorithm]
@@ -153,8 +153,8 @@ class Gaps:
     """How far the library's iterates are from the others.
 
     Attributes:
-        steps: the largest difference of an element, step by step.
-        way: the largest distance of an iterate's element from its start.
+        steps: The largest difference of an element, step by step.
+        way: The largest distance of an iterate's element from its start.
     """
 
     steps: tuple[float, ...]

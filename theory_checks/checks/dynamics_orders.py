@@ -44,11 +44,11 @@ class Curve:
 
     Attributes:
         steps: h, descending, each the middle of those whose errors are one point.
-        gradient_errors: relative errors of h dN*, root mean squares over the phases.
-        time_errors: errors of t0 + h N* relative to T - t0, likewise.
-        gradient: the fit to the first.
-        time: the fit to the second.
-        spread: the largest ratio of error/h^p between two phases.
+        gradient_errors: Relative errors of h dN*, root mean squares over the phases.
+        time_errors: Errors of t0 + h N* relative to T - t0, likewise.
+        gradient: The fit to the first.
+        time: The fit to the second.
+        spread: The largest ratio of error/h^p between two phases.
     """
 
     steps: tuple[float, ...]
@@ -106,12 +106,12 @@ def judge_orders(
     """The check on a choice of flows and rules.
 
     Args:
-        context: the settings.
-        flows: keys of `FLOWS`.
-        ranges: keys of `RULES` with the least and the most steps.
-        levels: points a curve.
-        phases: step sizes a point.
-        from_rest: measure what a start from v = 0 does.
+        context: The settings.
+        flows: Keys of `FLOWS`.
+        ranges: Keys of `RULES` with the least and the most steps.
+        levels: Points a curve.
+        phases: Step sizes a point.
+        from_rest: Measure what a start from v = 0 does.
     """
     references = _references(context, flows)
     curves = _curves(context, references, ranges, levels, phases)

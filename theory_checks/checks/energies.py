@@ -58,10 +58,10 @@ class Course:
     """An energy along a path.
 
     Attributes:
-        times: the accepted times of the solver, from t0.
+        times: The accepted times of the solver, from t0.
         energy: E there, relative to E(t0).
         excess: f - f* there, relative to E(t0).
-        share: the largest (f - f*)/bound; NaN where no bound is claimed.
+        share: The largest (f - f*)/bound; NaN where no bound is claimed.
     """
 
     times: tuple[float, ...]

@@ -38,10 +38,10 @@ class Point:
     """One value of theta and one target, as plain data.
 
     Attributes:
-        theta: the preconditioner of the second coordinate.
+        theta: The preconditioner of the second coordinate.
         target: eps.
         step: Euler's h, in flow time.
-        gradient: whether derivatives are wanted.
+        gradient: Whether derivatives are wanted.
     """
 
     theta: float

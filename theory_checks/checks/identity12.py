@@ -33,13 +33,13 @@ class Sides:
     """Both sides of the identity.
 
     Attributes:
-        description: of the problem.
+        description: Of the problem.
         step: h, in flow time.
         losses: f(x_0), .., f(x_K).
-        wrong_index: how many of the targets f(x_k) did not give N = k.
+        wrong_index: How many of the targets f(x_k) did not give N = k.
         norms: |dN/dtheta| at every target.
-        size: the norm of the left-hand side.
-        error: relative difference of the two sides, in norm.
+        size: The norm of the left-hand side.
+        error: Relative difference of the two sides, in norm.
     """
 
     description: str

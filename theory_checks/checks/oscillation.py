@@ -74,10 +74,10 @@ class Row:
 
     Attributes:
         damping: a.
-        truth: by the closed form.
-        flow: the continuous side.
-        run: the discrete side.
-        distance: of a to the nearest jump.
+        truth: By the closed form.
+        flow: The continuous side.
+        run: The discrete side.
+        distance: Of a to the nearest jump.
         step: h.
     """
 
@@ -104,10 +104,10 @@ class Jump:
     """A damping at which T jumps, and where the two sides have it.
 
     Attributes:
-        damping: by the closed form.
-        flow: of the flow's T.
-        runs: of N, one a step size.
-        fit: of |runs - damping| over the step sizes.
+        damping: By the closed form.
+        flow: Of the flow's T.
+        runs: Of N, one a step size.
+        fit: Of |runs - damping| over the step sizes.
     """
 
     damping: float
@@ -122,10 +122,10 @@ def judge_crossings(
     """The check on a grid of dampings.
 
     Args:
-        context: the settings.
-        dampings: ascending; a jump is sought between neighbours on different oscillations.
+        context: The settings.
+        dampings: Ascending; a jump is sought between neighbours on different oscillations.
         step: h, for the comparison on the grid.
-        jump_steps: step sizes of the iterations whose jump is sought.
+        jump_steps: Step sizes of the iterations whose jump is sought.
     """
     jumps = _jumps(context, dampings, jump_steps)
     above = [j.damping + gap for j in jumps for gap in JUST_ABOVE]
@@ -187,8 +187,8 @@ def claims(rows: Sequence[Row], above: Sequence[float]) -> dict[str, tuple[float
     """Measured, expected and tolerance of what the grid shows.
 
     Args:
-        rows: the dampings.
-        above: those just above a jump.
+        rows: The dampings.
+        above: Those just above a jump.
     """
     far = [row for row in rows if row.far]
     # numpy's maximum, for it does not lose a NaN.
@@ -226,7 +226,7 @@ def _jumps(context: Context, dampings: Sequence[float], steps: Sequence[float]) 
     """The jumps between neighbours of the grid, by the closed form and on both sides.
 
     Raises:
-        ValueError: no jump between the dampings.
+        ValueError: No jump between the dampings.
     """
     counts = [first_crossing(a).minima for a in dampings]
     places = [i for i, (a, b) in enumerate(itertools.pairwise(counts)) if a != b]

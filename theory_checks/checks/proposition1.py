@@ -34,12 +34,12 @@ class Comparison:
     """One problem's figures.
 
     Attributes:
-        description: of the problem.
+        description: Of the problem.
         step: h, in flow time.
         index: N of the library.
         loop_index: N of the plain loop.
-        parameters: how many numbers theta has.
-        errors: relative difference to the loop, by route and then by what it is differentiated to.
+        parameters: How many numbers theta has.
+        errors: Relative difference to the loop, by route and then by what it is differentiated to.
     """
 
     description: str

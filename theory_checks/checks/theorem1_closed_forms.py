@@ -57,8 +57,8 @@ class Errors:
     """Relative errors of one solve.
 
     Attributes:
-        time: of T.
-        derivatives: of dT/d., by symbol of the theory (norms for vectors); empty where the route
+        time: Of T.
+        derivatives: Of dT/d., by symbol of the theory (norms for vectors); empty where the route
             refused to answer.
     """
 
@@ -131,12 +131,12 @@ def judge_closed_forms(
     """The check on a choice of forms and targets by route.
 
     Args:
-        context: the settings.
-        forms: keys of `FORMS`.
-        by_route: the targets of every route (the first has them all); a route also gets the
+        context: The settings.
+        forms: Keys of `FORMS`.
+        by_route: The targets of every route (the first has them all); a route also gets the
             smallest target of a form.
-        ladder: tolerances, the tightest (which is the one that is judged) last.
-        on_ladder: the routes that go through all of them, the first route among them.
+        ladder: Tolerances, the tightest (which is the one that is judged) last.
+        on_ladder: The routes that go through all of them, the first route among them.
     """
     tight, routes = ladder[-1], tuple(by_route)
     targets = sorted({e for chosen in by_route.values() for e in chosen}, reverse=True)

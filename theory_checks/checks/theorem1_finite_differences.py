@@ -49,9 +49,9 @@ class Cell:
     """T at one displaced point: x' = -alpha(t) grad f(x), J = |grad f|^2.
 
     Attributes:
-        name: the quantity that is moved, a key of `LABELS`; "" for none.
-        move: by how much, along a fixed direction as long as the quantity itself.
-        seed: of basis and start.
+        name: The quantity that is moved, a key of `LABELS`; "" for none.
+        move: By how much, along a fixed direction as long as the quantity itself.
+        seed: Of basis and start.
     """
 
     name: str
@@ -160,9 +160,9 @@ def judge_differences(
     """The check for a choice of quantities, of steps below the halvings, and a gradient to judge.
 
     Args:
-        context: the settings.
-        names: keys of `LABELS`.
-        beyond: by what each further step is smaller than the one before.
+        context: The settings.
+        names: Keys of `LABELS`.
+        beyond: By what each further step is smaller than the one before.
         gradient: seed -> the derivatives by name.
     """
     exact = gradient(context.seed)

@@ -53,7 +53,7 @@ class Course:
     """lam(t)^T x'(t) along a path.
 
     Attributes:
-        description: of the problem.
+        description: Of the problem.
         times: (n,) times, from t0 to T.
         products: (n,) values of lam^T x', -1 in theory.
     """

@@ -24,9 +24,9 @@ def render(out: Path, header: Header, entries: Sequence[Entry]) -> str:
     """The page as a string.
 
     Args:
-        out: the folder that the entries' figure files are relative to.
-        header: the settings of the run.
-        entries: the finished checks, in the order of the page.
+        out: The folder that the entries' figure files are relative to.
+        header: The settings of the run.
+        entries: The finished checks, in the order of the page.
 
     Raises:
         ImportError: jinja2 is missing; the message says what to install.
