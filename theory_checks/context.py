@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from theory_checks.fingerprint import canonical, digest, function_hash, library_hash, versions
+from .fingerprint import canonical, digest, function_hash, library_hash, versions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ode_stopping.plots.style import COLOURS, DASHES, GREY, GRID, INK, MARKERS
-from theory_checks.slopes import SlopeFit
+
+from .slopes import SlopeFit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

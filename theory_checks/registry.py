@@ -3,7 +3,7 @@
 A check is one function in one file of `theory_checks/checks/`; the package finds the files by
 itself, so adding a check is adding a file:
 
-    from theory_checks.registry import Context, Figure, Outcome, Table, check
+    from ..registry import Context, Figure, Outcome, Table, check
 
     @check(name="proposition-1", title="Proposition 1 on quadratics", source="Proposition 1",
            group="proposition-1")
@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from theory_checks.context import Context
+from .context import Context
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure

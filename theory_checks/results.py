@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from theory_checks.context import write_atomically
-from theory_checks.plotting import to_png
-from theory_checks.registry import Check, Outcome
+from .context import write_atomically
+from .plotting import to_png
+from .registry import Check, Outcome
 
 RESULTS = "results"
 FIGURES = "figures"

@@ -18,13 +18,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from theory_checks import results
-from theory_checks.context import SHARED_CELLS, CellCache, Context, ProgressHook, settings_key
-from theory_checks.fingerprint import digest, library_hash, module_source, versions
-from theory_checks.plotting import style
-from theory_checks.registry import Check, Outcome
-from theory_checks.report import Header, write_report
-from theory_checks.results import Entry
+from . import results
+from .context import SHARED_CELLS, CellCache, Context, ProgressHook, settings_key
+from .fingerprint import digest, library_hash, module_source, versions
+from .plotting import style
+from .registry import Check, Outcome
+from .report import Header, write_report
+from .results import Entry
 
 CELLS = "cells"
 

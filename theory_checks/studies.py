@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from discrete import Euler, UpdateRule
 from ode_stopping import Torchdiffeq
-from theory_checks.measurements import Measurement, measure_index, measure_time
-from theory_checks.slopes import SlopeFit, fit_slope
+
+from .measurements import Measurement, measure_index, measure_time
+from .slopes import SlopeFit, fit_slope
 
 __all__ = ["ConvergenceStudy", "StudyRow", "assemble", "convergence_study"]
 
@@ -136,7 +137,7 @@ class ConvergenceStudy:
         Raises:
             ImportError: Matplotlib is missing; the message says what to install.
         """
-        from theory_checks.plotting import new_figure, slope_plot
+        from .plotting import new_figure, slope_plot
 
         if axes is None:
             _, axes = new_figure()

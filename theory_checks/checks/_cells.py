@@ -9,12 +9,13 @@ from typing import Any
 
 from discrete import Euler, Heun, RungeKutta4, UpdateRule
 from ode_stopping import Torchdiffeq, stopping_time
-from theory_checks.checks._problems import Instance, Setup, build
-from theory_checks.context import Context
-from theory_checks.measurements import Measurement, measure_index, measure_time
-from theory_checks.registry import Table
-from theory_checks.slopes import SlopeFit, local_slopes
-from theory_checks.studies import ConvergenceStudy, assemble
+
+from ..context import Context
+from ..measurements import Measurement, measure_index, measure_time
+from ..registry import Table
+from ..slopes import SlopeFit, local_slopes
+from ..studies import ConvergenceStudy, assemble
+from ._problems import Instance, Setup, build
 
 UPDATES: dict[str, type[UpdateRule]] = {"Euler": Euler, "Heun": Heun, "RungeKutta4": RungeKutta4}
 

@@ -45,7 +45,8 @@ from ode_stopping.flows import (
 )
 from ode_stopping.flows.gradient import GradientFlow
 from ode_stopping.problems.rotations import random_rotation
-from theory_checks.measurements import Measurement, measure_index, measure_time
+
+from ..measurements import Measurement, measure_index, measure_time
 
 CURVATURES = (1.0, 3.0, 8.0)
 START = (1.2, 0.2, 0.7)

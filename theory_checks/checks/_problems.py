@@ -28,7 +28,8 @@ from ode_stopping import (
 )
 from ode_stopping.problems.datasets import breast_cancer, digits
 from ode_stopping.problems.rotations import HouseholderRotation, geometric_spectrum, random_rotation
-from theory_checks.context import Context
+
+from ..context import Context
 
 # A dense basis of d = 1e4 would take 800 MB.
 _LARGEST_DENSE = 2000

@@ -13,7 +13,8 @@ from torch import Tensor
 from discrete import SemiImplicitEuler, stopping_index
 from ode_stopping import GradientAccuracyWarning, LossValue, Quadratic, Torchdiffeq, stopping_time
 from ode_stopping.flows import HeavyBallFlow
-from theory_checks.checks._two_modes import CURVATURES, START, TARGET, Crossing, jump
+
+from ._two_modes import CURVATURES, START, TARGET, Crossing, jump
 
 RTOL = 1e-10
 

@@ -16,8 +16,9 @@ from ode_stopping import LogisticRegression, Problem, QuarticQuadratic
 from ode_stopping.core.states import State
 from ode_stopping.problems.datasets import breast_cancer
 from ode_stopping.problems.rotations import geometric_spectrum, random_rotation
-from theory_checks.plotting import COLOURS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..plotting import COLOURS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
 
 BOUND = 1e-12
 STEPS = 200

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from theory_checks.checks._flows import FLOWS, ONE_STATE, TARGET, Cell, measure, minima_before
-from theory_checks.checks._from_rest import from_rest_figure, from_rest_points
-from theory_checks.measurements import Measurement
-from theory_checks.plotting import COLOURS, MARKERS, log_axes, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
-from theory_checks.slopes import SlopeFit, fit_slope, local_slopes
+from ..measurements import Measurement
+from ..plotting import COLOURS, MARKERS, log_axes, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ..slopes import SlopeFit, fit_slope, local_slopes
+from ._flows import FLOWS, ONE_STATE, TARGET, Cell, measure, minima_before
+from ._from_rest import from_rest_figure, from_rest_points
 
 ORDERS = {"Euler": 1, "semi-implicit Euler": 1, "Heun": 2, "Runge-Kutta 4": 4}
 # Steps from t0 to T at the largest and at the smallest step size. The first is where the terms of

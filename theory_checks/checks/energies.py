@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ode_stopping import Torchdiffeq, stopping_time
 from ode_stopping.flows import InertialHessianFlow
-from theory_checks.checks._flows import FLOWS, setting
-from theory_checks.plotting import COLOURS, MARKERS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..plotting import COLOURS, MARKERS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ._flows import FLOWS, setting
 
 # The solver makes this error in E, relative to E(t0), and no flow has to rise by more.
 RISE_BOUND = 1e-9

@@ -20,8 +20,9 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
-from theory_checks.plotting import COLOURS, new_figure, style
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..plotting import COLOURS, new_figure, style
+from ..registry import Context, Figure, Outcome, Table, check
 
 # Ours, since the paper is silent: J = |grad f|^2, the start, and targets at which both modes count.
 START = (1.0, 1.5)

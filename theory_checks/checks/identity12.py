@@ -12,9 +12,10 @@ from torch import Tensor
 
 from discrete import Euler, stopping_index
 from ode_stopping import LossValue, PreconditionedFlow
-from theory_checks.checks._problems import Setup, build
-from theory_checks.plotting import COLOURS, MARKERS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..plotting import COLOURS, MARKERS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ._problems import Setup, build
 
 BOUND = 1e-10
 SHARE = 0.4

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from theory_checks.checks._two_modes import Crossing, first_crossing, jump
-from theory_checks.checks._two_modes_runs import (
+from ..plotting import COLOURS, MARKERS, log_axes, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ..slopes import SlopeFit, fit_slope
+from ._two_modes import Crossing, first_crossing, jump
+from ._two_modes_runs import (
     Bracket,
     Flowed,
     Run,
@@ -18,9 +21,6 @@ from theory_checks.checks._two_modes_runs import (
     by_iteration,
     jump_of,
 )
-from theory_checks.plotting import COLOURS, MARKERS, log_axes, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
-from theory_checks.slopes import SlopeFit, fit_slope
 
 TIME_BOUND = 1e-7
 # |h N - T| in steps: one for rounding up to a whole N, and the error of the method at T, which is

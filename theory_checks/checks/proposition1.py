@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from discrete import DiscreteAdjoint, Euler, IndexRoute, Unrolled, stopping_index
-from theory_checks.checks._problems import Instance, Setup, build
-from theory_checks.registry import Context, Outcome, Table, check
+
+from ..registry import Context, Outcome, Table, check
+from ._problems import Instance, Setup, build
 
 BOUND = 1e-12
 # Euler runs at this share of the largest stable step; odd sizes make the last chunk a short one.

@@ -15,9 +15,10 @@ from ode_stopping import (
     ForwardSensitivity,
     InterpolatingAdjoint,
 )
-from theory_checks.closed_forms import FORMS
-from theory_checks.plotting import COLOURS, MARKERS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..closed_forms import FORMS
+from ..plotting import COLOURS, MARKERS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
 
 ROUTES = {
     "InterpolatingAdjoint": InterpolatingAdjoint,

@@ -23,10 +23,11 @@ from ode_stopping import (
 )
 from ode_stopping.gradients import quotient as implicit
 from ode_stopping.gradients.route import PullBack
-from theory_checks.checks._problems import Setup, build, quadratic, unit_start
-from theory_checks.closed_forms import FORMS
-from theory_checks.plotting import COLOURS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..closed_forms import FORMS
+from ..plotting import COLOURS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ._problems import Setup, build, quadratic, unit_start
 
 RTOL = 1e-9
 LADDER = (1e-5, 1e-7, RTOL)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from theory_checks.checks._cells import (
+from ..plotting import COLOURS, MARKERS, log_axes, new_figure, slope_plot
+from ..registry import Context, Figure, Outcome, check
+from ._cells import (
     FRACTIONS,
     Result,
     Series,
@@ -14,9 +16,7 @@ from theory_checks.checks._cells import (
     row_table,
     run_series,
 )
-from theory_checks.checks._problems import Setup
-from theory_checks.plotting import COLOURS, MARKERS, log_axes, new_figure, slope_plot
-from theory_checks.registry import Context, Figure, Outcome, check
+from ._problems import Setup
 
 LOWER_END = 0.8
 

@@ -21,9 +21,10 @@ from ode_stopping import (
     Problem,
 )
 from ode_stopping.problems.datasets import breast_cancer
-from theory_checks.checks._problems import Setup, quadratic, unit_start
-from theory_checks.plotting import COLOURS, MARKERS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..plotting import COLOURS, MARKERS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ._problems import Setup, quadratic, unit_start
 
 BOUND = 1e-12
 SHARE = 0.4

@@ -11,10 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from theory_checks.plotting import DPI
-from theory_checks.report import numbers
-from theory_checks.report.summary import Header
-from theory_checks.results import Entry
+from ..plotting import DPI
+from ..results import Entry
+from . import numbers
+from .summary import Header
 
 _ENLARGED = 1.2  # figures are drawn for print; on a screen they may be somewhat larger
 _CODE = re.compile(r"`+([^`]+)`+")

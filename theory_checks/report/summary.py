@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from theory_checks.results import Entry
+from ..results import Entry
 
 
 @dataclass(frozen=True)
