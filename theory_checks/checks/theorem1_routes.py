@@ -88,7 +88,7 @@ def judge_routes(context: Context, cells: Sequence[Cell], plain: Sequence[Cell])
         details={
             "rtol": RTOL,
             "dtype": "float64",
-            "truth of the quartic": f"DirectAdjoint at rtol {TRUTH_RTOL:g}",
+            "truth of the quartic": f"DirectAdjoint, dopri8 at rtol {TRUTH_RTOL:g}",
             "torchdiffeq alone": _plain_details(plain, found, truths),
         },
         tables=[
