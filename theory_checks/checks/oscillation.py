@@ -32,6 +32,9 @@ NEAR_A_JUMP = 20.0
 JUMP_BOUND = 1e-7
 # A dip that is looked at in whole steps seems higher by O(h^2): a third more at the largest h.
 SLOPE_BOUND = 0.2
+# How far from the exact one a side's jump is sought, in units of the damping; for an
+# iteration, whose jump is off by up to h, in units of h.
+FLOW_REACH, ITERATION_REACH = 1e-4, 2.0
 # How far above a jump the dip that is missed is sure to be worth a warning.
 JUST_ABOVE = (1e-4, 1e-3)
 FAR_FROM_A_JUMP = 0.1
@@ -233,19 +236,20 @@ def _jumps(context: Context, dampings: Sequence[float], steps: Sequence[float]) 
     if not places:
         raise ValueError("dampings: T does not jump between them, so there is nothing to compare")
     brackets = [(dampings[i], dampings[i + 1]) for i in places]
-    # An iteration's jump is off by up to h.
+    exact = [jump(lambda a: first_crossing(a).minima, *ends, 1e-12) for ends in brackets]
+    # A side that does not jump in here has no jump to show, and raises. Off the middle, for at the
+    # jump itself J touches the target, and no T has a derivative.
     cells = [
-        Bracket(low - (step or 0.0), high + (step or 0.0), step)
-        for low, high in brackets
-        for step in (None, *steps)
+        Bracket(e - reach, e + 0.9 * reach, step)
+        for e in exact
+        for step, reach in ((None, FLOW_REACH), *((h, ITERATION_REACH * h) for h in steps))
     ]
     found = iter(context.map(jump_of, cells))
     jumps = []
-    for low, high in brackets:
-        exact = jump(lambda a: first_crossing(a).minima, low, high, 1e-12)
+    for e in exact:
         flow, *runs = (next(found) for _ in range(1 + len(steps)))
-        fit = fit_slope(steps, [abs(run - exact) for run in runs])
-        jumps.append(Jump(exact, flow, tuple(runs), fit))
+        fit = fit_slope(steps, [abs(run - e) for run in runs])
+        jumps.append(Jump(e, flow, tuple(runs), fit))
     return jumps
 
 
