@@ -14,6 +14,9 @@ DEV_INSTALLED := $(VENV)/.dev-installed
 INSTALL := $(BIN) -m pip install --disable-pip-version-check -c constraints.txt
 # The test problems are small: threads inside a worker cost more than they give.
 PYTEST := OMP_NUM_THREADS=1 $(BIN) -m pytest
+# Each worker begins with a part of the files, so that what a module computes once is computed once;
+# who is done early takes over from the others.
+PARALLEL := -n $(WORKERS) --dist worksteal
 # Seconds; a whole notebook is to stay below two minutes.
 CELL_LIMIT := 110
 # Neither times, nor versions, nor the pieces in which a stream happened to arrive.
@@ -39,10 +42,10 @@ verify-paper: $(CHECKS_INSTALLED) ## The same on the full grid of the paper (hou
 	$(BIN) -m theory_checks run --profile paper --jobs $(JOBS) --out reports/paper
 
 test: $(DEV_INSTALLED) ## Run the tests, without the slow ones and those that need a GPU
-	$(PYTEST) -n $(WORKERS)
+	$(PYTEST) $(PARALLEL)
 
 test-slow: $(DEV_INSTALLED) ## Run the slow tests
-	$(PYTEST) -n $(WORKERS) -m "slow and not gpu"
+	$(PYTEST) $(PARALLEL) -m "slow and not gpu"
 
 test-gpu: $(DEV_INSTALLED) ## Run the tests that need a CUDA device
 	$(PYTEST) -m gpu
