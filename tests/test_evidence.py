@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from closed_forms import CLOSED_FORMS, ClosedForm
 from rotated import RotatedQuadratic
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from ode_stopping.crossing.near_miss import Dips
 from ode_stopping.gradients import PullBack
 from ode_stopping.gradients.problem import StoppingProblem
 from ode_stopping.solving.solver import PROMISE_PER_RTOL
+from theory_checks.closed_forms import CLOSED_FORMS, ClosedForm
 
 EXPONENTIAL = CLOSED_FORMS[0]
 ROUTES = [InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity()]

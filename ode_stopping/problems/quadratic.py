@@ -28,12 +28,12 @@ class Quadratic(Problem):
     gradient of x^T Q x / 2 with independent entries, hence consistent with differentiating f.
 
     Args:
-        matrix_or_spectrum: shape (d,) or (d, d). A tensor is kept as the object it is.
+        matrix_or_spectrum: Shape (d,) or (d, d). A tensor is kept as the object it is.
         rotation: None, an orthogonal (d, d) tensor, or a `HouseholderRotation` (O(d) memory).
 
     Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: not square, not symmetric, not positive semidefinite (beyond rounding), not
+        TypeError: An argument is of the wrong kind.
+        ValueError: Not square, not symmetric, not positive semidefinite (beyond rounding), not
             orthogonal, shapes that do not match, or a rotation beside a matrix.
     """
 
@@ -157,12 +157,12 @@ class QuarticQuadratic(Quadratic):
     Convex, f* = 0 at x* = 0; the gradient Q x + c x^3 has no global Lipschitz constant for c > 0.
 
     Args:
-        matrix_or_spectrum: as in `Quadratic`.
-        rotation: as in `Quadratic`.
-        quartic: the number c >= 0, or a 0-d tensor, kept as the object it is.
+        matrix_or_spectrum: As in `Quadratic`.
+        rotation: As in `Quadratic`.
+        quartic: The number c >= 0, or a 0-d tensor, kept as the object it is.
 
     Raises:
-        TypeError, ValueError: as `Quadratic`; `quartic` negative or not 0-d.
+        TypeError, ValueError: As `Quadratic`; `quartic` negative or not 0-d.
     """
 
     quartic: Tensor

@@ -50,12 +50,12 @@ class Cell:
 
     Attributes:
         kind: "quadratic" or "quartic".
-        dim: unknowns.
-        condition: condition number of the quadratic part.
+        dim: Unknowns.
+        condition: Condition number of the quadratic part.
         target: eps, for J = |grad f|^2.
-        seed: of basis, start and preconditioner.
-        road: the name of a route, "plain" (torchdiffeq's own), or "truth".
-        rtol: of the solve.
+        seed: Of basis, start and preconditioner.
+        road: The name of a route, "plain" (torchdiffeq's own), or "truth".
+        rtol: Of the solve.
     """
 
     kind: str
@@ -79,8 +79,8 @@ class Answer:
     Attributes:
         time: T.
         gradient: (2 d,), or empty.
-        raised: the name and message of the exception, or "".
-        cost: evaluations of the flow, forward and backward.
+        raised: The name and message of the exception, or "".
+        cost: Evaluations of the flow, forward and backward.
     """
 
     time: float
@@ -103,7 +103,7 @@ def solve(cell: Cell) -> Answer:
     if cell.road == "truth":
         if cell.kind == "quadratic":
             return eigen_truth(cell)
-        return by_route(cell, DirectAdjoint())
+        return by_route(cell, DirectAdjoint(), method="dopri8")
     return by_route(cell, ROUTES[cell.road]())
 
 
@@ -120,7 +120,7 @@ def make(cell: Cell) -> tuple[Quadratic, Tensor, Tensor]:
     return Quadratic(spectrum, rotation=rotation), p, x0
 
 
-def by_route(cell: Cell, route: GradientRoute) -> Answer:
+def by_route(cell: Cell, route: GradientRoute, method: str = "dopri5") -> Answer:
     """The library's answer; a mismatch that `BacksolveAdjoint` found is reported, not raised."""
     objective, p, x0 = make(cell)
     result = stopping_time(
@@ -129,7 +129,7 @@ def by_route(cell: Cell, route: GradientRoute) -> Answer:
         GradientNorm(objective),
         cell.target,
         max_time=1e3,
-        solver=Torchdiffeq(rtol=cell.rtol),
+        solver=Torchdiffeq(method=method, rtol=cell.rtol),
         gradient=route,
     )
     time = float(result.time.detach())

@@ -20,9 +20,10 @@ from ode_stopping import (
     stopping_time,
 )
 from ode_stopping.problems.rotations import geometric_spectrum, random_rotation
-from theory_checks.plotting import COLOURS, MARKERS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
-from theory_checks.slopes import SlopeFit, fit_slope
+
+from ..plotting import COLOURS, MARKERS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ..slopes import SlopeFit, fit_slope
 
 DIM = 6
 TARGET = 1e-2
@@ -49,9 +50,9 @@ class Cell:
     """T at one displaced point: x' = -alpha(t) grad f(x), J = |grad f|^2.
 
     Attributes:
-        name: the quantity that is moved, a key of `LABELS`; "" for none.
-        move: by how much, along a fixed direction as long as the quantity itself.
-        seed: of basis and start.
+        name: The quantity that is moved, a key of `LABELS`; "" for none.
+        move: By how much, along a fixed direction as long as the quantity itself.
+        seed: Of basis and start.
     """
 
     name: str
@@ -160,9 +161,9 @@ def judge_differences(
     """The check for a choice of quantities, of steps below the halvings, and a gradient to judge.
 
     Args:
-        context: the settings.
-        names: keys of `LABELS`.
-        beyond: by what each further step is smaller than the one before.
+        context: The settings.
+        names: Keys of `LABELS`.
+        beyond: By what each further step is smaller than the one before.
         gradient: seed -> the derivatives by name.
     """
     exact = gradient(context.seed)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from theory_checks.checks._rotated import PLAIN_MAX_STEPS, PLAIN_RTOL, ROUTES, Answer, Cell, solve
-from theory_checks.plotting import COLOURS, MARKERS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+from ..plotting import COLOURS, MARKERS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ._rotated import PLAIN_MAX_STEPS, PLAIN_RTOL, ROUTES, Answer, Cell, solve
 
 TARGET = 1e-3
 MILD_TARGET = 1e-2
@@ -88,7 +88,7 @@ def judge_routes(context: Context, cells: Sequence[Cell], plain: Sequence[Cell])
         details={
             "rtol": RTOL,
             "dtype": "float64",
-            "truth of the quartic": f"DirectAdjoint at rtol {TRUTH_RTOL:g}",
+            "truth of the quartic": f"DirectAdjoint, dopri8 at rtol {TRUTH_RTOL:g}",
             "torchdiffeq alone": _plain_details(plain, found, truths),
         },
         tables=[
