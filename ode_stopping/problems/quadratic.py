@@ -11,6 +11,9 @@ from .rotations import HouseholderRotation
 from .tensors import ArrayLike, Number, as_floating, attach, scalar
 
 
+_LONG = 256
+
+
 class Quadratic(Problem):
     """f(x) = x^T Q x / 2 with a symmetric, positive semidefinite Q.
 
@@ -197,8 +200,8 @@ class QuarticQuadratic(Quadratic):
 
 
 def _symmetric(matrix: Tensor, x: Tensor) -> Tensor:
-    """Q x for each row of x; for one vector by rows of the matrix, as it lies in memory."""
-    return torch.mv(matrix, x) if x.ndim == 1 else x @ matrix
+    """Q x for each row of x; for one long vector by rows of the matrix, as it lies in memory."""
+    return torch.mv(matrix, x) if x.ndim == 1 and len(x) >= _LONG else x @ matrix
 
 
 def _check_spectrum(spectrum: Tensor) -> None:
