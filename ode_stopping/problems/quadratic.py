@@ -10,7 +10,6 @@ from .base import Problem
 from .rotations import HouseholderRotation
 from .tensors import ArrayLike, Number, as_floating, attach, scalar
 
-
 _LONG = 256
 
 

@@ -9,7 +9,7 @@ The velocities of a step are the rows of one matrix, so that each sum is one pro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -65,7 +65,8 @@ class RungeKutta(Method):
     def trial(self, f: Function, t0: float, y0: Tensor, f0: Tensor, t1: float) -> Step:
         """A step, without graph; its data are the velocities, shape (s, n)."""
         weights, h, n = self._weights(y0), t1 - t0, y0.shape[0]
-        velocities = y0.new_zeros((len(weights.nodes) + 1, n))
+        shape = (len(weights.nodes) + 1, n)
+        velocities = y0.new_zeros(shape) if n <= _SHORT else y0.new_empty(shape)
         columns = velocities.t()
         velocities[0] = f0
         y = y0
@@ -124,6 +125,11 @@ class _Weighted(Dense):
         step = self._step
         weights = self._weights.at(fractions)
         return torch.addmm(step.y0, weights, step.data, alpha=step.t1 - step.t0).unbind()
+
+    def first(self, count: int) -> Dense:
+        """See `Dense.first`."""
+        part = replace(self._step.first(count), data=self._step.data[:, :count])
+        return _Weighted(part, self._weights)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ __all__ = [
     "Solver",
     "StepFailed",
     "Tolerances",
+    "first_entries",
 ]
 
 _DEFAULT_RTOL = {torch.float64: 1e-7, torch.float32: 1e-4}
@@ -147,6 +148,10 @@ class Dense(ABC):
     def at_fractions(self, fractions: tuple[float, ...]) -> Sequence[Tensor]:
         """y(t0 + s h) for several fractions s, each of shape (n,)."""
 
+    @abstractmethod
+    def first(self, count: int) -> Dense:
+        """The dense output of the first entries of y alone."""
+
 
 class Polynomial(Dense):
     """y(t0 + s h) = y0 + sum_i rows[i] s^(i + 1).
@@ -167,6 +172,15 @@ class Polynomial(Dense):
         powers = [[s ** (i + 1) for i in range(len(self._rows))] for s in fractions]
         weights = torch.tensor(powers, dtype=self._rows.dtype, device=self._rows.device)
         return torch.addmm(self._step.y0, weights, self._rows).unbind()
+
+    def first(self, count: int) -> Dense:
+        """See `Dense.first`."""
+        return Polynomial(self._step.first(count), self._rows[:, :count])
+
+
+def first_entries(dense: Callable[[float], Tensor], count: int) -> Callable[[float], Tensor]:
+    """The first entries of a dense output, without the others where it knows how."""
+    return dense.first(count) if isinstance(dense, Dense) else lambda t: dense(t)[:count]
 
 
 class StepFailed(Exception):
