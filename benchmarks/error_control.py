@@ -38,6 +38,7 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
+from ode_stopping.core.stats import Stats
 from ode_stopping.problems import geometric_spectrum, random_rotation
 from theory_checks.checks._rotated import eigen_gradient
 
@@ -113,7 +114,7 @@ class Rotated:
 def without_control() -> Iterator[None]:
     """The state's error measure alone, and no finer last steps."""
     with (
-        mock.patch("ode_stopping.solving.errors.VelocityError._velocity", return_value=0.0),
+        mock.patch("ode_stopping.solving.errors.VelocityError._ratio", return_value=0.0),
         mock.patch("ode_stopping.crossing.run._POLISH_AFTER", 10**9),
     ):
         yield
@@ -123,8 +124,8 @@ def without_control() -> Iterator[None]:
 def without_evidence() -> Iterator[None]:
     """Backward passes that leave no figures."""
     with (
-        mock.patch("ode_stopping.attach.judge"),
-        mock.patch("ode_stopping.gradients.backward_solve.Ledger.__call__"),
+        mock.patch("ode_stopping.gradients.attach.judge", return_value=([], Stats())),
+        mock.patch("ode_stopping.gradients.backward_solve.Residuals.step"),
     ):
         yield
 

@@ -324,7 +324,7 @@ class Window:
                 return [after, *kept]
 
             if len(sweep.lam) == 1:  # the newest step: nothing depends on its buffers yet
-                sweep.lam += [torch.zeros_like(buffer) for buffer in buffers]
+                sweep.join([torch.zeros_like(buffer) for buffer in buffers])
             other = products(stepped(True), adapted, sweep.lam) if held_out else None
             on_gradient, *slopes = sweep.through(
                 stepped(False), [x, *buffers], [gradient, *adapted]

@@ -33,6 +33,10 @@ class Sweep:
         self.sums = [torch.zeros_like(leaf) for leaf in leaves]
         self._leaves = list(leaves)
 
+    def join(self, cotangents: Sequence[Tensor]) -> None:
+        """Further pieces of the state, on which nothing has arrived so far but this."""
+        self.lam += cotangents
+
     def through(
         self,
         end: Sequence[Tensor],

@@ -139,6 +139,14 @@ class _Retakes:
         self.in_a_row = 0
         self.edge: NonFiniteCriterion | None = None
 
+    def not_finite(self, failure: NonFiniteCriterion) -> None:
+        """J ends inside of a step: it is walked up to in shorter ones."""
+        self.edge = failure
+
+    def unresolved(self) -> None:
+        """A step was given back for J was not resolved in it."""
+        self.in_a_row += 1
+
     def passed(self, time: float) -> None:
         """A step was accepted that ends at this time."""
         self.in_a_row = 0
@@ -265,13 +273,13 @@ class _Loop:
                 unlimited=stepper.ratio < _EASY and stepper.accepted > _EASY_AFTER,
             )
         except NonFiniteCriterion as failure:
-            # The crossing may come before the point where J ends: walk up to it in shorter steps.
-            retakes.edge = failure
+            # The crossing may come before the point where J ends.
+            retakes.not_finite(failure)
             stepper.take_back(0.1)
             return None
         if not scan.resolved:
             stepper.take_back(scan.growth)
-            retakes.in_a_row += 1
+            retakes.unresolved()
             return None
         retakes.passed(step.t1)
         return scan
