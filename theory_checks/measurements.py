@@ -30,12 +30,12 @@ class Measurement:
         index: N; None on the continuous side.
         steps: N*; None on the continuous side.
         decrease: J_N - J_{N-1}; on the continuous side J'(T).
-        nfe_forward: evaluations of the flow until the target was met.
-        nfe_backward: evaluations of the flow for the gradient.
-        vjps: vector-Jacobian products of the flow for the gradient.
-        stored_bytes: memory of the states that were kept for the gradient.
-        seconds_forward: wall time to the target, tracing and consistency tests included.
-        seconds_backward: wall time of the gradient.
+        nfe_forward: Evaluations of the flow until the target was met.
+        nfe_backward: Evaluations of the flow for the gradient.
+        vjps: Vector-Jacobian products of the flow for the gradient.
+        stored_bytes: Memory of the states that were kept for the gradient.
+        seconds_forward: Wall time to the target, tracing and consistency tests included.
+        seconds_backward: Wall time of the gradient.
     """
 
     time: float
@@ -62,10 +62,13 @@ def measure_time(
     solver: Torchdiffeq | None = None,
     max_time: float | None = None,
 ) -> Measurement:
-    """The continuous side: T and dT/dtheta by the default route.
+    """The continuous side: T and dT/dtheta by the continuous adjoint, `InterpolatingAdjoint`.
+
+    The default route is the transpose of the solver's steps, hence of a discrete iteration itself;
+    the theorems compare iterations with the derivative of the flow.
 
     Raises:
-        ValueError: the target is not reached by a crossing, or dT/dtheta = 0.
+        ValueError: The target is not reached by a crossing, or dT/dtheta = 0.
     """
     settings = solver if solver is not None else _reference_solver(x0)
     begin = time.perf_counter()
@@ -117,7 +120,7 @@ def measure_index(
     """The discrete side: t0 + h N and h dN/dtheta by Algorithm 1.
 
     Raises:
-        ValueError: the target is not reached by a crossing.
+        ValueError: The target is not reached by a crossing.
     """
     begin = time.perf_counter()
     result = stopping_index(

@@ -81,7 +81,7 @@ def odeint_adjoint(
         times, states = _forward(counted, x0.detach(), criterion, target, t0)
     path, end, evaluations = _path(flow, times, states), times[-1], 0
     g, by_time, explicit = _products(criterion, end, states[-1], parameters)
-    rate = g @ flow(_time(end), states[-1]).detach() + by_time  # J'
+    rate = (g * flow(_time(end), states[-1]).detach()).sum() + by_time  # J'
     lam = -g / rate
     size = lam.norm()
 
@@ -172,7 +172,7 @@ def _path(flow: Function, times: list[float], states: list[Tensor]) -> Callable[
             -r * s**3 * (1.0 + 3.0 * r),
             0.5 * r * r * s**3,
         ]
-        return torch.tensor(weights, dtype=tables[i].dtype) @ tables[i]
+        return torch.tensordot(torch.tensor(weights, dtype=torch.float64), tables[i], dims=1)
 
     return path
 

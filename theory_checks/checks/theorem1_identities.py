@@ -53,7 +53,7 @@ class Course:
     """lam(t)^T x'(t) along a path.
 
     Attributes:
-        description: of the problem.
+        description: Of the problem.
         times: (n,) times, from t0 to T.
         products: (n,) values of lam^T x', -1 in theory.
     """
@@ -69,7 +69,7 @@ class Course:
 
 
 def adjoint(result: StoppingResult, times: Sequence[float]) -> PullBack:
-    """The adjoint of T itself: lam(T) = -g / J', by the library's own quotient."""
+    """The continuous adjoint of T itself: lam(T) = -g / J', by the library's own quotient."""
     problem = result.problem
     assert problem is not None
     state = problem.crossing.state
@@ -98,6 +98,7 @@ def along_the_path(cell: Cell) -> Course:
         t0=START,
         max_time=1e4,
         solver=Torchdiffeq(rtol=cell.rtol),
+        gradient=InterpolatingAdjoint(),
     )
     end = float(result.time.detach())
     times = np.linspace(START, end, SAMPLES).tolist()
@@ -148,6 +149,7 @@ def start_derivatives(case: Start) -> tuple[float, float, float]:
             t0=leaves["t0"],
             max_time=1e4,
             solver=solver,
+            gradient=InterpolatingAdjoint(),
         )
         truth = form.answer(form.values(eps, START))["t0"]
         return (*two_forms(result), float(truth))
@@ -164,6 +166,7 @@ def start_derivatives(case: Start) -> tuple[float, float, float]:
             t0=START,
             max_time=1e4,
             solver=solver,
+            gradient=InterpolatingAdjoint(),
         )
     else:
         scheduled = RescaledGradientFlow(objective, schedule=ExponentialSchedule(1.0, 0.1))
@@ -175,6 +178,7 @@ def start_derivatives(case: Start) -> tuple[float, float, float]:
             t0=START,
             max_time=1e4,
             solver=solver,
+            gradient=InterpolatingAdjoint(),
         )
     return (*two_forms(result), float("nan"))
 
@@ -195,8 +199,9 @@ STARTS = (CLOSED, SCHEDULED, MOVING_CRITERION)
 def identities(context: Context) -> Outcome:
     """For an autonomous flow and criterion lam(t)^T x'(t) = -1 all the way from T back to t0.
 
-    And where flow or criterion depend on t, the two forms of dT/dt0 agree. They are independent
-    computations of one number: -lam(t0)^T F(t0, x0), and g^T F(T, x_T)/J'(T) + int lam^T F_t dt.
+    lam is that of the continuous adjoint, `InterpolatingAdjoint`. And where flow or criterion
+    depend on t, the two forms of dT/dt0 agree. They are independent computations of one number:
+    -lam(t0)^T F(t0, x0), and g^T F(T, x_T)/J'(T) + int lam^T F_t dt.
     Autonomous: a rotated quadratic of condition 100 with the preconditioner of 10 numbers a
     coordinate, a quartic, logistic regression. Time-dependent: closed form 3 (whose dT/dt0 is
     known), a rotated quadratic with an exponential schedule, and one with a criterion that
