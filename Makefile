@@ -15,6 +15,16 @@ BENCH_INSTALLED := $(VENV)/.bench-installed
 INSTALL := $(BIN) -m pip install --disable-pip-version-check -c constraints.txt
 # The test problems are small: threads inside a worker cost more than they give.
 PYTEST := OMP_NUM_THREADS=1 $(BIN) -m pytest
+# Each worker begins with a part of the files, so that what a module computes once is computed once;
+# who is done early takes over from the others.
+PARALLEL := -n $(WORKERS) --dist worksteal
+# Seconds; a whole notebook is to stay below two minutes.
+CELL_LIMIT := 110
+# Neither times, nor versions, nor the pieces in which a stream happened to arrive.
+WITHOUT_CHANCE := --ExecutePreprocessor.record_timing=False \
+	--NotebookExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor \
+	--ClearMetadataPreprocessor.enabled=True \
+	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -33,10 +43,10 @@ verify-paper: $(CHECKS_INSTALLED) ## The same on the full grid of the paper (hou
 	$(BIN) -m theory_checks run --profile paper --jobs $(JOBS) --out reports/paper
 
 test: $(DEV_INSTALLED) ## Run the tests, without the slow ones and those that need a GPU
-	$(PYTEST) -n $(WORKERS)
+	$(PYTEST) $(PARALLEL)
 
 test-slow: $(DEV_INSTALLED) ## Run the slow tests
-	$(PYTEST) -n $(WORKERS) -m "slow and not gpu"
+	$(PYTEST) $(PARALLEL) -m "slow and not gpu"
 
 test-gpu: $(DEV_INSTALLED) ## Run the tests that need a CUDA device
 	$(PYTEST) -m gpu
@@ -59,10 +69,11 @@ notebooks: $(NOTEBOOKS_INSTALLED) ## Open the notebooks in JupyterLab
 	$(BIN) -m jupyter lab --notebook-dir=notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)
 
 test-notebooks: $(NOTEBOOKS_INSTALLED) ## Run every notebook from clean; the first error ends it
-	OMP_NUM_THREADS=1 $(BIN) notebooks/run.py
+	$(PYTEST) --nbmake --nbmake-timeout=$(CELL_LIMIT) --exitfirst --durations=0 notebooks
 
 write-notebooks: $(NOTEBOOKS_INSTALLED) ## The same, and put the outputs into the files
-	OMP_NUM_THREADS=1 $(BIN) notebooks/run.py --write
+	OMP_NUM_THREADS=1 $(BIN) -m jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.timeout=$(CELL_LIMIT) $(WITHOUT_CHANCE) notebooks/*.ipynb
 
 bench: $(BENCH_INSTALLED) ## Run the benchmarks
 	@set -e; for script in benchmarks/[!_]*.py; do \

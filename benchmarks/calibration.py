@@ -39,10 +39,10 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
-from ode_stopping.solving.solver import LARGEST_PROMISE, PROMISE_PER_RTOL
 from ode_stopping.problems import geometric_spectrum, random_rotation
-from theory_checks.checks._closed_forms import CLOSED_FORMS
+from ode_stopping.solving.solver import LARGEST_PROMISE, PROMISE_PER_RTOL
 from theory_checks.checks._rotated import eigen_gradient
+from theory_checks.closed_forms import FORMS
 
 RESULTS = Path(__file__).parent / "results" / "calibration.md"
 ROUTES: dict[str, GradientRoute] = {
@@ -128,14 +128,14 @@ class Row:
 def draw_problem(seed: int, largest_condition: float) -> Draw:
     """A random problem."""
     rng = np.random.default_rng(seed)
-    kinds = [*CLOSED_FORMS, *["rotated"] * 8]
+    kinds = [*FORMS, *["rotated"] * 8]
     kind = str(rng.choice(kinds))
     dtype = str(rng.choice(["float64", "float64", "float32"]))
     tightest = -11.0 if dtype == "float64" else -5.0
     rtol = None if rng.random() < 0.3 else float(10 ** rng.uniform(tightest, -2.0))
     target = float(10 ** rng.uniform(-12, -1))
-    if kind in CLOSED_FORMS:
-        target = max(target, CLOSED_FORMS[kind].smallest)
+    if kind in FORMS:
+        target = max(target, FORMS[kind].smallest)
     route = str(rng.choice(list(ROUTES), p=_ROUTE_SHARES))
     condition, dim = 1.0, 1
     if kind == "rotated":
@@ -216,7 +216,7 @@ def _rotated(draw: Draw) -> tuple[StoppingResult, float, float]:
 
 def _closed_form(draw: Draw) -> tuple[StoppingResult, float, float]:
     rng = np.random.default_rng(draw.seed + 1)
-    form = CLOSED_FORMS[draw.kind]
+    form = FORMS[draw.kind]
 
     def scaled(value: object) -> object:
         array = np.asarray(value, dtype=float)
@@ -232,7 +232,7 @@ def _closed_form(draw: Draw) -> tuple[StoppingResult, float, float]:
         s = math.log(values["x0"][0] ** 2 / (2 * draw.target)) / 2
         most = UNREACHABLE * values["rate"] * math.exp(-values["decay"] * values["t0"]) / s
         values["decay"] = min(values["decay"], 0.5 * most)
-    if draw.kind.startswith("form 2"):
+    if draw.kind.startswith("form2"):
         values["q"] = values["x0"][0] + abs(values["q"]) + draw.target
     leaves = {
         name: torch.tensor(value, dtype=torch.float64 if name in ("eps", "t0") else dtype)

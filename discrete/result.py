@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import nan
 from typing import Any
 
 import torch
@@ -11,12 +12,16 @@ from torch import Tensor
 from ode_stopping.core.describe import detached_state, each, joined, numbers
 from ode_stopping.core.optional import optional_module, pictures
 from ode_stopping.core.states import State, StateLayout
-from ode_stopping.core.stats import Stats
+from ode_stopping.core.stats import Costs, Stats
+from ode_stopping.core.status import ERROR_OF_STATUS
 
+from .gradients.attach import Attached
 from .gradients.problem import IndexProblem
+from .iterating.run import Run
 from .iterating.store import StateStore
+from .rules.maps import Clock
 
-__all__ = ["IndexTrajectory", "StoppingIndexResult"]
+__all__ = ["IndexTrajectory", "StoppingIndexResult", "finished"]
 
 
 class IndexTrajectory:
@@ -86,7 +91,7 @@ class StoppingIndexResult:
         reached: bool tensor, shape ().
         decrease: J(x_N) - J(x_{N-1}), shape (), float64; NaN where N < 1.
         trajectory: The losses, and the states that were kept.
-        stats: Counts; evaluations are of the update.
+        costs: Counts of the run, and of the latest backward pass.
         best: Smallest J that was seen.
         best_index: Its step.
         note: One more sentence on how the run ended.
@@ -102,11 +107,16 @@ class StoppingIndexResult:
     reached: Tensor
     decrease: Tensor
     trajectory: IndexTrajectory
-    stats: Stats
+    costs: Costs
     best: float
     best_index: int
     note: str = ""
     problem: IndexProblem | None = field(default=None, compare=False)
+
+    @property
+    def stats(self) -> Stats:
+        """Counts; evaluations are of the update."""
+        return self.costs.total
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers and strings only; the state as nested lists."""
@@ -168,3 +178,72 @@ class StoppingIndexResult:
         if s.vjps is not None:
             lines.append(f"  backward    {s.vjps} steps replayed and differentiated")
         return "\n".join(lines)
+
+
+def finished(attached: Attached) -> StoppingIndexResult:
+    """The result of a run, for one target or with an axis of several.
+
+    Raises:
+        StoppingError: The run diverged, and `throw` is True.
+    """
+    run, call, device = attached.run, attached.run.call, attached.run.state.device
+    clock, ruled = call.update.clock, call.update.rule is not None
+    hits = [run.hit(k) for k in range(len(call.targets))]
+    times = [_time(clock, steps) for steps in attached.steps] if ruled else []
+    best, best_index = run.best
+    given: dict[str, Any] = {
+        "index": torch.tensor([-1 if hit is None else hit.index for hit in hits]),
+        "steps": torch.stack(attached.steps),
+        "time": torch.stack(times) if ruled else None,
+        "state": torch.stack(attached.states),
+        "status": [run.status_of(k) for k in range(len(hits))],
+        "reached": torch.tensor([hit is not None for hit in hits], device=device),
+        "decrease": torch.tensor(
+            [nan if problem is None else problem.decrease for problem in attached.problems],
+            dtype=torch.float64,
+            device=device,
+        ),
+    }
+    if not call.several:
+        given = {name: None if value is None else value[0] for name, value in given.items()}
+        given["index"] = int(given["index"])
+    given["state"] = call.layout.unpack(given["state"])
+    result = StoppingIndexResult(
+        **given,
+        trajectory=IndexTrajectory(
+            call.layout,
+            run.losses,
+            run.store,
+            clock=(clock.start_value, clock.step_value) if ruled else None,
+        ),
+        costs=attached.costs,
+        best=best,
+        best_index=best_index,
+        note=run.note,
+        problem=None if call.several else attached.problems[0],
+    )
+    if call.throw:
+        _raise_failure(run, result)
+    return result
+
+
+def _time(clock: Clock, steps: Tensor) -> Tensor:
+    """t0 + h steps; a miss by way of the steps alone, since 0 * inf on the way back is NaN."""
+    return clock.start + clock.step * steps if bool(torch.isfinite(steps)) else steps
+
+
+def _raise_failure(run: Run, result: StoppingIndexResult) -> None:
+    error = ERROR_OF_STATUS.get(run.status)
+    if error is None:
+        return
+    best, best_index = run.best
+    missed = [value for k, value in enumerate(run.call.values) if run.hit(k) is None]
+    where = f"target {max(missed):g}: " if run.call.several else ""
+    raise error(
+        f"{where}{run.status.name}: {run.status.value} [{run.note}; best J = {best:.6g} at step "
+        f"{best_index}]",
+        time=run.call.update.clock.time(run.index),
+        step=run.index,
+        best=best,
+        result=result,
+    )

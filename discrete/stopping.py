@@ -12,7 +12,6 @@ from ode_stopping.core.describe import scalar
 from ode_stopping.core.functions import CriterionMap
 from ode_stopping.core.leaves import LeafSet
 from ode_stopping.core.states import State, StateLayout
-from ode_stopping.core.stats import Stats
 from ode_stopping.core.validation import (
     checked_scalar,
     checked_state,
@@ -26,13 +25,13 @@ from ode_stopping.core.validation import (
 )
 from ode_stopping.flows import Flow
 
+from .call import Call
 from .gradients.adjoint import DiscreteAdjoint, IndexRoute
+from .gradients.attach import attach
 from .gradients.index import INTERPOLATIONS, IndexDefinition
-from .gradients.one_target import Setup, attached
-from .gradients.several_targets import solve_targets
-from .iterating.iteration import Clock, UpdateMap
-from .outcome import finished, finished_many
-from .result import StoppingIndexResult
+from .iterating.run import find_index
+from .result import StoppingIndexResult, finished
+from .rules.maps import Clock, UpdateMap
 from .rules.step_decrease import AugmentedRule, StepDecrease
 from .rules.updates import UpdateRule
 
@@ -110,24 +109,26 @@ def stopping_index(
     definition = _checked_definition(interpolation, update, min(values))
     limit = _checked_limits(max_steps, censored)
     # A copy: an update that changes its argument in place is refused, but not before it did so.
-    x_start = packed.detach().clone()
-    setup = Setup(
-        update=UpdateMap(update, layout, x_start, Clock.of(update, start.to(torch.float64))),
-        criterion=CriterionMap(criterion, layout, x_start),
+    begin = packed.detach().clone()
+    call = Call(
+        update=UpdateMap(update, layout, begin, Clock.of(update, start.to(torch.float64))),
+        criterion=CriterionMap(criterion, layout, begin),
         leaves=LeafSet.collect(update, criterion, params=params),
-        store=None if gradient is None else gradient.store(len(targets)),
         definition=definition,
-        x0=x_start,
-        target=values[0],
-        missed=scalar(float("inf") if limit is None else limit, x_start),
+        x0=packed,
+        begin=begin,
+        t0=start,
+        targets=tuple(targets),
+        several=isinstance(target, Tensor) and target.ndim == 1,
+        missed=scalar(float("inf") if limit is None else limit, begin),
         max_steps=max_steps,
-        stats=Stats(),
+        route=gradient,
+        throw=throw,
     )
-    if isinstance(target, Tensor) and target.ndim == 1:
-        outcomes = solve_targets(setup, gradient, (packed, start), targets)
-        return finished_many(outcomes, layout, throw=throw)
-    (outcome,) = attached(setup, setup.search(), gradient, (packed, start), targets)
-    return finished(outcome, layout, throw=throw)
+    if gradient is None:
+        return finished(attach(find_index(call, None)))
+    graphs = gradient.graph_memory if torch.is_grad_enabled() else 0
+    return finished(attach(find_index(call, gradient.store(len(targets)), graphs=graphs)))
 
 
 def _checked_objects(update: object, criterion: object, gradient: object) -> None:

@@ -143,20 +143,8 @@ def minimise_stopping_index(
     Raises:
         TypeError, ValueError, TuningError: As `minimise_stopping_time`.
     """
+    options = TuningOptions.among(locals())
     require_instance(gradient, IndexRoute, name="gradient", example="DiscreteAdjoint()")
-    options = TuningOptions(
-        iterations=iterations,
-        batch_size=batch_size,
-        censored=censored,
-        penalty=penalty,
-        weight=weight,
-        clip=clip,
-        seed=seed,
-        progress=progress,
-        callback=callback,
-        restore_best=restore_best,
-        on_error=on_error,
-    )
     return minimise(
         tasks,  # type: ignore[arg-type]
         parameters,

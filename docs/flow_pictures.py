@@ -59,15 +59,15 @@ class Case:
     """A value of the hyperparameter: a flow, and the iteration that is drawn with it.
 
     Attributes:
-        name: for the legend.
-        flow: the flow.
-        start: its state at t0; None: at rest at X0.
-        t0: start time.
-        update: the iteration; None draws none.
+        name: For the legend.
+        flow: The flow.
+        start: Its state at t0; None: at rest at X0.
+        t0: Start time.
+        update: The iteration; None draws none.
         step: h, of an update that is a bare callable.
         start_of_update: None: that of the flow.
         bound: (t, state) -> what J stays below, drawn dashed.
-        line: whether the flow is drawn.
+        line: Whether the flow is drawn.
     """
 
     name: str

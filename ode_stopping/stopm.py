@@ -66,15 +66,15 @@ class StoPMConstants(nn.Module):
 
     Args:
         step: h, in flow time.
-        t0: start time, > 0.
-        hidden: units of each network.
-        seed: of the networks.
-        spread: of the networks, see `NetworkSchedule`.
+        t0: Start time, > 0.
+        hidden: Units of each network.
+        seed: Of the networks.
+        spread: Of the networks, see `NetworkSchedule`.
         beta: beta(t0)/h at the start.
         gamma: gamma(t0) at the start.
 
     Raises:
-        ValueError: step or t0 not positive; a start that is not.
+        ValueError: `step` or `t0` not positive; a start that is not.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class LearnedISHD(WithIntegrals):
     Args:
         objective: f.
         constants: beta and gamma.
-        alpha: of the damping alpha/t.
+        alpha: Of the damping alpha/t.
         lipschitz: L; None: the objective's own.
         curvature: x -> Lambda(x) >= |hess f(x)| in the condition of stability; None: L.
 
@@ -179,8 +179,8 @@ class LearnedISHD(WithIntegrals):
         """The state at rest at t0: v0 = beta(t0) grad F(x0). It depends on beta.
 
         Args:
-            x0: position; a state (x, v) is taken as it is.
-            **options: as for `InertialHessianFlow`.
+            x0: Position; a state (x, v) is taken as it is.
+            **options: As for `InertialHessianFlow`.
         """
         if isinstance(x0, Tensor):
             options = {"t0": self.constants.t0, **options}
@@ -205,7 +205,7 @@ def learned_ishd(
     Args:
         objective: f.
         constants: None: new ones, at `.constants`.
-        alpha: of the damping alpha/t.
+        alpha: Of the damping alpha/t.
         lipschitz: L; None: the objective's own.
         curvature: x -> Lambda(x), a bound on |hess f(x)|; None: L.
     """
@@ -224,11 +224,11 @@ def stopm_task(
     """T of |grad f| <= target along the flow, from rest at x0.
 
     Args:
-        flow: as `learned_ishd` makes it.
-        x0: start, shape (d,).
+        flow: As `learned_ishd` makes it.
+        x0: Start, shape (d,).
         target: eps.
-        max_time: absolute horizon, in flow time; None: t0 + 100, which is 2500 steps of h = 0.04.
-        name: for messages.
+        max_time: Absolute horizon, in flow time; None: t0 + 100, which is 2500 steps of h = 0.04.
+        name: For messages.
     """
     t0 = flow.constants.t0
     return StoppingTask(
@@ -271,16 +271,16 @@ def train_stopm(
     tolerates does later, nobody sees.
 
     Args:
-        tasks: as `stopm_task` makes them, over flows that share the constants.
-        constants: what is trained.
-        iterations: steps of Adam.
-        rate: of Adam, at the start.
-        rho: weight of P + Q.
-        clip: largest norm of the gradient.
+        tasks: As `stopm_task` makes them, over flows that share the constants.
+        constants: What is trained.
+        iterations: Steps of Adam.
+        rate: Of Adam, at the start.
+        rho: Weight of P + Q.
+        clip: Largest norm of the gradient.
         solver: None: rtol 1e-5. (A `GradientAccuracyWarning` comes with estimates of about 1 %,
             which do not matter here.)
-        callback: as for `minimise_stopping_time`.
-        **options: the rest of its options.
+        callback: As for `minimise_stopping_time`.
+        **options: The rest of its options.
 
     Raises:
         TypeError, ValueError, TuningError: As `minimise_stopping_time`.

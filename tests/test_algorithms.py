@@ -200,7 +200,8 @@ def test_gradients_to_the_hyperparameters(name: str) -> None:
     leaves = [torch.tensor(v, dtype=F64, requires_grad=True) for v in values]
     found = torch.autograd.grad(steps(*leaves), leaves)
     for i, gradient in enumerate(found):
-        h = 1e-4 * values[i]
+        # Below this the rounding of 65 steps shows in the difference: N* depends on eps weakly.
+        h = 1e-3 * values[i]
         high, low = ([*values[:i], values[i] + s * h, *values[i + 1 :]] for s in (1, -1))
         with torch.no_grad():
             slope = float(steps(*high) - steps(*low)) / (2 * h)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from closed_forms import CLOSED_FORMS, ClosedForm
 from rotated import RotatedQuadratic
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from ode_stopping.checking.check import check_stopping_gradient
 from ode_stopping.checking.report import GradientReport
 from ode_stopping.gradients import PullBack
 from ode_stopping.gradients.problem import StoppingProblem
+from theory_checks.closed_forms import CLOSED_FORMS, ClosedForm
 
 EPS = 1e-1
 FORMS = {case.name.partition("-")[0]: case for case in CLOSED_FORMS}

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import Tensor
 
-from discrete.gradients import adjoint, index
+from discrete.gradients import index
+from ode_stopping.core.sweep import Sweep
 from theory_checks.checks import identity12, proposition1, truncation
 from theory_checks.checks._problems import Setup
 from theory_checks.context import Context
@@ -24,18 +24,17 @@ def measured(outcome: Outcome) -> dict[str, float]:
 
 def update_lam_before_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """S takes the lam that has gone through the step already."""
-    right = adjoint._Backward.through
+    right = Sweep.through
 
-    def early(self: Any, begin: int, end: int, first: Tensor, last: Tensor) -> None:
-        if begin == end:
-            return
-        probe = adjoint._Backward(self.problem, self._lam)
-        right(probe, begin, end, first, last)
-        self._lam = probe._lam
-        right(self, begin, end, first, last)
-        self._lam = probe._lam
+    def early(self: Any, end: Any, start: Any, extra: Any = (), *, keep: bool = False) -> Any:
+        probe = Sweep(self.lam)
+        right(probe, end, start, keep=True)
+        self.lam = list(probe.lam)
+        found = right(self, end, start, extra, keep=keep)
+        self.lam = probe.lam
+        return found
 
-    monkeypatch.setattr(adjoint._Backward, "through", early)
+    monkeypatch.setattr(Sweep, "through", early)
 
 
 def lose_the_step_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from dummy_checks import Dummies, good, pictured, run, summary, wrong
 
+from theory_checks import checks, fingerprint
 from theory_checks.context import CellCache, Context
 from theory_checks.fingerprint import canonical, function_hash
 from theory_checks.registry import Outcome
@@ -156,25 +159,65 @@ def test_parallel_cells_give_the_same_numbers_and_report_steps(tmp_path: Path) -
     assert len(set(alone)) == 4
 
 
-def test_cell_keys_see_settings_items_and_what_a_function_uses() -> None:
-    def make(source: str) -> Callable[[float], float]:
-        namespace: dict[str, Any] = {"__name__": "planted"}
-        exec(source, namespace)
-        function: Callable[[float], float] = namespace["cell"]
-        return function
+def test_cell_keys_see_settings_items_and_the_source_of_the_module(tmp_path: Path) -> None:
+    """An edit of the file is an edit of the key, even where the function itself stayed."""
+    file = tmp_path / "planted_cells.py"
+
+    def key(source: str) -> str:
+        file.write_text(source, encoding="utf-8")
+        namespace: dict[str, Any] = {"__name__": "planted_cells"}
+        exec(compile(source, str(file), "exec"), namespace)
+        return function_hash(namespace["cell"])
 
     base = "factor = 2\ndef helper(x): return x + 1\ndef cell(x): return factor * helper(x)\n"
-    reference = function_hash(make(base))
-    assert function_hash(make(base)) == reference
-    assert function_hash(make(base.replace("factor = 2", "factor = 3"))) != reference
-    assert function_hash(make(base.replace("x + 1", "x - 1"))) != reference
-    assert function_hash(make(base.replace("factor * ", "factor / "))) != reference
-    assert function_hash(make(base + "def unrelated(x): return x\n")) == reference
-    assert function_hash(functools.partial(record, Path("a"))) != function_hash(
-        functools.partial(record, Path("b"))
-    )
+    reference = key(base)
+    assert key(base) == reference
+    assert key(base.replace("factor = 2", "factor = 3")) != reference
+    assert key(base.replace("x + 1", "x - 1")) != reference
+    assert key(base.replace("factor * ", "factor / ")) != reference
+    assert len({function_hash(functools.partial(record, Path(name))) for name in "ab"}) == 2
+    assert len({function_hash(bound) for bound in (closing_over(1), closing_over(2))}) == 2
+    nested = [closing_over(functools.partial(record, Path(name))) for name in "ab"]
+    assert function_hash(nested[0]) != function_hash(nested[1])
     assert canonical((1, 1.0, True, "1")) == canonical((1, 1.0, True, "1"))
     assert len({canonical(value) for value in (1, 1.0, True, "1", [1], (1,), {1: 1})}) == 7
+
+
+def closing_over(value: object) -> Callable[[float], object]:
+    """A cell with something bound to it."""
+    return lambda item: (item, value)
+
+
+def test_an_edit_of_a_source_file_of_the_libraries_is_an_edit_of_every_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {name: tmp_path / name for name in fingerprint.LIBRARIES}
+    files = {
+        "ode_stopping/deep/down.py": True,
+        "discrete/rule.py": True,
+        "theory_checks/studies.py": True,
+        "theory_checks/checks/_shared.py": True,
+        "theory_checks/checks/one.py": False,  # of its own key only
+        "theory_checks/report/html.py": False,  # presents numbers
+    }
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a = 1\n", encoding="utf-8")
+
+    def found(name: str) -> SimpleNamespace:
+        return SimpleNamespace(submodule_search_locations=[str(folders[name])])
+
+    monkeypatch.setattr("importlib.util.find_spec", found)
+    for name, enters in files.items():
+        before = fingerprint.library_hash.__wrapped__()
+        (tmp_path / name).write_text("a = 2\n", encoding="utf-8")
+        assert (fingerprint.library_hash.__wrapped__() != before) is enters, name
+
+
+def test_no_check_imports_another_one() -> None:
+    """A key holds the source of one check and of the shared files, whose names begin with "_"."""
+    for path in Path(checks.__path__[0]).glob("*.py"):
+        assert not re.search(r"^from \.[a-z]", path.read_text("utf-8"), re.M)
 
 
 def test_cells_refuse_what_no_key_can_be_made_of() -> None:

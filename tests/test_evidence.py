@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from closed_forms import CLOSED_FORMS, ClosedForm
 from rotated import RotatedQuadratic
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from ode_stopping import (
     GradientAccuracyWarning,
     GradientRoute,
     InterpolatingAdjoint,
+    StepAdjoint,
     StoppingResult,
     Torchdiffeq,
     stopping_time,
@@ -30,6 +30,7 @@ from ode_stopping.crossing.near_miss import Dips
 from ode_stopping.gradients import PullBack
 from ode_stopping.gradients.problem import StoppingProblem
 from ode_stopping.solving.solver import PROMISE_PER_RTOL
+from theory_checks.closed_forms import CLOSED_FORMS, ClosedForm
 
 EXPONENTIAL = CLOSED_FORMS[0]
 ROUTES = [InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity()]
@@ -240,14 +241,25 @@ def relu_difference() -> float:
     return (times[0].time.item() - times[1].time.item()) / 2e-5
 
 
-@pytest.mark.parametrize("route", [InterpolatingAdjoint(), ForwardSensitivity()])
+@pytest.mark.parametrize(
+    "route", [StepAdjoint(), InterpolatingAdjoint(), ForwardSensitivity()], ids=str
+)
 def test_relu_networks_are_differentiated_along_the_path(route: GradientRoute) -> None:
-    """The velocity is continuous, so its kinks do no harm; differences agree."""
+    """The velocity is continuous, so its kinks do little harm; differences agree.
+
+    Steps over a kink are less accurate than their tolerance, by a factor of some ten to hundred:
+    whether that is just below the promise or above it, the estimate says how much it is.
+    """
     flow, weights = relu_flow()
     solver = Torchdiffeq(rtol=1e-8)
     result = stopping_time(flow, RELU_START, _size, 1e-2, gradient=route, solver=solver)
-    (gradient,) = torch.autograd.grad(result.time, weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradientAccuracyWarning)
+        (gradient,) = torch.autograd.grad(result.time, weights)
     assert gradient[0, 0].item() == pytest.approx(relu_difference(), rel=1e-5)
+    assert result.evidence is not None
+    assert result.evidence.estimate is not None
+    assert result.evidence.estimate < 1e-5
 
 
 @pytest.mark.parametrize("route", [DirectAdjoint(), BacksolveAdjoint()])

@@ -40,6 +40,11 @@ def middle_of_a_step(h: float, steps: int) -> float:
     return 0.5 * float(losses[-1] + losses[-2])
 
 
+def decreases(result: StoppingIndexResult) -> Tensor:
+    """J_{k+1} - J_k over the last hundred steps."""
+    return result.trajectory.losses[-101:].diff()
+
+
 @pytest.mark.parametrize("interpolation", [None, "log", "hermite", "partial_step"])
 @pytest.mark.parametrize(("h", "steps"), [(1e-4, 600), (1e-5, 2000)])
 def test_small_steps(h: float, steps: int, interpolation: str | None) -> None:
@@ -49,7 +54,8 @@ def test_small_steps(h: float, steps: int, interpolation: str | None) -> None:
     result, found = run(torch.float32, h, target, interpolation=interpolation)
     assert result.index == exact.index == steps
     error = float((found - truth).norm() / truth.norm())
-    plain = abs(float(result.decrease) / float(exact.decrease) - 1)
+    # Of many last steps: a single difference may be right by chance.
+    plain = float((decreases(result) / decreases(exact) - 1).square().mean().sqrt())
     assert error < 2e-5
     assert plain > 20 * error
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import CLOSED_FORMS
 from torch import Tensor
 
 from ode_stopping import InterpolatingAdjoint
@@ -15,6 +14,7 @@ from ode_stopping.core.functions import CriterionMap, Vjp
 from ode_stopping.crossing.point import Crossing
 from ode_stopping.gradients import judge as backward
 from ode_stopping.gradients.quotient import cotangent_at_crossing
+from theory_checks.closed_forms import CLOSED_FORMS
 
 EXPONENTIAL, CLOCK, *_, SHARED = CLOSED_FORMS
 Quotient = Callable[[Crossing, Tensor, Tensor], tuple[Tensor, Tensor]]

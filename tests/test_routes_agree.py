@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from closed_forms import CLOSED_FORMS
 from torch import Tensor, nn
 
 from ode_stopping import (
@@ -18,6 +17,7 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
+from theory_checks.closed_forms import CLOSED_FORMS
 
 ROUTES = (InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity())
 

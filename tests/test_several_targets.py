@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import CLOSED_FORMS
 from rotated import RotatedQuadratic
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ from ode_stopping import (
     mean_over_reached,
     stopping_time,
 )
+from theory_checks.closed_forms import CLOSED_FORMS
 
 F64 = torch.float64
 ROUTES = (InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity())

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from closed_forms import CLOSED_FORMS
 from torch import Tensor
 
 from ode_stopping import InterpolatingAdjoint, Torchdiffeq, stopping_time
@@ -16,6 +15,7 @@ from ode_stopping.solving.solver import StepFailed
 from ode_stopping.solving.step import Step
 from ode_stopping.solving.stepper import Stepper
 from ode_stopping.solving.torchdiffeq import adaptive_methods
+from theory_checks.closed_forms import CLOSED_FORMS
 
 ONE = torch.ones(1, dtype=torch.float64)
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closed_forms import preconditioned_modes
 from torch import Tensor
 
 from discrete import Heun
@@ -18,6 +17,7 @@ from ode_stopping import ExponentialSchedule, GradientFlow, GradientNorm, Quadra
 from ode_stopping import PreconditionedFlow as Preconditioned
 from ode_stopping import RescaledGradientFlow as Rescaled
 from theory_checks import ConvergenceStudy, convergence_study, measurements
+from theory_checks.closed_forms import modes_at_target
 
 CURVATURE = np.array([1.0, 2.0, 4.0])
 DIAGONAL = np.array([0.9, 1.2, 0.7])
@@ -52,7 +52,7 @@ def found() -> ConvergenceStudy:
 def continuous() -> tuple[float, np.ndarray]:
     """T - t0 and dT/dp of form 5."""
     values = {"p": DIAGONAL, "curvature": CURVATURE, "x0": START, "eps": TARGET}
-    span, x, rate = preconditioned_modes(values)
+    span, x, rate = modes_at_target(values)
     return span, 2 * span * DIAGONAL**0 * CURVATURE**3 * x**2 / rate
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 from typing import Any
 
@@ -27,8 +29,10 @@ from ode_stopping import (
     Quadratic,
     Status,
     StoppingTask,
+    minimise_stopping_time,
     stopping_time,
 )
+from ode_stopping.tuning import TuningOptions
 
 # Closed forms and grid searches ------------------------------------------------------------------
 
@@ -177,3 +181,10 @@ def test_misses_of_the_discrete_side() -> None:
     assert (history.records[0].reached, history.records[0].missed) == (1, 2)
     assert history.records[0].mean == pytest.approx((16 + 100 + 100) / 3)
     assert first < 16  # faster after the step
+
+
+@pytest.mark.parametrize("function", [minimise_stopping_time, minimise_stopping_index])
+def test_every_option_is_a_keyword_with_the_same_default(function: Any) -> None:
+    keywords = inspect.signature(function).parameters
+    for option in dataclasses.fields(TuningOptions):
+        assert keywords[option.name].default == option.default, option.name

@@ -1,5 +1,5 @@
 """Checks that the code does what the theorems say."""
 
-from theory_checks.studies import ConvergenceStudy, convergence_study
+from .studies import ConvergenceStudy, convergence_study
 
 __all__ = ["ConvergenceStudy", "convergence_study"]

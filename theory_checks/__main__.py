@@ -17,7 +17,7 @@ def main() -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: with the exit status; 2 where a package is missing.
+        SystemExit: With the exit status; 2 where a package is missing.
     """
     lacking = missing()
     if lacking:
@@ -26,7 +26,7 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    from theory_checks.cli import make_app
+    from .cli import make_app
 
     make_app()(prog_name="python -m theory_checks")
 

@@ -19,10 +19,10 @@ import joblib
 import torch
 import typer
 
-from theory_checks import terminal
-from theory_checks.context import Context
-from theory_checks.registry import REGISTRY, Check, Registry
-from theory_checks.runner import run as run_checks
+from . import terminal
+from .context import Context
+from .registry import REGISTRY, Check, Registry
+from .runner import run as run_checks
 
 INTERRUPTED = 130
 DTYPES = {"float64": torch.float64, "float32": torch.float32}

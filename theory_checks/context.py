@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from theory_checks.fingerprint import canonical, digest, function_hash, library_hash, versions
+from .fingerprint import canonical, digest, function_hash, library_hash, versions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,7 +50,7 @@ class CellCache:
     """Finished cells of `Context.map`, one file each below `folder`.
 
     Attributes:
-        folder: where the files are.
+        folder: Where the files are.
         reuse: False to compute everything anew (and overwrite what is there).
     """
 
@@ -80,13 +80,13 @@ class Context:
 
     Attributes:
         profile: "quick" or "paper".
-        device: where tensors are to live.
-        dtype: the floating type of the tensors.
-        seed: of every random choice; `torch.manual_seed(seed)` was called before the check.
-        jobs: worker processes of `map`.
-        check: the name of the running check.
-        cells: where `map` keeps finished cells; None keeps nothing.
-        hook: the progress display; None shows nothing.
+        device: Where tensors are to live.
+        dtype: The floating type of the tensors.
+        seed: Of every random choice; `torch.manual_seed(seed)` was called before the check.
+        jobs: Worker processes of `map`.
+        check: The name of the running check.
+        cells: Where `map` keeps finished cells; None keeps nothing.
+        hook: The progress display; None shows nothing.
     """
 
     profile: str = "quick"
@@ -141,22 +141,22 @@ class Context:
         """`[function(item) for item in items]`, over `jobs` processes, with finished cells kept.
 
         A cell is computed again when anything that can change it did: the check, the settings, the
-        item, the versions, the libraries, or the source of `function` and of what it reaches.
+        item, the versions, the libraries, or the source of the module that defines `function`.
         Torch is seeded per cell, from the run's seed and the item, so the number of jobs and an
         interruption change no random number.
 
         Args:
-            function: called with one item; what it returns has to be picklable. Settings reach
+            function: Called with one item; what it returns has to be picklable. Settings reach
                 it through the item, `functools.partial` or a closure over plain data or this
                 context.
-            items: plain data (`theory_checks.fingerprint.canonical` says what that is).
+            items: Plain data (`theory_checks.fingerprint.canonical` says what that is).
 
         Returns:
             The results in the order of `items`.
 
         Raises:
-            TypeError: an item, or something bound to `function`, that no key can be made of.
-            Exception: whatever `function` raises; cells that are finished by then are kept.
+            TypeError: An item, or something bound to `function`, that no key can be made of.
+            Exception: Whatever `function` raises; cells that are finished by then are kept.
         """
         entries = list(items)
         common = digest(settings_key(self), self.check, library_hash(), function_hash(function))

@@ -1,8 +1,8 @@
 """Keys for results that may be reused: versions, source code and plain data, hashed.
 
-A stored number is as good as the code that made it, so a key holds whatever can change the number:
-the versions of the packages, the source of the libraries, and the source of the function together
-with what it reaches through globals, defaults, closures and `functools.partial`.
+A stored number is as good as the code that made it. A key therefore holds the versions of the
+packages, the source of the libraries (helpers of the checks included), the whole source of the
+module that defines the function, and the plain data bound to the function.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import importlib.metadata
 import importlib.util
 import inspect
 import platform
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -96,115 +96,47 @@ def _enters(relative: Path) -> bool:
 
 
 def module_source(function: Callable[..., Any]) -> str:
-    """The source of the module that defines `function`; its bytecode where there is no file."""
+    """The source of the module that defines `function`; empty where it has no file."""
     try:
-        path = inspect.getsourcefile(inspect.unwrap(function))
-        if path is not None:
-            return Path(path).read_text(encoding="utf-8")
+        return Path(inspect.getsourcefile(inspect.unwrap(function)) or "").read_text("utf-8")
     except (OSError, TypeError):
-        pass
-    return _bytecode(getattr(function, "__code__", None))
+        return ""
 
 
 def function_hash(function: Callable[..., Any]) -> str:
-    """Hash of a function's source, and of what it reaches in its own module.
+    """Hash of a function's name, the source of its module, and what is bound to it.
 
-    Globals that are functions of the same package are followed, plain data enters by value; where
-    something else is reached (a class, an object), the whole module enters instead.
+    Bound are the variables of a closure and the arguments of `functools.partial`: plain data,
+    functions, or objects with a `__cache_key__`.
 
     Raises:
-        TypeError: a closure, default or partial argument that is neither plain data nor a function,
-            named in the message; such things belong into the item.
+        TypeError: Something else is bound; the message names it. It belongs into the item.
     """
     parts: list[str] = []
-    _reach(function, parts, set())
+    while isinstance(function, functools.partial):
+        parts += _bound("partial argument", dict(enumerate(function.args)))
+        parts += _bound("partial keyword", function.keywords)
+        function = function.func
+    function = inspect.unwrap(function)
+    if isinstance(function, FunctionType):
+        parts += _bound("closure", inspect.getclosurevars(function).nonlocals)
+    parts += [function.__module__, function.__qualname__, module_source(function)]
     return digest(*parts)
 
 
-def _reach(function: Callable[..., Any], parts: list[str], seen: set[int]) -> None:
-    """Append the source of `function` and of what it uses to `parts`."""
-    while isinstance(function, functools.partial):
-        parts.append(_bound(function.args, parts, seen, "partial argument"))
-        parts.append(_bound(function.keywords, parts, seen, "partial keyword"))
-        function = function.func
-    function = inspect.unwrap(function)
-    if not isinstance(function, types.FunctionType):
-        parts += [repr(type(function)), module_source(function)]
-        return
-    if id(function.__code__) in seen:
-        return
-    seen.add(id(function.__code__))
-    parts.append(f"{function.__module__}.{function.__qualname__}")
-    try:
-        parts.append(inspect.getsource(function))
-    except (OSError, TypeError):
-        parts.append(_bytecode(function.__code__))
-    parts.append(_bound(function.__defaults__, parts, seen, "default"))
-    parts.append(_bound(function.__kwdefaults__, parts, seen, "default"))
-    free = inspect.getclosurevars(function).nonlocals
-    parts.append(_bound(dict(sorted(free.items())), parts, seen, "closure"))
-    for name in sorted(_names(function.__code__) & set(function.__globals__)):
-        _reach_global(function, name, parts, seen)
-
-
-def _reach_global(
-    function: types.FunctionType, name: str, parts: list[str], seen: set[int]
-) -> None:
-    """Append what the global `name` of `function` is, as far as the library hash has it not yet."""
-    value = function.__globals__[name]
-    home = str(getattr(value, "__module__", function.__module__))
-    if isinstance(value, types.ModuleType) or home.split(".")[0] in ("builtins", "typing"):
-        return
-    if isinstance(value, types.FunctionType) and _same_home(home, function.__module__):
-        _reach(value, parts, seen)
-        return
-    if callable(value) and home != function.__module__:
-        return  # a library's: its version or the library hash stands for it
-    try:
-        parts.append(f"{name}={canonical(value)}")
-    except TypeError:
-        parts.append(module_source(function))
-
-
-def _same_home(home: str, module: str) -> bool:
-    """Whether code of `home` is followed from `module`: the same module or a neighbouring check."""
-    return home == module or home.startswith("theory_checks.checks.")
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """The global names used in `code` and in the functions nested in it."""
-    found = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= _names(constant)
-    return found
-
-
-def _bytecode(code: types.CodeType | None) -> str:
-    """A stand-in for source that cannot be read; stable within one version of Python."""
-    if code is None:
-        return ""
-    constants = [_bytecode(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return repr((code.co_code.hex(), code.co_names, constants))
-
-
-def _bound(values: Any, parts: list[str], seen: set[int], where: str) -> str:
-    """Canonical text of bound values, following functions among them."""
-    if not values:
-        return ""
-    named = values.items() if isinstance(values, Mapping) else enumerate(values)
+def _bound(where: str, values: Mapping[Any, Any]) -> list[str]:
+    """Texts of bound values."""
     texts: list[str] = []
-    for name, value in named:
-        if isinstance(value, types.FunctionType | functools.partial):
-            _reach(value, parts, seen)
-        elif not hasattr(value, "__cache_key__"):
-            try:
-                texts.append(f"{name}={canonical(value)}")
-            except TypeError as error:
-                raise TypeError(f"{where} {name!r}: {error}") from None
-        else:
-            texts.append(f"{name}={value.__cache_key__}")
-    return ";".join(texts)
+    for name, value in values.items():
+        try:
+            if isinstance(value, FunctionType | functools.partial):
+                text = function_hash(value)
+            else:
+                text = getattr(value, "__cache_key__", None) or canonical(value)
+        except TypeError as error:
+            raise TypeError(f"{where} {name!r}: {error}") from None
+        texts.append(f"{name}={text}")
+    return texts
 
 
 def canonical(value: Any) -> str:
@@ -214,7 +146,7 @@ def canonical(value: Any) -> str:
     tuples, lists, sets, mappings and dataclasses of them.
 
     Raises:
-        TypeError: anything else, whose text need not determine it (a large tensor, for one).
+        TypeError: Anything else, whose text need not determine it (a large tensor, for one).
     """
     if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype):
         return f"{type(value).__name__}:{value!r}"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ode_stopping.plots.style import COLOURS, DASHES, GREY, GRID, INK, MARKERS
-from theory_checks.slopes import SlopeFit
+
+from .slopes import SlopeFit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def style() -> AbstractContextManager[None]:
     """The report's style as a context; the runner holds it around every check.
 
     Raises:
-        ImportError: matplotlib is missing; the message says what to install.
+        ImportError: Matplotlib is missing; the message says what to install.
     """
     context: AbstractContextManager[None] = _require("matplotlib").rc_context(STYLE)
     return context
@@ -92,20 +93,20 @@ def new_figure(
     """An empty figure in the report's style.
 
     Args:
-        rows: rows of axes.
-        columns: columns of axes.
-        width: inches for one set of axes; a lone one gets a third more.
-        height: inches for one set of axes, likewise.
-        sharex: whether the axes share their x range.
-        sharey: whether the axes share their y range.
+        rows: Rows of axes.
+        columns: Columns of axes.
+        width: Inches for one set of axes; a lone one gets a third more.
+        height: Inches for one set of axes, likewise.
+        sharex: Whether the axes share their x range.
+        sharey: Whether the axes share their y range.
 
     Returns:
         The figure and its axes: one `Axes` for a 1 x 1 figure, else the array of shape (rows,
         columns) with axes of length one dropped, as from `pyplot.subplots`.
 
     Raises:
-        ImportError: matplotlib is missing; the message says what to install.
-        ValueError: rows or columns below 1.
+        ImportError: Matplotlib is missing; the message says what to install.
+        ValueError: `rows` or `columns` below 1.
     """
     if rows < 1 or columns < 1:
         raise ValueError(f"rows and columns must be at least 1, got {rows} and {columns}")
@@ -137,13 +138,13 @@ def slope_plot(
     """Errors over step sizes on log axes, with fitted lines and the expected slope.
 
     Args:
-        axes: where to draw.
+        axes: Where to draw.
         h: (n,) step sizes.
-        series: by name the (n,) errors, NaN where there is none, and their fit or None; the legend
+        series: By name the (n,) errors, NaN where there is none, and their fit or None; the legend
             shows name, slope and confidence interval.
-        xlabel: the quantity and unit of h.
-        ylabel: the quantity and unit of the errors.
-        expected: the slope of the dashed reference line, drawn below all points; None for none.
+        xlabel: The quantity and unit of h.
+        ylabel: The quantity and unit of the errors.
+        expected: The slope of the dashed reference line, drawn below all points; None for none.
     """
     steps = _vector(h)
     with style():
@@ -165,8 +166,8 @@ def log_axes(axes: Axes, *, y: bool = True) -> None:
     an axis of less than two decades, and powers of ten only on a longer one.
 
     Args:
-        axes: where the data are, or will be.
-        y: whether y is logarithmic as well as x.
+        axes: Where the data are, or will be.
+        y: Whether y is logarithmic as well as x.
     """
     ticker = _require("matplotlib.ticker")
     axes.set_xscale("log")

@@ -3,7 +3,7 @@
 A check is one function in one file of `theory_checks/checks/`; the package finds the files by
 itself, so adding a check is adding a file:
 
-    from theory_checks.registry import Context, Figure, Outcome, Table, check
+    from ..registry import Context, Figure, Outcome, Table, check
 
     @check(name="proposition-1", title="Proposition 1 on quadratics", source="Proposition 1",
            group="proposition-1")
@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from theory_checks.context import Context
+from .context import Context
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
@@ -55,11 +55,11 @@ class Table:
     """A table of the report.
 
     Attributes:
-        title: the heading, without a full stop.
-        columns: the column names, units in parentheses.
-        rows: one sequence a row, as long as `columns`: numbers (formatted by the report), strings,
+        title: The heading, without a full stop.
+        columns: The column names, units in parentheses.
+        rows: One sequence a row, as long as `columns`: numbers (formatted by the report), strings,
             booleans or None (an empty cell).
-        note: what the reader has to know to read it; printed below.
+        note: What the reader has to know to read it; printed below.
     """
 
     title: str
@@ -81,10 +81,10 @@ class Figure:
     """A figure of the report.
 
     Attributes:
-        name: unique within the check, lower case with hyphens; the file is `CHECK--NAME.png`.
-        caption: what is shown and what to see in it.
-        figure: a `matplotlib.figure.Figure`, from `theory_checks.plotting.new_figure`.
-        alt: a description for readers who cannot see it; the caption where empty.
+        name: Unique within the check, lower case with hyphens; the file is `CHECK--NAME.png`.
+        caption: What is shown and what to see in it.
+        figure: A `matplotlib.figure.Figure`, from `theory_checks.plotting.new_figure`.
+        alt: A description for readers who cannot see it; the caption where empty.
     """
 
     name: str
@@ -103,15 +103,15 @@ class Outcome:
     A NaN in `measured` or `interval` never passes, whatever `passed` says.
 
     Attributes:
-        measured: a number, or several by name.
-        expected: what theory says: a number, numbers by the same names, a sentence, or None.
-        tolerance: how far off is still right, in the same forms.
-        passed: whether the claim holds.
-        details: anything JSON can hold that explains the verdict; arrays and scalars of numpy and
+        measured: A number, or several by name.
+        expected: What theory says: a number, numbers by the same names, a sentence, or None.
+        tolerance: How far off is still right, in the same forms.
+        passed: Whether the claim holds.
+        details: Anything JSON can hold that explains the verdict; arrays and scalars of numpy and
             torch are converted.
-        tables: shown in the report in this order, after the figures.
-        figures: shown in the report in this order.
-        interval: the 95 % confidence interval, (low, high), of `measured`, or of its first entry.
+        tables: Shown in the report in this order, after the figures.
+        figures: Shown in the report in this order.
+        interval: The 95 % confidence interval, (low, high), of `measured`, or of its first entry.
     """
 
     measured: Numbers
@@ -222,7 +222,7 @@ class Registry:
         """Register `entry`.
 
         Raises:
-            ValueError: a name or group that is no lower-case slug, a name registered before, or
+            ValueError: A name or group that is no lower-case slug, a name registered before, or
                 a function without a docstring (the report prints its first paragraph as the claim).
         """
         _require_slug("name of a check", entry.name)
@@ -237,10 +237,10 @@ class Registry:
         """The checks whose name or group equals or matches (as a glob) one of `patterns`.
 
         Args:
-            patterns: names, groups or globs such as `theorem-2*`; all checks where empty.
+            patterns: Names, groups or globs such as `theorem-2*`; all checks where empty.
 
         Raises:
-            KeyError: a pattern that matches nothing; the message lists names close to it.
+            KeyError: A pattern that matches nothing; the message lists names close to it.
         """
         everything = list(self)
         chosen: set[str] = set()
@@ -281,15 +281,15 @@ def check(
     """Register a function `context -> Outcome` as a check; the function is returned unchanged.
 
     Args:
-        name: unique, lower case with hyphens, such as "theorem-2-quartic".
-        title: a short heading for the report.
-        source: the theorem, equation or figure, such as "Theorem 2".
-        group: checks of one group run together by `--only GROUP`, such as "theorem-2".
-        order: checks run in ascending order; ties in the order of registration.
-        registry: where to register; the package's own `REGISTRY` where None.
+        name: Unique, lower case with hyphens, such as "theorem-2-quartic".
+        title: A short heading for the report.
+        source: The theorem, equation or figure, such as "Theorem 2".
+        group: Checks of one group run together by `--only GROUP`, such as "theorem-2".
+        order: Checks run in ascending order; ties in the order of registration.
+        registry: Where to register; the package's own `REGISTRY` where None.
 
     Raises:
-        ValueError: see `Registry.add`.
+        ValueError: See `Registry.add`.
     """
 
     def register(function: Callable[[Context], Outcome]) -> Callable[[Context], Outcome]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from theory_checks.context import write_atomically
-from theory_checks.plotting import to_png
-from theory_checks.registry import Check, Outcome
+from .context import write_atomically
+from .plotting import to_png
+from .registry import Check, Outcome
 
 RESULTS = "results"
 FIGURES = "figures"
@@ -25,24 +25,24 @@ class Entry:
     """One finished check; every field holds strict JSON.
 
     Attributes:
-        name: of the check, as are title, source, group and claim.
-        title: see `Check`.
-        source: see `Check`.
-        group: see `Check`.
-        claim: see `Check`.
-        measured: see `Outcome`, as are expected, tolerance, passed, details and interval; null
+        name: Of the check, as are title, source, group and claim.
+        title: See `Check`.
+        source: See `Check`.
+        group: See `Check`.
+        claim: See `Check`.
+        measured: See `Outcome`, as are expected, tolerance, passed, details and interval; null
             where the check raised.
-        expected: see `Outcome`.
-        tolerance: see `Outcome`.
-        passed: whether the claim holds.
-        seconds: wall time.
-        details: see `Outcome`; holds `error` and `traceback` where the check raised.
-        interval: see `Outcome`.
-        tables: the tables as dicts of title, columns, rows and note.
-        figures: dicts of name, caption, alt and file (relative to the output folder).
-        key: what the result depends on, hashed.
-        date: when it was computed.
-        reused: whether it comes from an earlier run; not stored.
+        expected: See `Outcome`.
+        tolerance: See `Outcome`.
+        passed: Whether the claim holds.
+        seconds: Wall time.
+        details: See `Outcome`; holds `error` and `traceback` where the check raised.
+        interval: See `Outcome`.
+        tables: The tables as dicts of title, columns, rows and note.
+        figures: Dicts of name, caption, alt and file (relative to the output folder).
+        key: What the result depends on, hashed.
+        date: When it was computed.
+        reused: Whether it comes from an earlier run; not stored.
     """
 
     name: str
@@ -100,7 +100,7 @@ def from_outcome(check: Check, outcome: Outcome, seconds: float, key: str, out: 
     """Turn an outcome into an entry, writing its figures below `out`.
 
     Raises:
-        Exception: whatever drawing a figure raises.
+        Exception: Whatever drawing a figure raises.
     """
     figures = []
     for figure in outcome.figures:

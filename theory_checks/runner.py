@@ -18,13 +18,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from theory_checks import results
-from theory_checks.context import SHARED_CELLS, CellCache, Context, ProgressHook, settings_key
-from theory_checks.fingerprint import digest, library_hash, module_source, versions
-from theory_checks.plotting import style
-from theory_checks.registry import Check, Outcome
-from theory_checks.report import Header, write_report
-from theory_checks.results import Entry
+from . import results
+from .context import SHARED_CELLS, CellCache, Context, ProgressHook, settings_key
+from .fingerprint import digest, library_hash, module_source, versions
+from .plotting import style
+from .registry import Check, Outcome
+from .report import Header, write_report
+from .results import Entry
 
 CELLS = "cells"
 
@@ -69,18 +69,18 @@ def run(
     the check's module and of the libraries) is not run again.
 
     Args:
-        checks: what to run, in this order.
-        context: the settings; `cells` is set here, to a folder below `out`.
-        out: the output folder, made where missing.
-        fresh: compute everything anew, checks and cells.
-        display: shows the progress; None for silence.
+        checks: What to run, in this order.
+        context: The settings; `cells` is set here, to a folder below `out`.
+        out: The output folder, made where missing.
+        fresh: Compute everything anew, checks and cells.
+        display: Shows the progress; None for silence.
 
     Returns:
         The entries, in the order of `checks`. An exception inside a check is an entry that failed.
 
     Raises:
-        ValueError: no checks.
-        KeyboardInterrupt: passed on once what is finished has been written.
+        ValueError: No checks.
+        KeyboardInterrupt: Passed on once what is finished has been written.
     """
     if not checks:
         raise ValueError("checks is empty: nothing was selected")

@@ -18,12 +18,12 @@ class SlopeFit:
     """The least-squares line log(error) = intercept + slope log(h).
 
     Attributes:
-        slope: the measured order.
-        intercept: the natural logarithm of the error constant.
-        low: lower end of the confidence interval of the slope.
-        high: upper end of it.
-        r_squared: the part of the variance that the line explains; 1 where there is none.
-        n: how many points were fitted.
+        slope: The measured order.
+        intercept: The natural logarithm of the error constant.
+        low: Lower end of the confidence interval of the slope.
+        high: Upper end of it.
+        r_squared: The part of the variance that the line explains; 1 where there is none.
+        n: How many points were fitted.
     """
 
     slope: float
@@ -59,10 +59,10 @@ def fit_slope(h: Any, error: Any, *, confidence: float = 0.95) -> SlopeFit:
     Args:
         h: (n,) step sizes, positive and not all equal; arrays, tensors or sequences.
         error: (n,) errors, positive.
-        confidence: the coverage of the interval, in (0, 1).
+        confidence: The coverage of the interval, in (0, 1).
 
     Raises:
-        ValueError: fewer than 3 points, unequal lengths, a value that is not positive or not
+        ValueError: Fewer than 3 points, unequal lengths, a value that is not positive or not
             finite, or equal step sizes; the message names the argument.
     """
     if not 0.0 < confidence < 1.0:
@@ -98,7 +98,7 @@ def local_slopes(h: Any, error: Any) -> NDArray[np.float64]:
         (n - 1,) slopes.
 
     Raises:
-        ValueError: fewer than 2 points, unequal lengths, a value that is not positive or not
+        ValueError: Fewer than 2 points, unequal lengths, a value that is not positive or not
             finite, or equal neighbours in h; the message names the argument.
     """
     x, y = _logarithms(h, error, fewest=2)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from discrete import Euler, UpdateRule
 from ode_stopping import Torchdiffeq
-from theory_checks.measurements import Measurement, measure_index, measure_time
-from theory_checks.slopes import SlopeFit, fit_slope
+
+from .measurements import Measurement, measure_index, measure_time
+from .slopes import SlopeFit, fit_slope
 
 __all__ = ["ConvergenceStudy", "StudyRow", "assemble", "convergence_study"]
 
@@ -29,19 +30,19 @@ class StudyRow:
     """One step size.
 
     Attributes:
-        h: step size, in flow time.
-        N: the stopping index.
+        h: Step size, in flow time.
+        N: The stopping index.
         steps: N, or the fractional N* where the study interpolates.
         hN: h N, in flow time.
-        T: the stopping time of the flow (the same in every row).
+        T: The stopping time of the flow (the same in every row).
         time_error: |t0 + h steps - T| / (T - t0).
         gradient_error: |h dsteps/dtheta - dT/dtheta| / |dT/dtheta|, Euclidean norms over theta.
         bracket: (T - t0 - h N)/h, in steps. Theorem 2's text has it in (-1, 0]; usually it is not.
         decrease: J_N - J_{N-1}.
-        nfe_forward: evaluations of the flow to step N.
-        nfe_backward: evaluations of the flow for the gradient.
+        nfe_forward: Evaluations of the flow to step N.
+        nfe_backward: Evaluations of the flow for the gradient.
         vjps: vector-Jacobian products of the flow.
-        seconds: wall time, both passes.
+        seconds: Wall time, both passes.
     """
 
     h: float
@@ -64,13 +65,13 @@ class ConvergenceStudy:
     """Rows over step sizes, and the orders that they show.
 
     Attributes:
-        rows: one a step size, the largest first.
-        slope: order of the gradient's error, with its 95 % confidence interval.
-        time_slope: order of the error of the time; None where an error is exactly zero.
-        reference: the continuous side.
-        t0: start time.
-        update: name of the update rule.
-        interpolation: as given; None is Definition 3.
+        rows: One a step size, the largest first.
+        slope: Order of the gradient's error, with its 95 % confidence interval.
+        time_slope: Order of the error of the time; None where an error is exactly zero.
+        reference: The continuous side.
+        t0: Start time.
+        update: Name of the update rule.
+        interpolation: As given; None is Definition 3.
     """
 
     rows: tuple[StudyRow, ...]
@@ -114,7 +115,7 @@ class ConvergenceStudy:
         """The rows as a pandas DataFrame.
 
         Raises:
-            ImportError: pandas is missing; the message says what to install.
+            ImportError: Pandas is missing; the message says what to install.
         """
         try:
             pandas = importlib.import_module("pandas")
@@ -128,15 +129,15 @@ class ConvergenceStudy:
         """The gradient's error over h on log axes, with the fitted line.
 
         Args:
-            axes: matplotlib axes; None makes a figure.
+            axes: Matplotlib axes; None makes a figure.
 
         Returns:
             The axes.
 
         Raises:
-            ImportError: matplotlib is missing; the message says what to install.
+            ImportError: Matplotlib is missing; the message says what to install.
         """
-        from theory_checks.plotting import new_figure, slope_plot
+        from .plotting import new_figure, slope_plot
 
         if axes is None:
             _, axes = new_figure()
@@ -190,23 +191,23 @@ def convergence_study(
 
     Args:
         flow: (t, x) -> dx/dt.
-        x0: the start, as for `stopping_time`.
+        x0: The start, as for `stopping_time`.
         criterion: (t, x) -> J.
         target: eps.
-        steps: at least 3 different step sizes h, in flow time; their order does not matter.
-        update: makes the iteration, called as update(flow, step=h).
+        steps: At least 3 different step sizes h, in flow time; their order does not matter.
+        update: Makes the iteration, called as update(flow, step=h).
         interpolation: None for Definition 3, or "log", "hermite", "partial_step".
         parameters: theta; None: all parameters of flow and criterion that require grad.
-        t0: start time.
-        solver: of the reference; None: dopri5 at rtol 1e-10 (1e-5 below float64).
-        max_time: horizon of the reference, in flow time; None: that of `stopping_time`.
-        max_steps: limit on N.
-        confidence: of the intervals of the slopes.
+        t0: Start time.
+        solver: Of the reference; None: dopri5 at rtol 1e-10 (1e-5 below float64).
+        max_time: Horizon of the reference, in flow time; None: that of `stopping_time`.
+        max_steps: Limit on N.
+        confidence: Of the intervals of the slopes.
 
     Raises:
-        ValueError: steps not positive, repeated or fewer than 3; no parameters; dT/dtheta = 0; the
+        ValueError: Steps not positive, repeated or fewer than 3; no parameters; dT/dtheta = 0; the
             target is not reached by a crossing on one of the sides, the message says which.
-        TypeError: what `stopping_time` and `stopping_index` raise for bad input.
+        TypeError: What `stopping_time` and `stopping_index` raise for bad input.
     """
     sizes = _checked_steps(steps)
     theta = _parameters(flow, criterion, parameters)
@@ -250,7 +251,7 @@ def assemble(
     """A study from its measurements, run i with step size steps[i].
 
     Raises:
-        ValueError: lengths that differ, or what `fit_slope` raises.
+        ValueError: Lengths that differ, or what `fit_slope` raises.
     """
     if len(steps) != len(runs):
         raise ValueError(f"runs must be as long as steps ({len(steps)}), got {len(runs)}")

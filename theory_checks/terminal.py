@@ -19,10 +19,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from theory_checks.registry import Check
-from theory_checks.report import numbers
-from theory_checks.results import Entry
-from theory_checks.runner import Display
+from .registry import Check
+from .report import numbers
+from .results import Entry
+from .runner import Display
 
 _PLAIN_WIDTH = 150
 

@@ -2,27 +2,27 @@
 
 Algorithm 1 of arXiv 2505.22509: lam <- grad J(x_N); for k = N-1 .. 0: S += (dG_k/dtheta)^T lam,
 then lam <- (dG_k/dx)^T lam. One call of autograd a step would be slow for small problems, so a
-chunk of steps is replayed with a graph and one call takes lam through all of them: the same sums in
-the same order.
+chunk of steps is replayed with a graph and one call takes lam through all of them (`core.sweep`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ode_stopping.core.status import GradientError
+from ode_stopping.core.sweep import Sweep
 from ode_stopping.core.validation import require_count
 
+from ..iterating.recording import CHUNK, Chunk
 from ..iterating.store import CheckpointStore, RecentStore, StateStore
 from .problem import IndexProblem
 
 __all__ = ["DiscreteAdjoint", "DiscretePullBack", "IndexRoute", "Truncated", "Unrolled"]
-
-_TRUNCATED_CHUNK = 32
 
 _UNROLLED_MEMORY = 2**30
 
@@ -35,23 +35,33 @@ class DiscretePullBack:
         start: Cotangent on x_0, shape (n,); None where the route does not reach the start.
         start_time: Cotangent on t0, shape ().
         leaves: sum_k (dG_k/dtheta)^T lam_{k+1}, one tensor a leaf.
+        steps: How many steps were differentiated; None: not counted.
     """
 
     start: Tensor | None
     start_time: Tensor
     leaves: list[Tensor]
+    steps: int | None = None
 
 
 class IndexRoute(ABC):
     """A way to differentiate x_{N-1}; what the index is, is none of its business."""
 
+    @property
+    def graph_memory(self) -> int:
+        """Bytes of its graph that the forward run may keep, for `Run.recording`; 0: none."""
+        return 0
+
     @abstractmethod
-    def store(self, parts: int = 1) -> StateStore:
-        """Where the forward run, or one of so many parts of it, puts its states."""
+    def store(self, targets: int = 1) -> StateStore:
+        """Where a forward run to so many targets puts its states."""
 
     @abstractmethod
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
-        """Pull a cotangent on x_{N-1}, shape (n,), back to x_0, t0 and the leaves."""
+        """Pull a cotangent on x_{N-1}, shape (n,), back to `problem.x0`, t0 and the leaves.
+
+        With several targets this is called once for each part of the run between two of them.
+        """
 
 
 @dataclass(frozen=True)
@@ -59,64 +69,89 @@ class DiscreteAdjoint(IndexRoute):
     """Algorithm 1 with a memory budget: all states, or checkpoints with replay in between.
 
     Exact for: the iteration as it ran (a replay that does not reproduce a stored state raises).
-    Memory: the budget, as much again where stretches between checkpoints are replayed, and the
-    graph of `chunk` steps. Cost: one replay with a graph and one backward pass; where checkpoints
-    are further apart than `chunk` one more replay, and more only where a stretch does not fit into
-    the budget either.
+    Memory: the budget for stored states, and as much again for graphs: of the whole run where that
+    fits, else on the way back of a chunk, beside the states of a replayed stretch (more only where
+    a stretch does not fit either). Cost: one backward pass; where the run's graph does not fit, one
+    replay with a graph; where that of the steps between two checkpoints does not, one more replay.
 
     Args:
         memory: Budget for stored states, in bytes.
-        chunk: Number of steps in one graph.
+        chunk: Number of steps in one graph, which is always made by replay. None: as the budget
+            allows, so that nothing is replayed, or nothing twice.
 
     Raises:
         TypeError: `chunk` or `memory` is not a number.
         ValueError: Either is not positive.
     """
 
-    memory: int = 2**30
-    chunk: int = 32
+    memory: int = 2**26
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         require_count(self.memory, name="memory")
-        require_count(self.chunk, name="chunk")
+        if self.chunk is not None:
+            require_count(self.chunk, name="chunk")
 
-    def store(self, parts: int = 1) -> StateStore:
-        """Where the forward run puts its states; parts share the budget."""
-        return CheckpointStore(max(self.memory // parts, 1))
+    @property
+    def graph_memory(self) -> int:
+        """Half the budget, since less is known of it beforehand; a user's chunk asks for replay."""
+        return self.memory // 2 if self.chunk is None else 0
+
+    def store(self, targets: int = 1) -> StateStore:
+        """Where the forward run puts its states."""
+        return CheckpointStore(self.memory)
 
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
         """Pull a cotangent on x_{N-1} back to x_0, t0 and the leaves."""
-        assert problem.store is not None
+        first, last = problem.first, problem.index - 1
         backward = _Backward(problem, cotangent)
-        last = problem.index - 1
-        kept = [(k, _stored(problem.store, k)) for k in problem.store.indices() if k < last]
-        self._through(backward, [*kept, (last, problem.previous)])
+        recording = problem.run.recording
+        if recording is not None:
+            for recorded in reversed(recording.chunks):
+                if first <= recorded.begin and recorded.end <= last:
+                    backward.through_chunk(recorded)
+            return backward.result()
+        assert problem.store is not None
+        path = [(first, problem.x0)]
+        path += [
+            (k, _stored(problem.store, k)) for k in problem.store.indices() if first < k < last
+        ]
+        if last > first:
+            path.append((last, problem.previous))
+        gap = max((n - k for (k, _), (n, _) in pairwise(path)), default=1)
+        chunk, memory = self._shares(problem, gap)
+        self._through(backward, path, chunk, memory)
         return backward.result()
 
-    def _through(self, backward: _Backward, path: list[tuple[int, Tensor]]) -> None:
+    def _shares(self, problem: IndexProblem, gap: int) -> tuple[int, int]:
+        """Steps in one graph, and bytes for a replayed stretch; `gap` is between checkpoints."""
+        if self.chunk is not None:
+            return self.chunk, self.memory
+        state = problem.x0.numel() * problem.x0.element_size()
+        step = max(4 * state if problem.run.step_bytes is None else problem.run.step_bytes, 1)
+        fit = self.memory // step
+        if gap <= fit:
+            return min(max(CHUNK, gap), fit), self.memory
+        chunk = max(min(CHUNK, fit // 2), 1)
+        return chunk, max(self.memory - chunk * step, 1)
+
+    def _through(
+        self, backward: _Backward, path: list[tuple[int, Tensor]], chunk: int, memory: int
+    ) -> None:
         """Take lam from the last state (k, x_k) of the path to the first."""
         end = len(path) - 1
         while end > 0:
             begin = end - 1
-            while begin > 0 and path[end][0] - path[begin - 1][0] <= self.chunk:
+            while begin > 0 and path[end][0] - path[begin - 1][0] <= chunk:
                 begin -= 1
             (k, first), (n, last) = path[begin], path[end]
-            if n - k <= self.chunk:
+            if n - k <= chunk:
                 backward.through(k, n, first, last)
             else:
-                self._through(backward, self._replayed(backward.problem, k, first, n, last))
+                store = CheckpointStore(memory, stride=chunk)
+                stretch = backward.replayed(k, first, n, last, store)
+                self._through(backward, stretch, chunk, memory)
             end = begin
-
-    def _replayed(
-        self, problem: IndexProblem, begin: int, first: Tensor, end: int, last: Tensor
-    ) -> list[tuple[int, Tensor]]:
-        """The path from x_begin to x_end anew, with states in between as the budget allows."""
-        store, x = CheckpointStore(self.memory, stride=self.chunk), first
-        for k in range(begin, end):
-            store.add(k - begin, x)
-            x = problem.update.step(k, x)
-        problem.update.require_same(x, last, end)
-        return [*((begin + k, _stored(store, k)) for k in store.indices()), (end, last)]
 
 
 @dataclass(frozen=True)
@@ -129,10 +164,10 @@ class Unrolled(IndexRoute):
     pass.
     """
 
-    def store(self, parts: int = 1) -> StateStore:
+    def store(self, targets: int = 1) -> StateStore:
         """Where the forward run puts its states."""
         # Little beside the graph; parameters are looked for along the path.
-        return CheckpointStore(_UNROLLED_MEMORY // parts)
+        return CheckpointStore(_UNROLLED_MEMORY)
 
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
         """Pull a cotangent on x_{N-1} back to x_0, t0 and the leaves."""
@@ -157,13 +192,13 @@ class Truncated(IndexRoute):
     def __post_init__(self) -> None:
         require_count(self.steps, name="steps")
 
-    def store(self, parts: int = 1) -> StateStore:
+    def store(self, targets: int = 1) -> StateStore:
         """Where the forward run puts its states.
 
         Raises:
             ValueError: Several targets: the last steps before one are not the last before another.
         """
-        if parts > 1:
+        if targets > 1:
             raise ValueError(
                 "Truncated takes one target: the sum of each of several would end elsewhere. Call "
                 "stopping_index once a target, or use DiscreteAdjoint"
@@ -178,21 +213,32 @@ class Truncated(IndexRoute):
         # The step N-1 -> N is in the definition of the index already.
         first = max(last - (self.steps - 1), 0)
         backward = _Backward(problem, cotangent)
-        for end in range(last, first, -_TRUNCATED_CHUNK):
-            begin = max(end - _TRUNCATED_CHUNK, first)
+        for end in range(last, first, -CHUNK):
+            begin = max(end - CHUNK, first)
             states = _stored(problem.store, begin), _stored(problem.store, end)
             backward.through(begin, end, *states)
         return backward.result(reaches_start=first == 0)
 
 
 class _Backward:
-    """lam on its way back, and the sums that it leaves in the parameters."""
+    """The sweep through replayed chunks.
+
+    Args:
+        problem: The solved problem.
+        cotangent: On x_{N-1}, shape (n,).
+    """
 
     def __init__(self, problem: IndexProblem, cotangent: Tensor) -> None:
         self.problem = problem
-        self._lam = cotangent
-        self._start_time = torch.zeros_like(problem.clock.start.detach())
-        self._leaves = problem.leaves.zeros()
+        t0, recording = problem.clock.start, problem.run.recording
+        self._start = (
+            t0.detach().clone().requires_grad_(t0.requires_grad)
+            if recording is None
+            else recording.time
+        )
+        moving = [self._start] if t0.requires_grad else []
+        self._leaves = [*moving, *problem.leaves.tensors]
+        self.sweep = Sweep([cotangent], self._leaves)
         self._steps = 0
 
     def through(self, begin: int, end: int, first: Tensor, last: Tensor) -> None:
@@ -205,43 +251,41 @@ class _Backward:
         if begin == end:
             return
         problem = self.problem
-        start = (
-            problem.clock.start.detach().clone().requires_grad_(problem.clock.start.requires_grad)
-        )
-        time = problem.clock.traced(start)
+        time = problem.clock.traced(self._start)
         x = first.detach().clone().requires_grad_(True)
         y = x
         with torch.enable_grad():
             for k in range(begin, end):
                 y = problem.update.step_traced(k, y, time(k))
         problem.update.require_same(y.detach(), last, end)
-        self._steps += end - begin
-        leaves = problem.leaves
-        inputs = [x, *([start] if start.requires_grad else []), *leaves.tensors]
         where = f"by the update between steps {begin} and {end}"
-        leaves.require_known([y], inputs=inputs, where=where)
-        # Retained, since it may run through nodes older than this chunk (a hyper-network's); its
-        # own go with y.
-        grads = list(
-            torch.autograd.grad(y, inputs, self._lam, allow_unused=True, retain_graph=True)
-        )
-        lam = grads.pop(0)
-        self._lam = torch.zeros_like(self._lam) if lam is None else lam
-        if start.requires_grad:
-            by_start = grads.pop(0)
-            if by_start is not None:
-                self._start_time += by_start
-        for total, gradient in zip(self._leaves, grads, strict=True):
-            if gradient is not None:
-                total += gradient
+        problem.leaves.require_known([y], inputs=[x, self._start], where=where)
+        self.through_chunk(Chunk(begin, end, x, y))
+
+    def through_chunk(self, chunk: Chunk) -> None:
+        """Take lam through steps that have their graph."""
+        # Kept, since it may run through older nodes (a hyper-network's), and may be needed again.
+        self.sweep.through([chunk.state], [chunk.start], keep=True)
+        self._steps += chunk.end - chunk.begin
+
+    def replayed(
+        self, begin: int, first: Tensor, end: int, last: Tensor, store: CheckpointStore
+    ) -> list[tuple[int, Tensor]]:
+        """The path from x_begin to x_end anew, with states in between as the store allows."""
+        update, x = self.problem.update, first
+        for k in range(begin, end):
+            store.add(k - begin, x)
+            x = update.step(k, x)
+        update.require_same(x, last, end)
+        return [*((begin + k, _stored(store, k)) for k in store.indices()), (end, last)]
 
     def result(self, *, reaches_start: bool = True) -> DiscretePullBack:
         """What was summed up; a truncated sum has no cotangent on x_0."""
-        # With the last step, which is in the definition of the index.
-        self.problem.stats.vjps = self._steps + 1
-        return DiscretePullBack(
-            self._lam if reaches_start else None, self._start_time, self._leaves
-        )
+        sums = self.sweep.sums
+        moving = len(sums) - len(self.problem.leaves.tensors)
+        by_start = sums[0] if moving else torch.zeros_like(self._start)
+        start = self.sweep.lam[0] if reaches_start else None
+        return DiscretePullBack(start, by_start, sums[moving:], self._steps)
 
 
 def _stored(store: StateStore, k: int) -> Tensor:

@@ -1,163 +1,170 @@
-"""Where the index and x_N get their graph: one backward around an index definition and a route."""
+"""From a run to indices and states with the graph that each outcome allows."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ode_stopping.core.describe import scalar
-from ode_stopping.core.guards import first_derivatives_only
-from ode_stopping.core.status import GradientError
-from ode_stopping.core.validation import refuse_batched_cotangent
+from ode_stopping.core.guards import MissedValue, ZeroWithGraph
+from ode_stopping.core.stats import Costs, Stats
+from ode_stopping.core.status import GradientError, StoppingWarning
+from ode_stopping.core.validation import refuse_lost_views
 
-from .adjoint import IndexRoute
-from .index import IndexDefinition, LastStep
+from ..call import Call
+from ..iterating.run import Run
+from .backward import Group, attach_index, evaluate_index
 from .problem import IndexProblem
+from .tracing import check_functions, trace_leaves
 
-__all__ = ["Inputs", "attach_index", "evaluate_index"]
+__all__ = ["Attached", "attach"]
 
-Inputs = tuple[Tensor, Tensor, Tensor]  # x0 (n,), t0 (), target ()
+Found: TypeAlias = list[tuple[Sequence[int], Sequence[Tensor], Tensor]]
 
 
-def attach_index(
-    problems: Sequence[IndexProblem],
-    definition: IndexDefinition,
-    route: IndexRoute,
-    values: Sequence[float],
-    inputs: tuple[Tensor, Tensor],
-    targets: Sequence[Tensor],
-) -> tuple[list[Tensor], Tensor]:
-    """The index, shape (), of every target met in one step, and x_N, shape (n,), differentiable.
+@dataclass(frozen=True)
+class Attached:
+    """A run with the graph that it allows.
 
-    To x0, t0, the targets and the leaves; x_N with N held fixed, so that a run can go on from it.
-
-    Args:
-        problems: Alike but for the target.
-        definition: Of the index.
-        route: How to pull a cotangent on x_{N-1} back.
-        values: The indices as numbers.
-        inputs: x0, shape (n,), and t0, shape ().
-        targets: eps, each shape ().
+    Attributes:
+        run: The forward run.
+        steps: The index of every target, shape (), float64.
+        states: x_N of every target, shape (n,).
+        problems: The solved problem of every target; None where it was met at the start or missed.
+        costs: What run and backward passes cost.
     """
-    x0, t0 = inputs
-    leaves = problems[0].leaves.tensors
-    tensors = (_Reached.apply(x0), t0, *targets, *leaves)
-    *steps, state = _Index.apply(tuple(problems), definition, route, tuple(values), *tensors)
-    return steps, state
+
+    run: Run
+    steps: list[Tensor]
+    states: list[Tensor]
+    problems: list[IndexProblem | None]
+    costs: Costs
 
 
-def evaluate_index(problem: IndexProblem, definition: IndexDefinition) -> float:
-    """The index as a number: N or N*."""
-    if definition.whole:
-        return float(problem.index)
-    (steps,), _, _ = _last_step([problem], definition)
-    return float(steps.detach())
+def attach(run: Run) -> Attached:
+    """The index and the end state of every target, with the graph that the outcome allows."""
+    call = run.call
+    differentiated = run.store is not None and torch.is_grad_enabled()
+    if differentiated:
+        trace_leaves(run)
+    groups = _groups(run)
+    _warn_about_marks(call, groups)
+    if differentiated:
+        # A view that is named counts as an input; the leaf behind it may be older all the same.
+        refuse_lost_views(has_history=call.leaves.has_history)
+        if groups and _needs_grad(call):
+            _check(call, groups)
+    values = [[evaluate_index(problem) for problem in group] for group in groups]
+    spent = call.update.calls - run.stats.nfe_forward
+    costs = Costs(run.stats + Stats(checks=spent))
+    count = len(call.targets)
+    steps: list[Tensor] = [call.missed] * count
+    states: list[Tensor] = [run.state] * count
+    problems: list[IndexProblem | None] = [None] * count
+    found = _differentiable(run, groups, values, costs) if differentiated else _plain(run, values)
+    for positions, some_steps, state in found:
+        for position, one in zip(positions, some_steps, strict=True):
+            steps[position], states[position] = one, state
+    for hit, group in zip([hit for hit in run.hits if hit.index], groups, strict=True):
+        for position, problem in zip(hit.targets, group, strict=True):
+            problems[position] = problem
+            if differentiated and not call.measures(problem.previous):
+                _refuse_meaningless(steps[position], problem)
+    return Attached(run, steps, states, problems, costs)
 
 
-def _last_step(
-    problems: Sequence[IndexProblem], definition: IndexDefinition
-) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """The indices and x_N with a graph to the parameters and to fresh (x_{N-1}, t0, *targets)."""
-    problem = problems[0]
-    start = problem.clock.start.detach().clone().requires_grad_(True)
-    targets = [
-        torch.tensor(p.target, dtype=torch.float64, device=start.device, requires_grad=True)
-        for p in problems
-    ]
-    previous = problem.previous.detach().clone().requires_grad_(True)
-    time = problem.clock.traced(start)
-    with torch.enable_grad():
-        state = problem.update.step_traced(problem.index - 1, previous, time(problem.index - 1))
-        problem.update.require_same(state.detach(), problem.state, problem.index)
-        steps = [
-            definition.build(LastStep(own, time, previous, state, target))
-            for own, target in zip(problems, targets, strict=True)
-        ]
-    return steps, state, [previous, start, *targets]
-
-
-class _Index(torch.autograd.Function):
-    """(*steps, x_N) as a function of (x0, t0, *targets, *leaves)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        problems: tuple[IndexProblem, ...],
-        definition: IndexDefinition,
-        route: IndexRoute,
-        values: tuple[float, ...],
-        *tensors: Tensor,
-    ) -> Any:
-        ctx.problems, ctx.definition, ctx.route = problems, definition, route
-        # Saved so that autograd notices a parameter that was changed in place before backward.
-        ctx.save_for_backward(*tensors)
-        problem = problems[0]
-        return (*(scalar(value, problem.x0) for value in values), problem.state.clone())
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        refuse_batched_cotangent(cotangents[0])
-        tensors = ctx.saved_tensors
-        if not any(bool((cotangent != 0).any()) for cotangent in cotangents):
-            # An earlier target alone is differentiated.
-            stats = ctx.problems[0].stats
-            stats.vjps = stats.nfe_backward = 0
-            return (None, None, None, None, *(torch.zeros_like(tensor) for tensor in tensors))
-        with torch.no_grad():
-            gradients = _gradients(ctx, tensors, cotangents)
-        guarded = first_derivatives_only(gradients, (*tensors, *cotangents), "stopping index")
-        return (None, None, None, None, *guarded)
-
-
-def _gradients(
-    ctx: Any, tensors: tuple[Tensor, ...], cotangents: tuple[Tensor, ...]
-) -> list[Tensor | None]:
-    """Gradients to (x0, t0, *targets, *leaves); None for x0 where the route does not reach it."""
-    problems: tuple[IndexProblem, ...] = ctx.problems
-    problem, count = problems[0], len(problems)
-    x0, t0, targets, leaves = tensors[0], tensors[1], tensors[2 : 2 + count], tensors[2 + count :]
-    calls, known = problem.update.calls, problem.leaves
-    steps, state, own = _last_step(problems, ctx.definition)
-    known.require_known([*steps, state], inputs=own, where="in the last step")
-    lam, by_start, *others = torch.autograd.grad(
-        [*steps, state],
-        [*own, *known.tensors],
-        cotangents,
-        allow_unused=True,
-        materialize_grads=True,
-        retain_graph=True,  # it may run through older nodes (a hyper-network's)
-    )
-    by_targets, direct = others[:count], others[count:]
-    pulled = ctx.route.pull_back(problem, lam)
-    problem.stats.nfe_backward = problem.update.calls - calls
-    by_leaves = [a + b for a, b in zip(pulled.leaves, direct, strict=True)]
+def _plain(run: Run, values: Sequence[Sequence[float]]) -> Found:
+    """Positions, indices and the state for each hit, without graph."""
+    some = iter(values)
     return [
-        None if pulled.start is None else pulled.start.reshape(x0.shape),
-        (pulled.start_time + by_start).to(t0.dtype),
-        *[g.to(p.dtype) for g, p in zip(by_targets, targets, strict=True)],
-        *[g.to(p.dtype) for g, p in zip(by_leaves, leaves, strict=True)],
+        (
+            hit.targets,
+            [scalar(v, hit.state) for v in (next(some) if hit.index else [0.0] * len(hit.targets))],
+            hit.state,
+        )
+        for hit in run.hits
     ]
 
 
-class _Reached(torch.autograd.Function):
-    """x0, with an error where a gradient is asked of it that its route does not have.
+def _differentiable(
+    run: Run, groups: Sequence[Group], values: Sequence[Sequence[float]], costs: Costs
+) -> Found:
+    """Positions, indices and the state, with graph, for each hit and for what was missed."""
+    call, tensors = run.call, run.call.inputs
+    found: Found = []
+    if groups:
+        steps, states = attach_index(groups, values, costs)
+        hits = [hit for hit in run.hits if hit.index]
+        found += [(hit.targets, own, x) for hit, own, x in zip(hits, steps, states, strict=True)]
+    if run.hits and not run.hits[0].index:
+        zero = ZeroWithGraph.apply(*tensors)
+        targets = run.hits[0].targets
+        found.append((targets, [zero] * len(targets), call.x0 + zero.to(call.x0.dtype)))
+    missed = [k for k in range(len(call.targets)) if run.hit(k) is None]
+    if missed and any(tensor.requires_grad for tensor in tensors):
+        where = f"{run.status.name}: {run.status.value}"
+        if bool(torch.isfinite(call.missed)):
+            counted, state = call.missed + ZeroWithGraph.apply(*tensors), run.state
+        else:
+            counted, state = MissedValue.apply(where, call.missed, run.state, *tensors)
+        found.append((missed, [counted] * len(missed), state))
+    return found
 
-    A function of its own, since autograd runs it only if the gradient to x0 is wanted.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, x0: Tensor) -> Tensor:
-        ctx.set_materialize_grads(False)
-        return x0.view_as(x0)
+def _groups(run: Run) -> list[Group]:
+    """The solved problems, hit by hit; a part of the run begins where the one before ended."""
+    values = run.call.values
+    hits = [hit for hit in run.hits if hit.index]
+    return [
+        tuple(IndexProblem(run, hit, values[position], since) for position in hit.targets)
+        for hit, since in zip(hits, [None, *hits], strict=False)
+    ]
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> Tensor:
-        if gradient is None:
-            raise GradientError(
-                "a truncated sum does not reach x0: use DiscreteAdjoint for its gradient, or "
-                "detach x0"
-            )
-        return gradient
+
+def _needs_grad(call: Call) -> bool:
+    # An evaluation without a graph hides its leaves: then nobody knows what is needed.
+    return call.leaves.has_gap or any(tensor.requires_grad for tensor in call.inputs)
+
+
+def _check(call: Call, groups: Sequence[Group]) -> None:
+    """Compare derivatives with differences on the way to the first target, and to the last."""
+    moved = call.t0.requires_grad or isinstance(call.update.clock.step, Tensor)
+    for group in dict.fromkeys((0, len(groups) - 1)):
+        check_functions(groups[group][0], clock_matters=moved or call.definition.needs_flow)
+
+
+def _warn_about_marks(call: Call, groups: Sequence[Group]) -> None:
+    """Warn where a fraction of the last step is asked for and J_{N-1} is no measurement."""
+    for problem, *_ in groups:
+        if call.definition.whole or call.measures(problem.previous):
+            continue
+        warnings.warn(
+            f"step {problem.index - 1} has no value of the criterion to interpolate from (it is "
+            "the start, or f went up there): the fraction of the index says nothing. Use "
+            "interpolation=None",
+            StoppingWarning,
+            stacklevel=4,
+        )
+
+
+def _refuse_meaningless(steps: Tensor, problem: IndexProblem) -> None:
+    """Where J_{N-1} is a mark and no measurement, the quotient over the last step says nothing."""
+    n = problem.index
+    message = (
+        f"the criterion has no value at step {n - 1} (J = {problem.previous_loss:g} there is a "
+        f"mark, as at the start and after an increase), so J_N - J_(N-1) at N = {n} is no "
+        "difference quotient: the index has no derivative here. Choose a smaller target, a "
+        "smaller step, or gradient=None"
+    )
+
+    def refuse(cotangent: Tensor | None) -> None:
+        if cotangent is not None and bool(cotangent != 0):
+            raise GradientError(message)
+
+    if steps.requires_grad:
+        steps.register_hook(refuse)

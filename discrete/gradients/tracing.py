@@ -11,13 +11,9 @@ import torch
 from torch import Tensor
 
 from ode_stopping.core.consistency import check_derivatives, check_reproducible, check_time
-from ode_stopping.core.functions import CriterionMap
-from ode_stopping.core.leaves import LeafSet
 from ode_stopping.core.status import Status
 
-from ..iterating.iteration import UpdateMap
-from ..iterating.run import IndexSearch
-from ..iterating.store import StateStore
+from ..iterating.run import Run
 from .problem import IndexProblem
 
 __all__ = ["check_functions", "trace_leaves"]
@@ -25,20 +21,17 @@ __all__ = ["check_functions", "trace_leaves"]
 _TRACE_POINTS = 8
 
 
-def trace_leaves(
-    search: IndexSearch,
-    update: UpdateMap,
-    criterion: CriterionMap,
-    leaves: LeafSet,
-    store: StateStore,
-) -> None:
+def trace_leaves(run: Run) -> None:
     """Find every tensor that update and criterion depend on.
 
     Looked at are the last step, twice, which tells nodes older than the evaluation (a
-    hyper-network's history) from its own, and some kept states, for a parameter that is used on
-    another branch only.
+    hyper-network's history) from its own, the other steps at which a target was met, and the graph
+    of the run where it was recorded; else some kept states, for a parameter that is used on another
+    branch only.
     """
-    clock, last = update.clock, max(search.index - 1, search.first)
+    call = run.call
+    update, criterion, leaves, clock = call.update, call.criterion, call.leaves, call.update.clock
+    last = max(run.index - 1, 0)
 
     def of_update(k: int, state: Tensor) -> tuple[Tensor, set[Any]]:
         time, point = update.inputs(clock.time(k), state)
@@ -46,24 +39,34 @@ def trace_leaves(
         return value.detach(), leaves.add_from([value], inputs=(time, point))
 
     def of_criterion() -> tuple[Tensor, set[Any]]:
-        time, point = criterion.inputs(clock.time(search.index), search.state)
+        time, point = criterion.inputs(clock.time(run.index), run.state)
         value = criterion.traced(time, point)
         return value.detach(), leaves.add_from([value], inputs=(time, point))
 
-    for name, evaluated in (
-        ("update", [of_update(last, search.previous) for _ in range(2)]),
+    for name, ((first, nodes), (second, others)) in (
+        ("update", [of_update(last, run.previous) for _ in range(2)]),
         ("criterion", [of_criterion() for _ in range(2)]),
     ):
-        (first, nodes), (second, others) = evaluated
-        if search.status is Status.REACHED:
+        if run.status is Status.REACHED:
             check_reproducible(first, second, name=name)
         leaves.note_history(nodes, others)
     # The step belongs to the clock even where the update does not use it through its own graph.
     if isinstance(clock.step, Tensor):
         leaves.add_from([clock.step], inputs=())
-    kept = [k for k in store.indices() if k < last]
+    for hit in run.hits:
+        if 0 < hit.index <= last:
+            of_update(hit.index - 1, hit.previous)
+    if run.recording is not None:
+        # The values are of evaluations with a graph. Without one they have to be the same.
+        if run.status is Status.REACHED:
+            update.require_same(update.step(last, run.previous), run.state, run.index)
+        for chunk in run.recording.chunks:
+            leaves.add_from([chunk.state], inputs=(chunk.start, run.recording.time))
+        return
+    store = run.store
+    kept = [] if store is None else [k for k in store.indices() if k < last]
     for k in kept[:: max(len(kept) // _TRACE_POINTS, 1)][:_TRACE_POINTS]:
-        state = store.get(k)
+        state = None if store is None else store.get(k)
         if state is not None:
             of_update(k, state)
 

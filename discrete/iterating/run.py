@@ -1,101 +1,154 @@
-"""The forward loop: iterate until the criterion is down to the target, without gradients."""
+"""The forward loop: iterate until the criterion is down to every target, without gradients."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import torch
 from torch import Tensor
 
-from ode_stopping.core.functions import CriterionMap
+from ode_stopping.core.memo import Memo, sharing
 from ode_stopping.core.stats import Stats
 from ode_stopping.core.status import Status
 
-from .iteration import UpdateMap
+from ..call import Call
+from .recording import Recorder, Recording
 from .store import StateStore
 
-__all__ = ["IndexSearch", "find_index"]
+__all__ = ["Hit", "Run", "find_index"]
 
 
-@dataclass
-class IndexSearch:
-    """Outcome of the forward run.
+@dataclass(frozen=True)
+class Hit:
+    """A step at which targets were met for the first time.
 
     Attributes:
-        status: How it ended.
-        index: N, or the number of steps that were taken.
-        losses: J(x_k), k = first..index, as Python floats (float64).
+        index: N.
         state: x_N, shape (n,).
-        previous: x_{N-1}; the start where there was no step.
-        note: One more sentence.
-        first: Index of the start.
+        previous: x_{N-1}; x_0 where N = 0.
+        loss: J(x_N).
+        previous_loss: J(x_{N-1}); NaN where N = 0.
+        targets: Positions of the targets in the call.
     """
 
+    index: int
+    state: Tensor
+    previous: Tensor
+    loss: float
+    previous_loss: float
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the forward run found.
+
+    Attributes:
+        call: What was asked.
+        status: How it ended: REACHED where every target was met.
+        index: Number of steps that were taken.
+        losses: J(x_k), k = 0..index, as Python floats (float64).
+        state: x at the end, shape (n,).
+        previous: The state before; the start where there was no step.
+        hits: In order of the steps.
+        store: The kept states; None where no gradient is wanted.
+        stats: What it cost.
+        recording: The graph of all steps, where it was small enough to be kept.
+        step_bytes: What the graph of one step keeps alive; None: not known.
+        note: One more sentence on how it ended.
+    """
+
+    call: Call
     status: Status
     index: int
     losses: list[float]
     state: Tensor
     previous: Tensor
+    hits: tuple[Hit, ...]
+    store: StateStore | None
+    stats: Stats
+    recording: Recording | None = None
+    step_bytes: int | None = None
     note: str = ""
-    first: int = 0
 
     @property
     def best(self) -> tuple[float, int]:
         """Smallest J and its index."""
-        finite = [(value, k) for k, value in enumerate(self.losses, self.first) if isfinite(value)]
-        return min(finite) if finite else (float("nan"), self.first)
+        finite = [(value, k) for k, value in enumerate(self.losses) if isfinite(value)]
+        return min(finite) if finite else (float("nan"), 0)
+
+    def hit(self, target: int) -> Hit | None:
+        """Where the target at this position was met."""
+        return next((hit for hit in self.hits if target in hit.targets), None)
+
+    def status_of(self, target: int) -> Status:
+        """How the run to the target at this position ended."""
+        hit = self.hit(target)
+        if hit is None:
+            return self.status
+        return Status.REACHED if hit.index else Status.AT_START
 
 
-def find_index(
-    update: UpdateMap,
-    criterion: CriterionMap,
-    x0: Tensor,
-    target: float,
-    *,
-    max_steps: int,
-    store: StateStore | None,
-    stats: Stats,
-    first: int = 0,
-) -> IndexSearch:
-    """N = min{ k : J(x_k) <= target } (Definition 2 of arXiv 2505.22509).
+def find_index(call: Call, store: StateStore | None, *, graphs: int = 0) -> Run:
+    """N = min{ k : J(x_k) <= eps } for every target (Definition 2 of arXiv 2505.22509).
 
     Args:
-        update: G_k.
-        criterion: J.
-        x0: Start, shape (n,).
-        target: eps.
-        max_steps: Limit on k.
-        store: Receives x_first .. x_N.
-        stats: Counts, filled in.
-        first: Index of the start, where this run goes on with another.
+        call: What is asked.
+        store: Receives x_0 .. x_N of the last target.
+        graphs: Bytes of the graph that may be kept from the run itself; 0: none is made.
     """
+    update, criterion = call.update, call.criterion
+    with torch.no_grad(), sharing(Memo()):
+        wanted = any(tensor.requires_grad for tensor in call.inputs)
+        run = _iterated(call, store, Recorder(update, graphs, wanted=wanted))
+    stats = Stats(nfe_forward=run.index, criterion_calls=criterion.calls, accepted=run.index)
+    return replace(run, stats=stats)
 
-    def ended(status: Status, note: str = "") -> IndexSearch:
-        return IndexSearch(status, k, losses, x, previous, note, first)
 
-    clock = update.clock
-    x = previous = x0
+def _iterated(call: Call, store: StateStore | None, recorder: Recorder) -> Run:
+    update, criterion, clock = call.update, call.criterion, call.update.clock
+    values = call.values
+    left = sorted(range(len(values)), key=lambda i: -values[i])
+    x = previous = call.begin
     losses: list[float] = []
-    k = first
-    try:
-        while True:
-            value = criterion.value(clock.time(k), x)
-            losses.append(value)
-            if store is not None:
-                store.add(k, x)
-            if not isfinite(value):
-                return ended(Status.DIVERGED, f"J is {value} at step {k}")
-            if value <= target or k >= max_steps:
-                # J may look at a part of the state only: NaN elsewhere is no hit.
-                if not bool(torch.isfinite(x).all()):
-                    return ended(Status.DIVERGED, f"NaN or inf in x_{k}")
-                if value <= target:
-                    return ended(Status.REACHED if k > first else Status.AT_START)
-                return ended(Status.NOT_REACHED, f"the limit of {max_steps} steps was used up")
-            previous, x = x, update.step(k, x)
-            k += 1
-    finally:
-        stats.nfe_forward = update.calls
-        stats.criterion_calls = criterion.calls
-        stats.accepted = k - first
+    hits: list[Hit] = []
+    k = 0
+
+    def ended(status: Status, note: str = "") -> Run:
+        found = call, status, k, losses, x, previous, tuple(hits), store, Stats()
+        return Run(*found, recorder.recording(), recorder.step_bytes, note)
+
+    highest = values[left[0]]
+    while True:
+        t = update.time_tensor(clock.time(k))
+        value = criterion.value(t, x)
+        if t._version:  # the criterion has changed it in place
+            t = update.time_tensor(clock.time(k))
+        losses.append(value)
+        if store is not None:
+            store.add(k, x)
+        if not isfinite(value):
+            return ended(Status.DIVERGED, f"J is {value} at step {k}")
+        if value <= highest or k >= call.max_steps:
+            # J may look at a part of the state only: NaN elsewhere is no hit.
+            if not bool(torch.isfinite(x).all()):
+                return ended(Status.DIVERGED, f"NaN or inf in x_{k}")
+            met = [i for i in left if value <= values[i]]
+            if met:
+                hits.append(_hit(k, x, previous, losses, met))
+                recorder.hit(k)
+                left = left[len(met) :]
+            if not left:
+                return ended(Status.REACHED if k else Status.AT_START)
+            if k >= call.max_steps:
+                note = f"the limit of {call.max_steps} steps was used up"
+                return ended(Status.NOT_REACHED, note)
+            highest = values[left[0]]
+        previous, x = x, recorder.step(k, x, t)
+        k += 1
+
+
+def _hit(k: int, x: Tensor, previous: Tensor, losses: list[float], met: Sequence[int]) -> Hit:
+    return Hit(k, x, previous, losses[-1], losses[-2] if k else float("nan"), tuple(met))

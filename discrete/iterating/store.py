@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["CheckpointStore", "JoinedStore", "RecentStore", "ShiftedStore", "StateStore"]
+__all__ = ["CheckpointStore", "RecentStore", "StateStore"]
+
+
+# States, and bytes, that are allocated at once.
+_ROWS = 64
+_BLOCK = 2**22
+# Bytes of a state below which copying it costs more than it saves.
+_SMALL = 2**14
 
 
 class StateStore(Protocol):
@@ -27,6 +33,9 @@ class StateStore(Protocol):
 class CheckpointStore:
     """Every s-th state within a budget; s starts at 1 and doubles when the budget is used up.
 
+    Large states are copied into blocks. Kept where they were made they would lie scattered among
+    the temporaries of the steps, and the gaps between them cost several times the budget.
+
     Args:
         memory: Budget in bytes. At least two states are always kept.
         stride: The s to start with.
@@ -35,17 +44,32 @@ class CheckpointStore:
     def __init__(self, memory: int, *, stride: int = 1) -> None:
         self._memory = memory
         self._states: dict[int, Tensor] = {}
+        self._free: list[Tensor] = []
         self.stride = stride
 
     def add(self, k: int, state: Tensor) -> None:
         """Offer x_k, shape (n,)."""
         if k % self.stride:
             return
-        self._states[k] = state
-        limit = max(self._memory // max(state.numel() * state.element_size(), 1), 2)
-        while len(self._states) > limit:
-            self.stride *= 2
-            self._states = {i: x for i, x in self._states.items() if i % self.stride == 0}
+        size = max(state.numel() * state.element_size(), 1)
+        limit = max(self._memory // size, 2)
+        if len(self._states) >= limit:
+            self._thin_out()
+            if k % self.stride:
+                return
+        if size < _SMALL:
+            self._states[k] = state
+            return
+        if not self._free:
+            rows = min(_ROWS, max(_BLOCK // size, 1), limit - len(self._states))
+            self._free = list(state.new_empty((rows, *state.shape)).unbind())
+        self._states[k] = self._free.pop().copy_(state)
+
+    def _thin_out(self) -> None:
+        """Every second state goes, and its place is free."""
+        self.stride *= 2
+        self._free += [x for i, x in self._states.items() if i % self.stride and x.nbytes >= _SMALL]
+        self._states = {i: x for i, x in self._states.items() if i % self.stride == 0}
 
     def get(self, k: int) -> Tensor | None:
         """x_k if it was kept."""
@@ -54,51 +78,6 @@ class CheckpointStore:
     def indices(self) -> list[int]:
         """Which states were kept, ascending."""
         return sorted(self._states)
-
-
-class ShiftedStore:
-    """A store whose first state is x_first: for the part of a run that begins there.
-
-    Args:
-        store: Receives x_first as its state 0.
-        first: The index that it begins with.
-    """
-
-    def __init__(self, store: StateStore, first: int) -> None:
-        self._store = store
-        self._first = first
-
-    def add(self, k: int, state: Tensor) -> None:
-        """Offer x_k, shape (n,)."""
-        self._store.add(k - self._first, state)
-
-    def get(self, k: int) -> Tensor | None:
-        """x_k if it was kept."""
-        return self._store.get(k - self._first)
-
-    def indices(self) -> list[int]:
-        """Which states were kept, ascending."""
-        return [k + self._first for k in self._store.indices()]
-
-
-class JoinedStore:
-    """The stores of the parts of a run, to be looked into."""
-
-    def __init__(self, stores: Sequence[StateStore]) -> None:
-        self._stores = list(stores)
-
-    def add(self, k: int, state: Tensor) -> None:
-        """Refused: the parts have received their states."""
-        raise RuntimeError("a joined store is complete")
-
-    def get(self, k: int) -> Tensor | None:
-        """x_k if one of them kept it."""
-        found = (store.get(k) for store in self._stores)
-        return next((state for state in found if state is not None), None)
-
-    def indices(self) -> list[int]:
-        """Which states were kept, ascending."""
-        return sorted({k for store in self._stores for k in store.indices()})
 
 
 class RecentStore:

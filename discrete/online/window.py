@@ -14,12 +14,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ode_stopping.core.status import StoppingWarning
+from ode_stopping.core.sweep import Sweep, products
 
 from .bundles import Bundle, flat, unflattened
 from .closures import Evaluation, require_second_derivatives
@@ -275,36 +276,29 @@ class Window:
             active: Whether the hyperparameters of a bundle are adapted.
         """
         total = dict.fromkeys((c.name for c in self._adapted), 0.0)
-        on_x = list(gradients)
-        on_buffers: list[tuple[Tensor, ...] | None] = [None] * len(on_x)
+        sweeps = [Sweep([gradient]) for gradient in gradients]
         for place in range(len(self._steps) - 1, -1, -1):
             step = self._steps[place]
             on_gradients = []
-            for i, snapshot in enumerate(step.snapshots):
+            for sweep, snapshot, is_active in zip(sweeps, step.snapshots, active, strict=True):
                 # Of older steps nothing is left out: their batches are not the one that f is of.
                 held_out = snapshot.held_out and place == len(self._steps) - 1
-                pulled = self._pull_back(snapshot, on_x[i], on_buffers[i], held_out=held_out)
-                if active[i]:
-                    for coordinate, slope in zip(self._adapted, pulled.slopes, strict=True):
+                on_gradient, slopes = self._pull_back(snapshot, sweep, held_out=held_out)
+                on_gradients.append(on_gradient)
+                if is_active:
+                    for coordinate, slope in zip(self._adapted, slopes, strict=True):
                         value = snapshot.values[coordinate.name]
                         factor = coordinate.slope(value) if in_log else 1.0
-                        total[coordinate.name] += factor * slope
-                on_x[i], on_buffers[i] = pulled.x, pulled.buffers
-                on_gradients.append(pulled.gradient)
+                        total[coordinate.name] += factor * float(slope)
             if place > 0:
-                products = step.curvature(on_gradients)
-                on_x = [a + b for a, b in zip(on_x, products, strict=True)]
+                for sweep, product in zip(sweeps, step.curvature(on_gradients), strict=True):
+                    sweep.lam[0] = sweep.lam[0] + product
         return total
 
     def _pull_back(
-        self,
-        snapshot: Snapshot,
-        on_x: Tensor,
-        on_buffers: tuple[Tensor, ...] | None,
-        *,
-        held_out: bool,
-    ) -> _Pulled:
-        """(dG/d.)^T lam at one step of one bundle."""
+        self, snapshot: Snapshot, sweep: Sweep, *, held_out: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Take lam through one step of one bundle: its gradients to g_j, and to theta there."""
         with torch.enable_grad():
             x, gradient, *buffers = (
                 piece.detach().requires_grad_()
@@ -329,32 +323,13 @@ class Window:
                 )
                 return [after, *kept]
 
-            outputs = stepped(False)
-            weights = [on_x, *(on_buffers or (torch.zeros_like(b) for b in buffers))]
-            inputs = [x, gradient, *buffers, *adapted]
-            pulled = _products(outputs, inputs, weights)
-            state, slopes = pulled[: 2 + len(buffers)], pulled[2 + len(buffers) :]
-            if held_out:
-                slopes = _products(stepped(True), adapted, weights)
-        return _Pulled(state[0], state[1], tuple(state[2:]), [float(slope) for slope in slopes])
-
-
-class _Pulled(NamedTuple):
-    x: Tensor
-    gradient: Tensor
-    buffers: tuple[Tensor, ...]
-    slopes: list[float]
-
-
-def _products(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]
-) -> list[Tensor]:
-    """Vector-Jacobian products; zeros where there is no dependence."""
-    products = torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True)
-    return [
-        torch.zeros_like(p) if product is None else product
-        for p, product in zip(inputs, products, strict=True)
-    ]
+            if len(sweep.lam) == 1:  # the newest step: nothing depends on its buffers yet
+                sweep.lam += [torch.zeros_like(buffer) for buffer in buffers]
+            other = products(stepped(True), adapted, sweep.lam) if held_out else None
+            on_gradient, *slopes = sweep.through(
+                stepped(False), [x, *buffers], [gradient, *adapted]
+            )
+        return on_gradient, slopes if other is None else other
 
 
 def _spread(steps: Sequence[float], parameters: Sequence[Tensor]) -> Tensor:

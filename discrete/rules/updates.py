@@ -168,6 +168,8 @@ class SemiImplicitEuler(UpdateRule):
 
 def combine(x: State, step: float | Tensor, terms: Terms) -> State:
     """x + step * sum_i weight_i slope_i, for a tensor or a tuple of tensors."""
+    if isinstance(x, Tensor):
+        return x + _scaled_sum(x, step, cast("Sequence[tuple[float, Tensor]]", terms))
     return _added(x, _weighted(x, step, terms))
 
 

@@ -256,12 +256,12 @@ def _compare(
         ahead, here, behind = (float((cotangent * path(h)).sum()) for h in (size, 0.0, -size))
         return (here - behind) / size, (ahead - here) / size
 
-    coarse, fine = difference(size), difference(0.5 * size)
+    fine = difference(0.5 * size)
     noise = torch.finfo(value.dtype).eps * float((cotangent * value.detach()).abs().sum()) / size
     gap = abs(fine - exact)
     allowed = limits.mismatch * max(abs(fine), abs(exact)) + 100 * noise
     # A difference that has not settled (a kink nearby) is no witness.
-    if gap > allowed and abs(fine - coarse) < 0.1 * gap:
+    if gap > allowed and abs(fine - difference(size)) < 0.1 * gap:
         slopes = one_sided()
         # With room for the curvature of the sides: on a kink, autograd's value is one of the ends.
         inside = min(slopes) - allowed <= exact <= max(slopes) + allowed

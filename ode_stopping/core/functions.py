@@ -61,13 +61,17 @@ class UserFunction:
         self.products = 0
         self._needs_graph = False
         # A state that is one vector is handed on as it is.
-        self._is_vector = not layout.is_tuple and len(layout.shapes[0]) == 1
-        self._output_shape = layout.shapes[0] if self._is_vector else None
+        self._shape = None if layout.is_tuple else layout.shapes[0]
+        self._is_vector = self._shape is not None and len(self._shape) == 1
+        # What a right output looks like, and whether it is flat by itself.
+        self._output_shape = self._shape
+        self._output_is_flat = self._is_vector
 
     def time_tensor(self, t: float | Tensor) -> Tensor:
         """A 0-d tensor of the state's dtype and device."""
         if isinstance(t, Tensor):
-            return t.to(dtype=self.dtype, device=self.device)
+            right = t.dtype is self.dtype and t.device == self.device
+            return t if right else t.to(dtype=self.dtype, device=self.device)
         return torch.scalar_tensor(t, dtype=self.dtype, device=self.device)
 
     def _checked(self, output: Any) -> Tensor:
@@ -75,16 +79,17 @@ class UserFunction:
 
     def _call(self, time: Tensor, flat: Tensor) -> Tensor:
         """The function at a flat state; its output flat, too, and checked."""
+        state: State = flat
         if not self._is_vector:
-            return self._checked(self.function(time, self.layout.unpack(flat)))
-        output = self.function(time, flat)
+            state = self.layout.unpack(flat) if self._shape is None else flat.view(self._shape)
+        output = self.function(time, state)
         # What is right is seen at a glance; `_checked` says what is wrong with the rest.
         if (
             type(output) is Tensor
             and output.shape == self._output_shape
             and output.dtype is self.dtype
         ):
-            return output
+            return output if self._output_is_flat else output.reshape(-1)
         return self._checked(output)
 
     def plain(self, t: float | Tensor, flat: Tensor) -> Tensor:
@@ -101,6 +106,8 @@ class UserFunction:
             with torch.no_grad():
                 return self.plain_at(time, flat)
         self.calls += 1
+        if flat.requires_grad:
+            flat = flat.detach()
         if not self._needs_graph:
             version = flat._version
             try:
@@ -111,6 +118,9 @@ class UserFunction:
             finally:
                 if flat._version != version:
                     self._refuse_change()
+                if flat.requires_grad:
+                    # A flag that the function has set, on what is the run's own.
+                    flat.requires_grad_(False)
         with torch.enable_grad():
             leaf = flat.detach().requires_grad_(True)
             return self._call(time, leaf).detach()
@@ -124,11 +134,11 @@ class UserFunction:
 
     def traced(self, t: Tensor, flat: Tensor) -> Tensor:
         """Value with graph; `t` and `flat` are made to require grad by the caller."""
+        if not torch.is_grad_enabled():
+            with torch.enable_grad():
+                return self.traced(t, flat)
         self.calls += 1
-        with torch.enable_grad():
-            if not flat.requires_grad:
-                flat = flat.detach().requires_grad_(True)
-            return self._call(t, flat)
+        return self._call(t, flat if flat.requires_grad else flat.detach().requires_grad_(True))
 
     def inputs(self, t: float | Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Fresh leaves (t, flat) that require grad."""
@@ -196,6 +206,7 @@ class CriterionMap(UserFunction):
     def __init__(self, function: Callable[..., Any], layout: StateLayout, like: Tensor) -> None:
         super().__init__(function, layout, like)
         self._output_shape = torch.Size(())
+        self._output_is_flat = True
         # A criterion that says so gives one number a sample; the flow's time must not matter.
         self._takes_rows = bool(getattr(function, "takes_rows", False))
 

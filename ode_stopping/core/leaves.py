@@ -33,32 +33,38 @@ def walk(
         The leaves in the order in which they were met, and the visited nodes. Keep the nodes alive
         for as long as they are compared: their identity is that of a Python wrapper.
     """
-    edges = {(p.grad_fn, p.output_nr): p for p in boundary if p.grad_fn is not None}
     found: dict[int, Tensor] = {}
-    visited: set[Any] = set()
-    stack: list[tuple[Any, int]] = []
+    stack: list[Any] = []
+    edges = {(p.grad_fn, p.output_nr): p for p in boundary if p.grad_fn is not None}
     for root in roots:
-        if root.grad_fn is not None:
-            stack.append((root.grad_fn, root.output_nr))
-        elif root.requires_grad:
-            found[id(root)] = root
+        if root.grad_fn is None:
+            if root.requires_grad:
+                found[id(root)] = root
+        elif (root.grad_fn, root.output_nr) in edges:
+            named = edges[root.grad_fn, root.output_nr]
+            found[id(named)] = named
+        else:
+            stack.append(root.grad_fn)
+    visited: set[Any] = set(stack)
     while stack:
-        edge = stack.pop()
-        node = edge[0]
-        if edges and edge in edges:
-            found[id(edges[edge])] = edges[edge]
-            continue
-        if node in visited:
-            continue
-        visited.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
+        node = stack.pop()
+        following = node.next_functions
+        if not following:
+            variable = getattr(node, "variable", None)
             # autograd.grad at a fixed point leaves a node for a variable that requires no grad (any
             # more).
-            if variable.requires_grad:
+            if variable is not None and variable.requires_grad:
                 found[id(variable)] = variable
             continue
-        stack.extend(successor for successor in node.next_functions if successor[0] is not None)
+        for edge in following:
+            successor = edge[0]
+            if successor is None:
+                continue
+            if edges and edge in edges:
+                found[id(edges[edge])] = edges[edge]
+            elif successor not in visited:
+                visited.add(successor)
+                stack.append(successor)
     return list(found.values()), visited
 
 

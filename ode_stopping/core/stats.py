@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["Costs", "Stats", "TotalStats"]
+__all__ = ["Costs", "Stats"]
 
 
 @dataclass
@@ -74,27 +73,3 @@ class Costs:
         """A backward pass has ended; it takes the place of the one before."""
         for name, value in vars(self._forward + backward).items():
             setattr(self.total, name, value)
-
-
-class TotalStats(Stats):
-    """The counts of the parts of a run, added up whenever they are read.
-
-    Args:
-        parts: One a part; those of a backward pass that did not reach a part count as 0.
-    """
-
-    def __init__(self, parts: Sequence[Stats]) -> None:
-        super().__init__()
-        self._parts = list(parts)
-
-    def __getattribute__(self, name: str) -> Any:
-        if name not in _COUNTS:
-            return super().__getattribute__(name)
-        counts = [getattr(part, name) for part in self._parts]
-        known = [count for count in counts if count is not None]
-        return sum(known) if known else None
-
-
-_COUNTS = frozenset(
-    field.name for field in fields(Stats) if field.name not in ("route", "fallback")
-)

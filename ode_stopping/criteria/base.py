@@ -22,7 +22,7 @@ class Criterion(nn.Module, ABC):
     that requires grad, where grad is enabled.
 
     Args:
-        position: callable state -> x. By default the first entry of a tuple (x, v, ...), which is
+        position: Callable state -> x. By default the first entry of a tuple (x, v, ...), which is
             the convention of the library's flows, else the state itself.
 
     Attributes:
@@ -31,7 +31,7 @@ class Criterion(nn.Module, ABC):
             each first index of the state.
 
     Raises:
-        TypeError: position is not callable.
+        TypeError: `position` is not callable.
     """
 
     nonnegative: bool = False

@@ -131,19 +131,19 @@ class AnyOf(_Combined):
     AnyOf(AllOf(a, b, targets=[...]), c, targets=[1.0, eps]).
 
     Args:
-        criteria: at least one; `Criterion` modules or any callables (t, state) -> J, 0-d or one
+        criteria: At least one; `Criterion` modules or any callables (t, state) -> J, 0-d or one
             value a sample. Each takes the position out of the state itself.
         targets: eps_i > 0, one a criterion, numbers or 0-d tensors. A tensor that requires grad is
             kept as the leaf it is (see `attach`).
 
     Attributes:
-        nonnegative: all members declare that they are.
+        nonnegative: All members declare that they are.
 
     Raises:
-        TypeError: a criterion is not callable, is a class, or is one that `stopping_index` has to
+        TypeError: A criterion is not callable, is a class, or is one that `stopping_index` has to
             see itself (`StepDecrease`); targets is no list, or holds something else than numbers
             and floating-point tensors. At a call: a member returns no floating-point tensor.
-        ValueError: no criteria; another number of targets; a target that is not 0-d, not finite or
+        ValueError: No criteria; another number of targets; a target that is not 0-d, not finite or
             not positive, at construction or, where it has moved or is too small for the dtype of
             its criterion, at a call.
     """

@@ -25,11 +25,11 @@ class LossValue(Criterion):
     `minimum`, or `lower_bound`).
 
     Args:
-        objective: a `Problem` or any callable x -> f(x).
-        position: see `Criterion`.
+        objective: A `Problem` or any callable x -> f(x).
+        position: See `Criterion`.
 
     Raises:
-        TypeError: objective is not callable.
+        TypeError: `objective` is not callable.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class GradientNorm(Criterion):
     differentiable; its derivative is then 0 rather than NaN.
 
     Args:
-        objective: a `Problem` or any callable x -> f(x); see `objective_gradient`.
-        squared: whether to square the norm; the square of the 2-norm is smooth.
-        ord: the order of the norm, >= 1; `math.inf` for the largest entry.
-        position: see `Criterion`.
+        objective: A `Problem` or any callable x -> f(x); see `objective_gradient`.
+        squared: Whether to square the norm; the square of the 2-norm is smooth.
+        ord: The order of the norm, >= 1; `math.inf` for the largest entry.
+        position: See `Criterion`.
 
     Raises:
-        TypeError: objective is not callable.
+        TypeError: `objective` is not callable.
         ValueError: ord < 1 or NaN.
     """
 
@@ -109,14 +109,14 @@ class RelativeDecrease(Criterion):
     f_ref is evaluated with every call, since f may have parameters that it depends on.
 
     Args:
-        objective: a `Problem` or any callable x -> f(x).
-        reference: a state x_ref (tensor with at least one dimension), or the number f_ref (a 0-d
+        objective: A `Problem` or any callable x -> f(x).
+        reference: A state x_ref (tensor with at least one dimension), or the number f_ref (a 0-d
             tensor counts as one).
         minimum: f*; default the objective's own `minimum`, or 0 where it has none.
-        position: see `Criterion`.
+        position: See `Criterion`.
 
     Raises:
-        TypeError: objective not callable; reference or minimum of the wrong kind.
+        TypeError: `objective` not callable; reference or minimum of the wrong kind.
         ValueError: f_ref <= f*, at construction or, where parameters have moved, at a call.
     """
 

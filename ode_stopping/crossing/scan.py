@@ -20,7 +20,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from ..core.functions import CriterionMap
-from ..solving.solver import Polynomial
+from ..solving.solver import Dense
 from ..solving.step import Step
 
 __all__ = ["Met", "NonFiniteCriterion", "Scan", "scan_step"]
@@ -158,7 +158,7 @@ class _Samples:
 
     def _states(self, fractions: tuple[float, ...]) -> Sequence[Tensor]:
         """x there; from a polynomial all at once."""
-        if not isinstance(self._dense, Polynomial):
+        if not isinstance(self._dense, Dense):
             return [self._dense(self.time(s)) for s in fractions]
         if fractions[-1] != 1.0:
             return self._dense.at_fractions(fractions)
@@ -183,7 +183,7 @@ class _Samples:
         cell = [self._value]
         try:
             return self.time(
-                brentq(lambda s: cell[0](s) - target, *bracket, xtol=1e-15, rtol=1e-14)
+                brentq(lambda s: cell[0](s) - target, *bracket, xtol=1e-12, rtol=1e-12)
             )
         finally:
             cell.clear()

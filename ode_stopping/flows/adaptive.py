@@ -29,16 +29,16 @@ class RMSPropFlow(GradientFlow):
     tau = lr/(1 - alpha) is `torch.optim.RMSprop`.
 
     Args:
-        objective: as for `GradientFlow`.
-        tau: time constant of the second moment, > 0, in flow time; a number (fixed), a 0-d tensor
+        objective: As for `GradientFlow`.
+        tau: Time constant of the second moment, > 0, in flow time; a number (fixed), a 0-d tensor
             or a callable of t (`Positive(0.1)` is learnable and stays positive).
-        eps: added to the root, >= 0; as for tau.
-        inside: added to v under the root, >= 0. 0 is the algorithm. The root then has the
+        eps: Added to the root, >= 0; as for tau.
+        inside: Added to v under the root, >= 0. 0 is the algorithm. The root then has the
             derivative 0 at v = 0, and orders of convergence are those of a smooth flow from v0 > 0
             only; a small positive number is another algorithm, smooth everywhere.
 
     Raises:
-        TypeError, ValueError: what `GradientFlow` raises, and for constants out of range.
+        TypeError, ValueError: What `GradientFlow` raises, and for constants out of range.
     """
 
     tau: Any
@@ -99,17 +99,17 @@ class AdamFlow(GradientFlow):
     algorithm m, v and the c_i start from 0; m/c1 and v/c2 are 0/0 there, with the limits g and g^2.
 
     Args:
-        objective: as for `GradientFlow`.
-        tau1: time constant of the first moment, > 0, in flow time; a number (fixed), a 0-d tensor
+        objective: As for `GradientFlow`.
+        tau1: Time constant of the first moment, > 0, in flow time; a number (fixed), a 0-d tensor
             or a callable of t (`Positive(0.1)` is learnable and stays positive).
-        tau2: time constant of the second moment, > 0; as for tau1.
-        eps: added to the root, >= 0; as for tau1.
-        inside: added to v/c2 under the root, >= 0. 0 is the algorithm. The root then has the
+        tau2: Time constant of the second moment, > 0; as for tau1.
+        eps: Added to the root, >= 0; as for tau1.
+        inside: Added to v/c2 under the root, >= 0. 0 is the algorithm. The root then has the
             derivative 0 at v = 0, and orders of convergence are those of a smooth flow from v0 > 0
             only; a small positive number is another algorithm, smooth everywhere.
 
     Raises:
-        TypeError, ValueError: what `GradientFlow` raises, and for constants out of range.
+        TypeError, ValueError: What `GradientFlow` raises, and for constants out of range.
     """
 
     tau1: Any
@@ -190,10 +190,10 @@ class AdamFlow(GradientFlow):
         system of differential equations to model first-order adaptive algorithms", JMLR 2020).
 
         Args:
-            t: flow time.
+            t: Flow time.
             state: (x, m, v, c1, c2).
             minimum: f*; default the objective's own, or 0 where it has none.
-            minimizer: not used by this energy.
+            minimizer: Not used by this energy.
         """
         x, m, v, _, _ = pieces(state, 5, type(self).__name__)
         time = torch.as_tensor(t, dtype=x.dtype, device=x.device)

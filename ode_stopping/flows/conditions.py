@@ -27,8 +27,8 @@ class Margins:
     """Margins at one time or, stacked, along a trajectory; >= 0 where the condition holds.
 
     Attributes:
-        names: what each margin is, as a formula.
-        values: shape (len(names),), or (len(names), times).
+        names: What each margin is, as a formula.
+        values: Shape (len(names),), or (len(names), times).
     """
 
     names: tuple[str, ...]
@@ -56,8 +56,8 @@ def convergence_margins(flow: InertialHessianFlow, t: Tensor | float) -> Margins
     for convex f (damping alpha/t; kappa = 1, lambda = alpha - 1).
 
     Args:
-        flow: the flow.
-        t: flow time, > 0: 0-d, or shape (times,).
+        flow: The flow.
+        t: Flow time, > 0: 0-d, or shape (times,).
 
     Raises:
         ValueError: t <= 0.
@@ -82,15 +82,15 @@ def stability_margins(
     Then f(x_k) - f* = O(1/k). Roots of negative numbers count as 0: the first margin tells of them.
 
     Args:
-        flow: the flow.
-        t: flow time, 0-d, or shape (times,).
-        x: positions, shape (d,), or (times, d).
+        flow: The flow.
+        t: Flow time, 0-d, or shape (times,).
+        x: Positions, shape (d,), or (times, d).
         step: h, in flow time.
         curvature: x -> Lambda(x) >= |hess f(x)|, 0-d: a constant function, or
             `hessian_norm(objective)`.
 
     Raises:
-        ValueError: step not positive; shapes of t and x that do not go together; beta = 0 at a
+        ValueError: `step` not positive; shapes of t and x that do not go together; beta = 0 at a
             time, where the second condition cannot hold and the third has no bound.
     """
     if not step > 0:
@@ -134,8 +134,8 @@ def hessian_norm(
 
     Args:
         objective: f.
-        iterations: products with the Hessian.
-        seed: of the first vector.
+        iterations: Products with the Hessian.
+        seed: Of the first vector.
     """
 
     def norm(x: Tensor) -> Tensor:

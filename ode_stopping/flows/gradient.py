@@ -19,11 +19,11 @@ class GradientFlow(Flow):
     """x' = -grad f(x).
 
     Args:
-        objective: a `Problem` or any callable x -> f(x), one value a sample; an `nn.Module` is
+        objective: A `Problem` or any callable x -> f(x), one value a sample; an `nn.Module` is
             registered, so that its parameters are the flow's.
 
     Raises:
-        TypeError: objective is not callable. Calls raise what `objective_gradient` raises.
+        TypeError: `objective` is not callable. Calls raise what `objective_gradient` raises.
     """
 
     objective: Objective
@@ -71,8 +71,8 @@ class GradientFlow(Flow):
         p >= 0 for a schedule or a diagonal preconditioner, and for `RMSPropFlow`.
 
         Args:
-            t: flow time.
-            state: the state; x of shape (..., d).
+            t: Flow time.
+            state: The state; x of shape (..., d).
             minimum: f*; default the objective's own, or 0 where it has none.
             minimizer: x*, for energies that need it; default the objective's own.
 
@@ -86,12 +86,12 @@ class RescaledGradientFlow(GradientFlow):
     """x' = -alpha(t) grad f(x) (eq. 3).
 
     Args:
-        objective: as for `GradientFlow`.
-        schedule: callable t -> alpha, one number (or a tensor with as many dimensions as x, for a
+        objective: As for `GradientFlow`.
+        schedule: Callable t -> alpha, one number (or a tensor with as many dimensions as x, for a
             rate a sample, say). For a plain number write `ConstantSchedule(number)`.
 
     Raises:
-        TypeError: objective or schedule is not callable; alpha is not a tensor or number.
+        TypeError: `objective` or `schedule` is not callable; alpha is not a tensor or number.
         ValueError: alpha has a shape that does not fit x.
     """
 
@@ -122,12 +122,12 @@ class PreconditionedFlow(GradientFlow):
     """x' = -p * grad f(x), p = p(x, grad f(x), t; theta) a diagonal (eq. 4).
 
     Args:
-        objective: as for `GradientFlow`.
-        preconditioner: callable (x, grad, t) -> p that broadcasts to the shape of x, or a tensor
+        objective: As for `GradientFlow`.
+        preconditioner: Callable (x, grad, t) -> p that broadcasts to the shape of x, or a tensor
             p of shape (d,), kept as the object it is (the same leaf where it requires grad).
 
     Raises:
-        TypeError: objective not callable; preconditioner neither callable nor a tensor.
+        TypeError: `objective` not callable; preconditioner neither callable nor a tensor.
         ValueError: p does not broadcast to the shape of x.
     """
 

@@ -83,14 +83,14 @@ class InertialHessianFlow(HessianDampedFlow):
     with step h is EIGAC (Xie, Yin, Wen, arXiv 2406.02006).
 
     Args:
-        objective: as for `GradientFlow`.
+        objective: As for `GradientFlow`.
         damping: a >= 0: a number (fixed), a 0-d tensor, or a callable of t; `VanishingDamping(a)`
             is a/t.
-        beta: of the Hessian-driven damping, >= 0; as for damping. beta' is taken by autograd.
-        gamma: of the gradient, > 0; as for damping.
+        beta: Of the Hessian-driven damping, >= 0; as for damping. beta' is taken by autograd.
+        gamma: Of the gradient, > 0; as for damping.
 
     Raises:
-        TypeError, ValueError: what `GradientFlow` raises, for constants out of range, and what the
+        TypeError, ValueError: What `GradientFlow` raises, for constants out of range, and what the
             damping raises at a call.
     """
 
@@ -127,8 +127,8 @@ class InertialHessianFlow(HessianDampedFlow):
         """(x0, v0) with the velocity x'(t0), zero by default: v0 = x'(t0) + beta(t0) grad f(x0).
 
         Args:
-            x0: start, shape (..., d).
-            t0: start time; needed where beta depends on time.
+            x0: Start, shape (..., d).
+            t0: Start time; needed where beta depends on time.
             velocity: x'(t0), shape of x0.
 
         Raises:
@@ -169,7 +169,7 @@ class InertialHessianFlow(HessianDampedFlow):
         f(x) - f* <= E(t0)/(t^2 w) (arXiv 2406.02006, with kappa = 1, lambda = alpha - 1).
 
         Args:
-            t: flow time, > 0.
+            t: Flow time, > 0.
             state: (x, v).
             minimum: f*; default the objective's own, or 0 where it has none.
             minimizer: x*; default the objective's own.
@@ -193,13 +193,13 @@ class HighResolutionFlow(HessianDampedFlow):
     the algorithm back.
 
     Args:
-        objective: as for `GradientFlow`.
-        mu: modulus of strong convexity, > 0: a number (fixed), a 0-d tensor, or a learnable
+        objective: As for `GradientFlow`.
+        mu: Modulus of strong convexity, > 0: a number (fixed), a 0-d tensor, or a learnable
             constant such as `Positive`, but no function of time.
-        s: step of the algorithm, > 0 (there at most 1/L); as for mu.
+        s: Step of the algorithm, > 0 (there at most 1/L); as for mu.
 
     Raises:
-        TypeError, ValueError: what `GradientFlow` raises, and for mu or s <= 0 or schedules.
+        TypeError, ValueError: What `GradientFlow` raises, and for mu or s <= 0 or schedules.
     """
 
     mu: Any
@@ -243,7 +243,7 @@ class HighResolutionFlow(HessianDampedFlow):
         E' <= -sqrt(mu)/4 E for mu-strongly convex f (Shi, Du, Jordan, Su 2022, Lemma 1).
 
         Args:
-            t: flow time.
+            t: Flow time.
             state: (x, v); x' = v - sqrt(s) g.
             minimum: f*; default the objective's own, or 0 where it has none.
             minimizer: x*; default the objective's own.

@@ -56,11 +56,11 @@ class Positive(nn.Module):
     Where that leaves the range of the dtype, value stays at its end, with the derivative 0.
 
     Args:
-        value: the start, > 0.
+        value: The start, > 0.
 
     Raises:
-        TypeError: not a number.
-        ValueError: not positive and finite.
+        TypeError: Not a number.
+        ValueError: Not positive and finite.
     """
 
     def __init__(self, value: Number) -> None:
@@ -88,13 +88,13 @@ class AtLeast(Positive):
     """A learnable constant above a bound: value = bound + exp(raw).
 
     Args:
-        bound: the bound, never reached, not even by rounding (a damping coefficient alpha > 3,
+        bound: The bound, never reached, not even by rounding (a damping coefficient alpha > 3,
             say).
-        value: the start, > bound.
+        value: The start, > bound.
 
     Raises:
-        TypeError: not a number.
-        ValueError: not above the bound.
+        TypeError: Not a number.
+        ValueError: Not above the bound.
     """
 
     def __init__(self, bound: Number, *, value: Number) -> None:
@@ -114,13 +114,13 @@ class Bounded(nn.Module):
     The default bounds are those of the betas of Adam.
 
     Args:
-        value: the start, in (low, high).
-        low: lower bound, never reached, not even by rounding.
-        high: upper bound, never reached.
+        value: The start, in (low, high).
+        low: Lower bound, never reached, not even by rounding.
+        high: Upper bound, never reached.
 
     Raises:
-        TypeError: not a number.
-        ValueError: not between the bounds; bounds infinite or in the wrong order.
+        TypeError: Not a number.
+        ValueError: Not between the bounds; bounds infinite or in the wrong order.
     """
 
     def __init__(self, value: Number, *, low: float = 0.0, high: float = 1.0) -> None:
@@ -154,7 +154,7 @@ class VanishingDamping(nn.Module):
         alpha: > 0; see `Hyperparameter` for what it may be.
 
     Raises:
-        ValueError: alpha is not positive; at a call, t <= 0 (choose t0 > 0).
+        ValueError: `alpha` is not positive; at a call, t <= 0 (choose t0 > 0).
     """
 
     alpha: Any
@@ -177,8 +177,8 @@ def hold(module: nn.Module, name: str, value: Hyperparameter, admitted: Range) -
     """Store a hyperparameter on a module, after a look at its range where it has a value.
 
     Raises:
-        TypeError: neither a number, a floating-point tensor nor a callable; a class.
-        ValueError: outside of its range, not finite, or not one number.
+        TypeError: Neither a number, a floating-point tensor nor a callable; a class.
+        ValueError: Outside of its range, not finite, or not one number.
     """
     if isinstance(value, type):
         raise TypeError(f"{name} must be an object; got the class {value.__name__}: make one first")
@@ -241,7 +241,7 @@ def number(value: Hyperparameter, name: str) -> Tensor | float:
     """A hyperparameter that has to be a constant: a learnable module gives its present value.
 
     Raises:
-        TypeError: a schedule, which has no one value.
+        TypeError: A schedule, which has no one value.
     """
     if isinstance(value, Positive | Bounded):
         return value.value

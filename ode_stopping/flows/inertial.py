@@ -22,7 +22,7 @@ class InertialFlow(GradientFlow):
     The state is (x, v), both of shape (..., d).
 
     Args:
-        objective: as for `GradientFlow`.
+        objective: As for `GradientFlow`.
     """
 
     @abstractmethod
@@ -56,10 +56,10 @@ class InertialFlow(GradientFlow):
         Non-increasing for every f where a >= 0.
 
         Args:
-            t: flow time.
+            t: Flow time.
             state: (x, v).
             minimum: f*; default the objective's own, or 0 where it has none.
-            minimizer: not used by this energy.
+            minimizer: Not used by this energy.
         """
         x, v = pair(state, type(self).__name__)
         return self.excess(x, minimum) + 0.5 * (v * v).sum(-1)
@@ -72,12 +72,12 @@ class HeavyBallFlow(InertialFlow):
     momentum m.
 
     Args:
-        objective: as for `GradientFlow`.
+        objective: As for `GradientFlow`.
         damping: a >= 0; a number (fixed), a 0-d tensor, or a callable of t (`Positive(0.5)` is
             learnable and stays positive).
 
     Raises:
-        TypeError, ValueError: what `GradientFlow` raises, and for a damping that is negative.
+        TypeError, ValueError: What `GradientFlow` raises, and for a damping that is negative.
     """
 
     damping: Any
@@ -97,11 +97,11 @@ class StronglyConvexNesterovFlow(InertialFlow):
     A limit only: no step gives the algorithm back.
 
     Args:
-        objective: as for `GradientFlow`.
-        mu: modulus of strong convexity, > 0; see `HeavyBallFlow` for what it may be.
+        objective: As for `GradientFlow`.
+        mu: Modulus of strong convexity, > 0; see `HeavyBallFlow` for what it may be.
 
     Raises:
-        TypeError, ValueError: what `GradientFlow` raises, and for mu <= 0.
+        TypeError, ValueError: What `GradientFlow` raises, and for mu <= 0.
     """
 
     mu: Any
@@ -128,7 +128,7 @@ class StronglyConvexNesterovFlow(InertialFlow):
         optimization", JMLR 2021).
 
         Args:
-            t: flow time.
+            t: Flow time.
             state: (x, v).
             minimum: f*; default the objective's own, or 0 where it has none.
             minimizer: x*; default the objective's own.
@@ -149,12 +149,12 @@ class NesterovFlow(InertialFlow):
     is a discretisation of `InertialHessianFlow`.
 
     Args:
-        objective: as for `GradientFlow`.
+        objective: As for `GradientFlow`.
         alpha: > 0; f(x) - f* = O(1/t^2) for convex f where alpha >= 3. See `HeavyBallFlow` for
             what it may be (`AtLeast(3, value=4)` is learnable).
 
     Raises:
-        TypeError, ValueError: what `GradientFlow` raises, for alpha <= 0, and at t <= 0.
+        TypeError, ValueError: What `GradientFlow` raises, for alpha <= 0, and at t <= 0.
     """
 
     def __init__(self, objective: Objective, *, alpha: Hyperparameter = 3.0) -> None:
@@ -179,7 +179,7 @@ class NesterovFlow(InertialFlow):
         5, up to a constant factor), so f(x) - f* <= E(t0)/t^2.
 
         Args:
-            t: flow time.
+            t: Flow time.
             state: (x, v).
             minimum: f*; default the objective's own, or 0 where it has none.
             minimizer: x*; default the objective's own.

@@ -24,13 +24,13 @@ class NewtonFlow(GradientFlow):
     positive definite: for f that is not convex it may.
 
     Args:
-        objective: as for `GradientFlow`.
+        objective: As for `GradientFlow`.
         damping: lam >= 0: a number (fixed), a 0-d tensor, or a callable of t.
 
     Raises:
-        TypeError, ValueError: what `GradientFlow` raises, and for a negative damping; at a call,
+        TypeError, ValueError: What `GradientFlow` raises, and for a negative damping; at a call,
             where x has no coordinates or f is not one number a sample.
-        RuntimeError: the Hessian is singular at a point of the path (`torch.linalg.LinAlgError`).
+        RuntimeError: The Hessian is singular at a point of the path (`torch.linalg.LinAlgError`).
     """
 
     damping: Any

@@ -26,13 +26,13 @@ class DiagonalPreconditioner(nn.Module):
     """p = values, or p = exp(values) with `log`, whatever x, grad and t are.
 
     Args:
-        values: shape (d,). Numbers (a list, an array) become a learnable parameter; a tensor is
+        values: Shape (d,). Numbers (a list, an array) become a learnable parameter; a tensor is
             kept as the object it is, learnable exactly if it requires grad.
-        log: the values are logarithms, so that p stays positive whatever a step of learning does.
+        log: The values are logarithms, so that p stays positive whatever a step of learning does.
 
     Raises:
-        TypeError: not real numbers.
-        ValueError: not of shape (d,), or not finite.
+        TypeError: Not real numbers.
+        ValueError: Not of shape (d,), or not finite.
     """
 
     values: Tensor
@@ -58,14 +58,14 @@ class NetworkPreconditioner(nn.Module):
     layer starts small, so that p is close to 1 everywhere.
 
     Args:
-        hidden: widths of the hidden layers, at least one.
-        seed: of a generator of its own.
-        spread: standard deviation of the last layer's weights, times sqrt(fan-in).
-        dtype: of the parameters.
-        device: of the parameters.
+        hidden: Widths of the hidden layers, at least one.
+        seed: Of a generator of its own.
+        spread: Standard deviation of the last layer's weights, times sqrt(fan-in).
+        dtype: Of the parameters.
+        device: Of the parameters.
 
     Raises:
-        ValueError: no hidden layer, or a width below 1.
+        ValueError: No hidden layer, or a width below 1.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class CoordinatewisePreconditioner(nn.Module):
     normal numbers, the bias around softplus^{-1}(1), so that p is near 1 for any x.
 
     Args:
-        dim: number of coordinates d.
-        seed: of a generator of its own, drawing in float64 on the CPU: a seed means the same
+        dim: Number of coordinates d.
+        seed: Of a generator of its own, drawing in float64 on the CPU: a seed means the same
             network in every dtype and on every device.
-        spread: standard deviation of the start; 0 gives p = 1.
-        dtype: of the parameters.
-        device: of the parameters.
+        spread: Standard deviation of the start; 0 gives p = 1.
+        dtype: Of the parameters.
+        device: Of the parameters.
 
     Raises:
         ValueError: dim < 1 or spread negative.

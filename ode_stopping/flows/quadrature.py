@@ -22,13 +22,13 @@ class WithIntegrals(Flow):
     the path costs no further solve.
 
     Args:
-        flow: the flow; a `Flow` or any callable (t, state) -> velocity.
-        integrands: callables (t, state of the flow) -> 0-d tensor or number. A state that is one
+        flow: The flow; a `Flow` or any callable (t, state) -> velocity.
+        integrands: Callables (t, state of the flow) -> 0-d tensor or number. A state that is one
             tensor comes as that tensor.
 
     Raises:
-        TypeError: one of them is not callable.
-        ValueError: no integrands; at a call, an integrand that is not one number.
+        TypeError: One of them is not callable.
+        ValueError: No integrands; at a call, an integrand that is not one number.
     """
 
     def __init__(self, flow: Callable[..., Any], *integrands: Integrand) -> None:
@@ -52,7 +52,7 @@ class WithIntegrals(Flow):
         """The state of the flow, without the integrals.
 
         Raises:
-            TypeError: no tuple, or too short a one.
+            TypeError: No tuple, or too short a one.
         """
         if not isinstance(state, tuple) or len(state) <= len(self.integrands):
             what = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
@@ -95,11 +95,11 @@ class WithIntegrals(Flow):
         """The flow's initial state (a tuple is taken as one already), and zeros.
 
         Args:
-            x0: a position, or a state of the flow.
-            **options: go to the flow's own `initial_state`.
+            x0: A position, or a state of the flow.
+            **options: Go to the flow's own `initial_state`.
 
         Raises:
-            TypeError: options that nobody takes.
+            TypeError: Options that nobody takes.
         """
         if isinstance(self.flow, Flow) and isinstance(x0, Tensor):
             x0 = self.flow.initial_state(x0, **options)

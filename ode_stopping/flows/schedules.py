@@ -22,10 +22,10 @@ class ConstantSchedule(nn.Module):
     """alpha(t) = value.
 
     Args:
-        value: the rate; a number or a 0-d tensor.
+        value: The rate; a number or a 0-d tensor.
 
     Raises:
-        TypeError, ValueError: not a finite real number.
+        TypeError, ValueError: Not a finite real number.
     """
 
     value: Tensor
@@ -51,11 +51,11 @@ class ExponentialSchedule(nn.Module):
 
     Args:
         rate: alpha(start); a number or a 0-d tensor.
-        decay: per unit of flow time; a number or a 0-d tensor.
-        start: flow time.
+        decay: Per unit of flow time; a number or a 0-d tensor.
+        start: Flow time.
 
     Raises:
-        TypeError, ValueError: not finite real numbers.
+        TypeError, ValueError: Not finite real numbers.
     """
 
     rate: Tensor
@@ -84,12 +84,12 @@ class PolynomialSchedule(nn.Module):
 
     Args:
         rate: alpha(start); a number or a 0-d tensor.
-        power: exponent of the decay; a number or a 0-d tensor.
-        start: flow time.
-        scale: flow time after which the base has doubled, > 0.
+        power: Exponent of the decay; a number or a 0-d tensor.
+        start: Flow time.
+        scale: Flow time after which the base has doubled, > 0.
 
     Raises:
-        TypeError, ValueError: not finite real numbers; scale not positive.
+        TypeError, ValueError: Not finite real numbers; scale not positive.
     """
 
     rate: Tensor
@@ -130,14 +130,14 @@ class NetworkSchedule(nn.Module):
     to `spread`.
 
     Args:
-        value: where it starts, > 0.
-        hidden: number of units.
-        start: flow time from which it is used; valid for t > start - 1.
-        seed: of a generator of its own.
-        spread: standard deviation of the output weights, times sqrt(hidden).
+        value: Where it starts, > 0.
+        hidden: Number of units.
+        start: Flow time from which it is used; valid for t > start - 1.
+        seed: Of a generator of its own.
+        spread: Standard deviation of the output weights, times sqrt(hidden).
 
     Raises:
-        ValueError: value not positive, or hidden < 1.
+        ValueError: `value` not positive, or `hidden` < 1.
     """
 
     start: Tensor

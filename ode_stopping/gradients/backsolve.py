@@ -83,7 +83,7 @@ class BacksolveAdjoint(GradientRoute):
         return PullBack(
             start=end[z.adjoint],
             leaves=z.leaves_of(end),
-            time=float(end[-1]),
+            time=float(end[z.time]),
             quadrature_errors=residuals.quadrature_errors,
         )
 

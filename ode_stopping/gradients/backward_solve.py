@@ -1,7 +1,7 @@
 """The continuous adjoint's backward solve: lam and its quadratures, over the time s = T - t.
 
-    z  = ([x,]  lam,       int F_theta^T lam, int lam^T F_t)
-    z' = ([-F,] F_x^T lam, F_theta^T lam,     F_t^T lam)
+    z  = ([x,]  lam,       int lam^T F_t, int F_theta^T lam)
+    z' = ([-F,] F_x^T lam, F_t^T lam,     F_theta^T lam)
 
 x stands in z only where it is integrated backward as well.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.status import GradientError
 from ..solving.flow_map import FlowPiece
-from ..solving.solver import StepFailed
+from ..solving.solver import StepFailed, first_entries
 from ..solving.step import Step
 from ..solving.stepper import Stepper
 from .problem import Jump, Piece
@@ -25,6 +25,8 @@ __all__ = ["Augmented", "Blocks", "Residuals", "integrate_backward"]
 
 _NEGLIGIBLE = 1e-8
 _ASLEEP = 1e-4
+# So many blocks are summed one by one.
+_FEW = 16
 
 
 class Blocks:
@@ -39,6 +41,7 @@ class Blocks:
 
     def __init__(self, sizes: Sequence[int], *, quadrature: Sequence[bool], like: Tensor) -> None:
         kept = [(size, flag) for size, flag in zip(sizes, quadrature, strict=True) if size > 0]
+        self._lengths = [size for size, _ in kept]
         self._sizes = torch.tensor([size for size, _ in kept], dtype=like.dtype, device=like.device)
         repeats = torch.tensor([size for size, _ in kept], device=like.device)
         self._index = torch.repeat_interleave(torch.arange(len(kept), device=like.device), repeats)
@@ -46,6 +49,10 @@ class Blocks:
 
     def rms(self, rows: Tensor) -> Tensor:
         """Root mean square of each block of each row (..., n), shape (..., blocks)."""
+        if len(self._lengths) <= _FEW:
+            parts = torch.split(rows, self._lengths, dim=-1)
+            norms = [torch.linalg.vector_norm(part, dim=-1) for part in parts]
+            return torch.stack(norms, dim=-1) / self._sizes.sqrt()
         sums = rows.new_zeros((*rows.shape[:-1], len(self._sizes)))
         return (sums.index_add_(-1, self._index, rows.square()) / self._sizes).sqrt()
 
@@ -53,7 +60,7 @@ class Blocks:
         """The error of a trial step: <= 1 where every block's is within `rtol` of its size."""
 
         def ratio(step: Step) -> float:
-            size, gain, error = self.rms(torch.stack([step.y0, step.f0, step.error])).unbind()
+            size, gain, error = (self.rms(flat) for flat in (step.y0, step.f0, step.error))
             gain = gain * step.length
             size = torch.where(self._is_quadrature, torch.maximum(size, gain), size)
             # A block far below the others (a parameter that hardly matters) is not worth a tiny
@@ -87,6 +94,11 @@ class Augmented:
         return slice(n, 2 * n) if self.with_state else slice(0, n)
 
     @property
+    def time(self) -> int:
+        """Where int lam^T F_t stands; the quadratures of the leaves follow."""
+        return self.adjoint.stop
+
+    @property
     def sizes(self) -> list[int]:
         """Number of elements of each leaf."""
         return [leaf.numel() for leaf in self.path.leaves.tensors]
@@ -99,7 +111,7 @@ class Augmented:
     def blocks(self) -> Blocks:
         """What an error is measured by."""
         pieces = self.path.layout.sizes * (2 if self.with_state else 1)
-        quadratures = [*self.sizes, 1]
+        quadratures = [1, *self.sizes]
         flags = [False] * len(pieces) + [True] * len(quadratures)
         return Blocks([*pieces, *quadratures], quadrature=flags, like=self.path.x0)
 
@@ -109,12 +121,12 @@ class Augmented:
         time, state = flow.inputs(t, x)
         value = flow.flow.traced(time, state)
         product = flow.flow.pull(value, time, state, lam, leaves, look=True)
-        parts = [product.state, *(g.reshape(-1) for g in product.leaves), product.time.reshape(1)]
+        parts = [product.state, product.time.reshape(1), *(g.reshape(-1) for g in product.leaves)]
         return torch.cat([-product.value, *parts] if self.with_state else parts)
 
     def leaves_of(self, z: Tensor) -> list[Tensor]:
         """The quadratures of the leaves, each in its shape."""
-        pieces = torch.split(z[self.adjoint.stop : -1], self.sizes)
+        pieces = torch.split(z[self.time + 1 :], self.sizes)
         return [
             piece.reshape(leaf.shape)
             for piece, leaf in zip(pieces, self.path.leaves.tensors, strict=True)
@@ -152,10 +164,10 @@ class Residuals:
     def step(self, step: Step) -> None:
         """Note one accepted backward step."""
         adjoint = self._z.adjoint
-        difference = step.error[adjoint.stop :]
+        difference = step.error[self._z.time + 1 :]
         # A second quadrature: the embedded formula, whose differences add up with their signs.
         self._difference = difference if self._difference is None else self._difference + difference
-        dense = self._method.dense(step)
+        dense = first_entries(self._method.dense(step), self._z.time + 1)
         while self._ends and self._end - self._ends[-1].t1 <= step.t1:
             forward = self._ends.pop()
             self._defect = self._defect + dense(self._end - forward.t1)[adjoint] @ forward.error
@@ -169,7 +181,7 @@ class Residuals:
 
     def _check(self, z: Tensor, velocity: Tensor) -> None:
         """The identity at one point: lam^T F changes by the integral of lam^T F_t."""
-        products, integral = z[self._z.adjoint] * velocity, z[-1]
+        products, integral = z[self._z.adjoint] * velocity, z[self._z.time]
         scale = torch.maximum(products.abs().sum(), self._at_end.abs()) + integral.abs()
         gap = (products.sum() + integral - self._at_end).abs()
         relative = torch.where(gap > 0, gap / scale, gap)
@@ -181,7 +193,7 @@ class Residuals:
         sizes = self._z.sizes
         if self._difference is None or not sizes:
             return [0.0] * len(sizes)
-        pieces = torch.split(self._difference[:-1], sizes)
+        pieces = torch.split(self._difference, sizes)
         return torch.stack([piece.norm() for piece in pieces]).tolist()
 
     @property
@@ -208,7 +220,7 @@ def integrate_backward(
     """Integrate z over the backward time s = T - t from 0 to T - t0.
 
     Where the flow jumps in t, the solve ends and begins anew: lam is continuous there, and F_t has
-    a point mass, which goes into the last entry of z, int lam^T F_t dt. So it does at a hit, where
+    a point mass, which goes into int lam^T F_t dt. So it does at a hit, where
     lam itself jumps.
 
     Args:
@@ -273,7 +285,8 @@ def integrate_backward(
         if begin > path.start:
             x = state(begin, value)
             mass = value[z.adjoint] @ (flow(begin, x) - path.flow.on(index - 1)(begin, x))
-            value = torch.cat([value[:-1], value[-1:] + mass])
+            value = value.clone()
+            value[z.time] += mass
     return value
 
 

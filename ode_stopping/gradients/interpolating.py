@@ -69,7 +69,7 @@ class InterpolatingAdjoint(GradientRoute):
         return PullBack(
             start=end[z.adjoint],
             leaves=z.leaves_of(end),
-            time=float(end[-1]),
+            time=float(end[z.time]),
             samples=sampler.stacked(end[z.adjoint]) if len(times) else None,
             quadrature_errors=residuals.quadrature_errors,
             defect=residuals.defect,

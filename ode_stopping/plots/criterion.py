@@ -54,8 +54,8 @@ def plot_criterion(
         The axes.
 
     Raises:
-        ImportError: matplotlib is missing.
-        RuntimeError: criterion was given, and a flow kept no states.
+        ImportError: Matplotlib is missing.
+        RuntimeError: `criterion` was given, and a flow kept no states.
         TypeError: A run is none.
         ValueError: A flow against steps; a bare callable against time, without a step.
     """

@@ -47,7 +47,7 @@ def plot_fan(
         The axes. Light colours are small steps.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: Matplotlib is missing.
         RuntimeError: A run kept no states, where they are needed.
         TypeError: A run is none.
         ValueError: The update is a bare callable, and there is no step; a target with a coordinate.

@@ -31,8 +31,8 @@ def on_grid(
 
     Args:
         function: x -> one value; a whole batch (n, 2) in one call where it can do that.
-        extent: left, right, bottom, top.
-        like: a tensor of the dtype and on the device of the points.
+        extent: Left, right, bottom, top.
+        like: A tensor of the dtype and on the device of the points.
 
     Returns:
         The two coordinates and the values, each of shape (m, m), NaN where not finite.

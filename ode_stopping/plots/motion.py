@@ -50,7 +50,7 @@ def plot_energy(
         The axes.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: Matplotlib is missing.
         RuntimeError: A run kept no states.
         TypeError: A run is none; there is no energy.
         ValueError: The update of an iteration is a bare callable, and there is no step.
@@ -100,7 +100,7 @@ def plot_phase(
         The axes.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: Matplotlib is missing.
         RuntimeError: A run kept no states.
         TypeError: A run is none, or its states have no velocity.
         ValueError: The direction is zero or does not fit x.
@@ -146,7 +146,7 @@ def plot_states(
         The axes.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: Matplotlib is missing.
         RuntimeError: The run kept no states.
         TypeError: The run is none.
         IndexError: x has no such coordinate.

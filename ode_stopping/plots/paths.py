@@ -61,7 +61,7 @@ def plot_paths(
         The axes.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: Matplotlib is missing.
         RuntimeError: A run kept no states.
         TypeError: A run is none.
         ValueError: Positions have not two entries; criterion without target, or the reverse.

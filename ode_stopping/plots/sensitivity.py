@@ -82,7 +82,7 @@ def plot_sensitivity(
         The axes.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: Matplotlib is missing.
         ValueError: Shapes that do not match; results of several targets.
     """
     theta = array(values).reshape(-1)

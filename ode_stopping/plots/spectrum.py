@@ -73,7 +73,7 @@ def plot_spectrum(
         The axes.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: Matplotlib is missing.
         ValueError: Neither a square matrix nor a vector.
     """
     given = torch.as_tensor(matrix_or_eigenvalues).detach()

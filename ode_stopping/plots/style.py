@@ -52,7 +52,7 @@ def canvas(axes: Axes | None, what: str) -> Axes:
         what: Who needs matplotlib, for the error.
 
     Raises:
-        ImportError: matplotlib is missing; the message says what to install.
+        ImportError: Matplotlib is missing; the message says what to install.
     """
     pyplot = optional_module("matplotlib.pyplot", what)
     if axes is not None:

@@ -26,8 +26,8 @@ class Problem(nn.Module, ABC):
     to any tensor of the problem that requires grad.
 
     Attributes:
-        dim: the number of unknowns d.
-        takes_rows: whether several points may be given at once, x of shape (k, d), faster than one
+        dim: The number of unknowns d.
+        takes_rows: Whether several points may be given at once, x of shape (k, d), faster than one
             by one: criteria are then looked at inside of a step in one call.
     """
 
@@ -90,14 +90,14 @@ def objective_gradient(objective: Objective, x: Tensor) -> Tensor:
     that requires grad. Under `torch.no_grad()` grad is enabled inside and the result is detached.
 
     Args:
-        objective: a `Problem`, or any callable x -> f(x), one value a sample.
-        x: shape (..., d), floating point; need not require grad.
+        objective: A `Problem`, or any callable x -> f(x), one value a sample.
+        x: Shape (..., d), floating point; need not require grad.
 
     Returns:
         grad f(x), shape and dtype of x.
 
     Raises:
-        TypeError: objective not callable, x or f(x) not a floating-point tensor.
+        TypeError: `objective` not callable, x or f(x) not a floating-point tensor.
         ValueError: f(x) is not one value a sample, or does not depend on x.
     """
     return gradient_and_batch_dims(objective, x)[0]

@@ -18,12 +18,12 @@ def breast_cancer(
     """The Wisconsin diagnostic breast-cancer data: 569 samples of 30 features, +1 = benign.
 
     Args:
-        standardize: every column to mean 0 and (population) standard deviation 1; the raw columns
+        standardize: Every column to mean 0 and (population) standard deviation 1; the raw columns
             differ by four orders of magnitude.
-        dtype: of both tensors.
+        dtype: Of both tensors.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: Scikit-learn is not installed.
     """
     bunch = sklearn_datasets().load_breast_cancer()
     features = torch.as_tensor(bunch.data, dtype=torch.float64)
@@ -42,12 +42,12 @@ def digits(
     """Two classes of the 8 x 8 handwritten digits, 64 features; the first class -1, the second +1.
 
     Args:
-        classes: two different digits.
-        scale: divide the pixels 0..16 by 16.
-        dtype: of both tensors.
+        classes: Two different digits.
+        scale: Divide the pixels 0..16 by 16.
+        dtype: Of both tensors.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: Scikit-learn is not installed.
         ValueError: `classes` is not two different digits.
     """
     if len(classes) != 2 or classes[0] == classes[1] or not set(classes) <= set(range(10)):
@@ -79,15 +79,15 @@ def synthetic_logistic(
     are our choice.)
 
     Args:
-        samples: rows n.
-        dim: columns.
-        seed: of a generator of its own; the global random state is neither read nor changed.
-        nonzeros: entries of z that are not zero; default a tenth of dim, at least 1.
-        flipped: share of wrong labels, in [0, 1/2).
-        dtype: of both tensors.
+        samples: Rows n.
+        dim: Columns.
+        seed: Of a generator of its own; the global random state is neither read nor changed.
+        nonzeros: Entries of z that are not zero; default a tenth of dim, at least 1.
+        flipped: Share of wrong labels, in [0, 1/2).
+        dtype: Of both tensors.
 
     Raises:
-        ValueError: a size below 1, more nonzeros than columns, or a share outside [0, 1/2).
+        ValueError: A size below 1, more nonzeros than columns, or a share outside [0, 1/2).
     """
     nonzeros = max(1, dim // 10) if nonzeros is None else nonzeros
     if samples < 1 or dim < 1:
@@ -112,7 +112,7 @@ def sklearn_datasets() -> Any:
     """The module sklearn.datasets, imported where it is used.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: Scikit-learn is not installed.
     """
     try:
         from sklearn import datasets

@@ -19,7 +19,7 @@ def value_and_gradient(
 
     Args:
         function: point -> value of any shape; the gradient is that of the sum of its entries.
-        point: floating-point tensor of any shape; need not require grad.
+        point: Floating-point tensor of any shape; need not require grad.
 
     Returns:
         The value, and the gradient, shape of the point; None where the value does not depend on it.

@@ -57,21 +57,21 @@ def libsvm(
 
     Args:
         name: "a1a", "a2a", "a3a" or "w3a", also the name of the file.
-        folder: where the file is; default the folder that the environment variable
+        folder: Where the file is; default the folder that the environment variable
             ODE_STOPPING_DATA names. The empty string counts as not given, in both.
-        download: fetch a file that is not there into the folder, which is made if it is missing.
+        download: Fetch a file that is not there into the folder, which is made if it is missing.
             A file that is there is never fetched again nor replaced.
-        verify: compare the file's sha256 with the known one. Copies of mirrors may differ in line
+        verify: Compare the file's sha256 with the known one. Copies of mirrors may differ in line
             ends, blanks and the like, and be as good: for those, and for files of your own, False.
             This holds for a download as well.
-        dtype: of both tensors.
+        dtype: Of both tensors.
 
     Raises:
-        ValueError: another name; a checksum that differs; a file that is not svmlight text with
+        ValueError: Another name; a checksum that differs; a file that is not svmlight text with
             indices from 1 and labels -1 and +1; download=True without a folder.
-        FileNotFoundError: the file is not there, and download=False.
-        ConnectionError: the download failed. Whatever fails, no file is left behind.
-        ImportError: scikit-learn, which reads the files, is not installed.
+        FileNotFoundError: The file is not there, and download=False.
+        ConnectionError: The download failed. Whatever fails, no file is left behind.
+        ImportError: Scikit-learn, which reads the files, is not installed.
         TypeError: `download` or `verify` is neither True nor False.
     """
     if name not in tuple(SHA256):
@@ -104,7 +104,7 @@ def available_libsvm(folder: str | os.PathLike[str] | None = None) -> tuple[str,
     """Which of a1a, a2a, a3a and w3a there are, in that order; whether they are intact is not read.
 
     Args:
-        folder: as for `libsvm`. Without one, and where it does not exist, there are none.
+        folder: As for `libsvm`. Without one, and where it does not exist, there are none.
     """
     place = _place(folder)
     return () if place is None else tuple(name for name in SHA256 if (place / name).is_file())

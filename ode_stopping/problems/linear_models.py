@@ -34,16 +34,16 @@ class LinearModel(Problem):
     A subclass gives the loss of a margin, its derivative and the bound on its second derivative.
 
     Args:
-        X: dense data, shape (n, features), array or tensor; kept as the object it is (a tensor that
+        X: Dense data, shape (n, features), array or tensor; kept as the object it is (a tensor that
             requires grad gets its gradient), without a copy for the intercept.
         y: n labels, exactly -1 and +1.
         regularization: reg >= 0, a number or a 0-d tensor (kept as the object it is).
-        intercept: whether a column of -1 is appended.
+        intercept: Whether a column of -1 is appended.
         reduction: "mean" or "sum".
 
     Raises:
         TypeError: X, y or regularization of the wrong kind (sparse data, say).
-        ValueError: shapes, labels, reduction or the sign of regularization; X not finite.
+        ValueError: Shapes, labels, reduction or the sign of regularization; X not finite.
     """
 
     takes_rows = True

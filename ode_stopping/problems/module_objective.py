@@ -40,22 +40,22 @@ class ModuleObjective(Problem):
     the loss, and data that require grad, are, and get their gradients.
 
     Args:
-        model: the network, called as model(inputs).
+        model: The network, called as model(inputs).
         loss: (output, targets) -> 0-d tensor, as `nn.functional.mse_loss` or
             `nn.CrossEntropyLoss()`. It may use `model.parameters()`, for a penalty: during the call
             these are the entries of x.
         data: (inputs, targets), tensors, kept as the objects they are.
 
     Attributes:
-        dim: number of trained parameters d.
-        inputs: as given.
-        targets: as given.
-        loss: as given.
+        dim: Number of trained parameters d.
+        inputs: As given.
+        targets: As given.
+        loss: As given.
 
     Raises:
-        TypeError: model is no module, loss not callable or without a floating-point tensor as its
+        TypeError: `model` is no module, loss not callable or without a floating-point tensor as its
             value, data not two tensors.
-        ValueError: no trained parameters, or parameters not initialised yet, complex, of several
+        ValueError: No trained parameters, or parameters not initialised yet, complex, of several
             dtypes or devices; a loss that is not 0-d; a model or loss that uses trained parameters
             through references of its own, behind the back of x.
     """

@@ -10,6 +10,8 @@ from .base import Problem
 from .rotations import HouseholderRotation
 from .tensors import ArrayLike, Number, as_floating, attach, scalar
 
+_LONG = 256
+
 
 class Quadratic(Problem):
     """f(x) = x^T Q x / 2 with a symmetric, positive semidefinite Q.
@@ -28,12 +30,12 @@ class Quadratic(Problem):
     gradient of x^T Q x / 2 with independent entries, hence consistent with differentiating f.
 
     Args:
-        matrix_or_spectrum: shape (d,) or (d, d). A tensor is kept as the object it is.
+        matrix_or_spectrum: Shape (d,) or (d, d). A tensor is kept as the object it is.
         rotation: None, an orthogonal (d, d) tensor, or a `HouseholderRotation` (O(d) memory).
 
     Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: not square, not symmetric, not positive semidefinite (beyond rounding), not
+        TypeError: An argument is of the wrong kind.
+        ValueError: Not square, not symmetric, not positive semidefinite (beyond rounding), not
             orthogonal, shapes that do not match, or a rotation beside a matrix.
     """
 
@@ -157,12 +159,12 @@ class QuarticQuadratic(Quadratic):
     Convex, f* = 0 at x* = 0; the gradient Q x + c x^3 has no global Lipschitz constant for c > 0.
 
     Args:
-        matrix_or_spectrum: as in `Quadratic`.
-        rotation: as in `Quadratic`.
-        quartic: the number c >= 0, or a 0-d tensor, kept as the object it is.
+        matrix_or_spectrum: As in `Quadratic`.
+        rotation: As in `Quadratic`.
+        quartic: The number c >= 0, or a 0-d tensor, kept as the object it is.
 
     Raises:
-        TypeError, ValueError: as `Quadratic`; `quartic` negative or not 0-d.
+        TypeError, ValueError: As `Quadratic`; `quartic` negative or not 0-d.
     """
 
     quartic: Tensor
@@ -197,8 +199,8 @@ class QuarticQuadratic(Quadratic):
 
 
 def _symmetric(matrix: Tensor, x: Tensor) -> Tensor:
-    """Q x for each row of x; for one vector by rows of the matrix, as it lies in memory."""
-    return torch.mv(matrix, x) if x.ndim == 1 else x @ matrix
+    """Q x for each row of x; for one long vector by rows of the matrix, as it lies in memory."""
+    return torch.mv(matrix, x) if x.ndim == 1 and len(x) >= _LONG else x @ matrix
 
 
 def _check_spectrum(spectrum: Tensor) -> None:

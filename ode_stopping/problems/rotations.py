@@ -45,11 +45,11 @@ class HouseholderRotation(nn.Module):
     (k, k), which is two thin products rather than k dependent ones.
 
     Args:
-        vectors: shape (k, d), no row zero; they are normalised.
+        vectors: Shape (k, d), no row zero; they are normalised.
 
     Raises:
-        TypeError: vectors is not floating point.
-        ValueError: not of shape (k, d) with k >= 1, or a row that is zero or not finite.
+        TypeError: `vectors` is not floating point.
+        ValueError: Not of shape (k, d) with k >= 1, or a row that is zero or not finite.
     """
 
     vectors: Tensor

@@ -50,8 +50,8 @@ def as_floating(value: ArrayLike | Number, name: str) -> Tensor:
     Numbers, sequences and integer arrays become float64; floating-point arrays keep their type.
 
     Raises:
-        TypeError: not numeric, complex, or a tensor of integers.
-        ValueError: an entry is NaN or infinite.
+        TypeError: Not numeric, complex, or a tensor of integers.
+        ValueError: An entry is NaN or infinite.
     """
     if isinstance(value, Tensor):
         tensor = value
@@ -81,7 +81,7 @@ def scalar(value: Tensor | Number, name: str) -> Tensor | Number:
     """The value itself after a check that it is one number (a 0-d tensor or a Python number).
 
     Raises:
-        ValueError: it has a dimension.
+        ValueError: It has a dimension.
     """
     shape = tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
     if shape:

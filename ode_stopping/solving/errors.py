@@ -57,13 +57,17 @@ class StateError:
         size = torch.maximum(before, after)
         # A piece that is zero and stays zero has no error: 0/0.
         tiny = torch.finfo(size.dtype).tiny
+        rtol = self._tolerances.rtol
         if len(self._layout.shapes) == 1:
+            # The root of the mean stands in the scale: that takes the fewest operations.
             root = size.numel() ** 0.5
-            floor = self._tolerances.floor(torch.linalg.vector_norm(size).div_(root))
-            scale = size.mul_(self._tolerances.rtol).add_(floor).clamp_min_(tiny)
-            return torch.linalg.vector_norm(step.error / scale).div_(root)
-        scale = self._tolerances.rtol * size
-        scale = scale + self._tolerances.floor(self._layout.piecewise_rms(size))
+            if self._tolerances.atol is None:
+                floor = tiny + self._tolerances.floor(torch.linalg.vector_norm(size))
+                scale = torch.add(floor, size, alpha=rtol * root)
+            else:
+                scale = size.mul_(rtol * root).add_(self._tolerances.atol * root + tiny)
+            return torch.linalg.vector_norm(step.error / scale)
+        scale = rtol * size + self._tolerances.floor(self._layout.piecewise_rms(size))
         return self._layout.norm(step.error / scale.clamp_min(tiny))
 
 
@@ -98,6 +102,8 @@ class VelocityError:
         self._layout = layout
         self._tolerances = tolerances
         self._eps = 0.0
+        # Sizes of one piece are compared with each other only: its 2-norm will do.
+        self._root = layout.sizes[0] ** 0.5 if len(layout.shapes) == 1 else 1.0
         self._pause = 0
         self._skip = 0
         # Sizes of the velocity at the end of the latest step, where the next one starts.
@@ -108,7 +114,7 @@ class VelocityError:
 
     def __call__(self, step: Step) -> float:
         """The ratio, <= 1 where a step is good enough; inf where it is not finite."""
-        rms = self._layout.rms
+        rms = self._sizes
         self._eps = torch.finfo(step.y1.dtype).eps
         figures = [self._state(step).reshape(1), rms(step.y1), rms(step.f1)]
         known = self._speeds is not None and self._speeds[0] is step.f0
@@ -122,7 +128,7 @@ class VelocityError:
         by_state, *rest = torch.cat(figures).tolist()
         count = figures[1].numel()
         sizes, speeds, *looked = [rest[i : i + count] for i in range(0, len(rest), count)]
-        self.size = max(sizes, default=0.0)
+        self.size = max(sizes, default=0.0) / self._root
         before = self._speeds[1] if self._speeds is not None and known else None
         self._speeds = (step.f1, speeds)
         # An infinite state may divide its own error away.
@@ -140,6 +146,12 @@ class VelocityError:
         self._skip = self._pause
         return max(by_state, by_velocity)
 
+    def _sizes(self, flat: Tensor) -> Tensor:
+        """The size of each piece, shape (pieces,)."""
+        if len(self._layout.shapes) == 1:
+            return torch.linalg.vector_norm(flat).view(1)
+        return self._layout.rms(flat)
+
     def _ratio(
         self,
         sizes: list[float],
@@ -151,7 +163,11 @@ class VelocityError:
         """Largest change of the velocity over what is allowed; all lists are by piece."""
         # Where the error of the state is down to its absolute tolerance, or to rounding, no
         # shorter step would make the velocity better.
-        floors = [max(self._tolerances.floor(size), _ROUNDING * self._eps * size) for size in sizes]
+        root = self._root
+        floors = [
+            max(self._tolerances.floor(size / root) * root, _ROUNDING * self._eps * size)
+            for size in sizes
+        ]
         if all(error <= floor for error, floor in zip(errors, floors, strict=True)):
             return 0.0
         limit = _VELOCITY_PER_RTOL * self._tolerances.rtol

@@ -9,16 +9,18 @@ The velocities of a step are the rows of one matrix, so that each sum is one pro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .solver import Function, Method, Polynomial
+from .solver import Dense, Function, Method
 from .step import Step
 
 __all__ = ["RungeKutta"]
+
+_SHORT = 4096
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,18 @@ class RungeKutta(Method):
 
     def trial(self, f: Function, t0: float, y0: Tensor, f0: Tensor, t1: float) -> Step:
         """A step, without graph; its data are the velocities, shape (s, n)."""
-        weights, h = self._weights(y0), t1 - t0
-        velocities = y0.new_empty((len(weights.nodes) + 1, y0.shape[0]))
+        weights, h, n = self._weights(y0), t1 - t0, y0.shape[0]
+        shape = (len(weights.nodes) + 1, n)
+        velocities = y0.new_zeros(shape) if n <= _SHORT else y0.new_empty(shape)
         columns = velocities.t()
         velocities[0] = f0
         y = y0
         for i, (node, row) in enumerate(zip(weights.nodes, weights.rows, strict=True), 1):
-            y = torch.addmv(y0, columns.narrow(1, 0, i), row, alpha=h)
+            # Of a short state, later velocities (zeros yet) cost less than a view of the others.
+            if n <= _SHORT:
+                y = torch.addmv(y0, columns, weights.full_rows[i - 1], alpha=h)
+            else:
+                y = torch.addmv(y0, columns.narrow(1, 0, i), row, alpha=h)
             # Exactly t1 at the end of the step, beyond which the flow may not be evaluated.
             velocities[i] = f(t1 if node == 1.0 else t0 + node * h, y)
         if weights.ends_on_last_stage:
@@ -81,10 +88,8 @@ class RungeKutta(Method):
 
     def dense(self, step: Step) -> Callable[[float], Tensor]:
         """The dense output, by its weights where there are any."""
-        dense = self._weights(step.y0).dense
-        if dense is None:
-            return super().dense(step)
-        return Polynomial(step, torch.mm(dense, step.data).mul_(step.t1 - step.t0))
+        weights = self._weights(step.y0)
+        return super().dense(step) if weights.dense is None else _Weighted(step, weights)
 
     def replay(self, f: Function, step: Step, y0: Tensor, t0: Any, h: Any) -> Tensor:
         """See `Method.replay`."""
@@ -106,28 +111,66 @@ def _moved(y0: Tensor, velocities: Sequence[Tensor], row: Tensor, h: Any) -> Ten
     return torch.addmv(y0, columns, row, alpha=h)
 
 
+class _Weighted(Dense):
+    """y(t0 + s h) = y0 + h sum_i w_i(s) k_i."""
+
+    __slots__ = ("_weights",)
+
+    def __init__(self, step: Step, weights: _Weights) -> None:
+        super().__init__(step)
+        self._weights = weights
+
+    def at_fractions(self, fractions: tuple[float, ...]) -> Sequence[Tensor]:
+        """See `Dense.at_fractions`."""
+        step = self._step
+        weights = self._weights.at(fractions)
+        return torch.addmm(step.y0, weights, step.data, alpha=step.t1 - step.t0).unbind()
+
+    def first(self, count: int) -> Dense:
+        """See `Dense.first`."""
+        part = replace(self._step.first(count), data=self._step.data[:, :count])
+        return _Weighted(part, self._weights)
+
+
 @dataclass(frozen=True)
 class _Weights:
     """The tableau as tensors of one dtype on one device."""
 
     nodes: tuple[float, ...]
     rows: tuple[Tensor, ...]
+    full_rows: tuple[Tensor, ...]
     solution: Tensor
     error: Tensor
     dense: Tensor | None
     ends_on_last_stage: bool
+    # Of the dense output at fractions that come again.
+    kept: dict[tuple[float, ...], Tensor]
+
+    def at(self, fractions: tuple[float, ...]) -> Tensor:
+        """Weights of the velocities at fractions of a step, shape (len(fractions), s)."""
+        found = self.kept.get(fractions)
+        if found is None:
+            assert self.dense is not None
+            powers = [[s ** (i + 1) for i in range(len(self.dense))] for s in fractions]
+            found = self.dense.new_tensor(powers) @ self.dense
+            if len(fractions) > 1:
+                self.kept[fractions] = found
+        return found
 
     @classmethod
     def of(cls, method: RungeKutta, like: Tensor) -> _Weights:
         def tensor(values: Any) -> Tensor:
             return torch.tensor(values, dtype=like.dtype, device=like.device)
 
-        dense = method.dense_weights
+        dense, stages = method.dense_weights, len(method.weights)
+        padded = [[*row, *[0.0] * (stages - len(row))] for row in method.matrix]
         return cls(
             tuple(method.nodes),
             tuple(tensor(list(row)) for row in method.matrix),
+            tuple(tensor(row) for row in padded),
             tensor(list(method.weights)),
             tensor(list(method.error)),
             None if dense is None else tensor([list(row) for row in dense]),
             method.ends_on_last_stage,
+            {},
         )

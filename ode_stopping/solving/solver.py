@@ -11,7 +11,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import inf
 from typing import Any, TypeVar
 
@@ -25,12 +24,14 @@ from .step import Step
 __all__ = [
     "LARGEST_PROMISE",
     "PROMISE_PER_RTOL",
+    "Dense",
     "Function",
     "Method",
     "Polynomial",
     "Solver",
     "StepFailed",
     "Tolerances",
+    "first_entries",
 ]
 
 _DEFAULT_RTOL = {torch.float64: 1e-7, torch.float32: 1e-4}
@@ -122,25 +123,17 @@ class Method(ABC):
         """
 
 
-class Polynomial:
-    """y(t0 + s h) = y0 + sum_i rows[i] s^(i + 1), in a step.
+class Dense(ABC):
+    """y(t) in a step; t beyond an end gives the state there.
 
     Args:
         step: The step.
-        rows: The coefficients, shape (degree, n).
     """
 
-    __slots__ = ("_columns", "_step")
+    __slots__ = ("_step",)
 
-    def __init__(self, step: Step, rows: Tensor) -> None:
+    def __init__(self, step: Step) -> None:
         self._step = step
-        self._columns = rows.t()
-
-    def at_fractions(self, fractions: tuple[float, ...]) -> Sequence[Tensor]:
-        """y at several fractions of the step, each of shape (n,)."""
-        rows = self._columns.t()
-        powers = _powers(fractions, rows.shape[0], rows.dtype, rows.device)
-        return torch.addmm(self._step.y0, powers, rows).unbind()
 
     def __call__(self, t: float) -> Tensor:
         """y at time t, shape (n,)."""
@@ -149,20 +142,45 @@ class Polynomial:
             return step.y0
         if t >= step.t1:
             return step.y1
-        s = (t - step.t0) / (step.t1 - step.t0)
-        powers = [s ** (i + 1) for i in range(self._columns.shape[1])]
-        like = self._columns
-        weights = torch.tensor(powers, dtype=like.dtype, device=like.device)
-        return torch.addmv(step.y0, like, weights)
+        return self.at_fractions(((t - step.t0) / (step.t1 - step.t0),))[0]
+
+    @abstractmethod
+    def at_fractions(self, fractions: tuple[float, ...]) -> Sequence[Tensor]:
+        """y(t0 + s h) for several fractions s, each of shape (n,)."""
+
+    @abstractmethod
+    def first(self, count: int) -> Dense:
+        """The dense output of the first entries of y alone."""
 
 
-@lru_cache(maxsize=16)
-def _powers(
-    fractions: tuple[float, ...], degree: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Row k: the powers 1 to `degree` of the fraction k."""
-    rows = [[s ** (i + 1) for i in range(degree)] for s in fractions]
-    return torch.tensor(rows, dtype=dtype, device=device)
+class Polynomial(Dense):
+    """y(t0 + s h) = y0 + sum_i rows[i] s^(i + 1).
+
+    Args:
+        step: The step.
+        rows: The coefficients, shape (degree, n).
+    """
+
+    __slots__ = ("_rows",)
+
+    def __init__(self, step: Step, rows: Tensor) -> None:
+        super().__init__(step)
+        self._rows = rows
+
+    def at_fractions(self, fractions: tuple[float, ...]) -> Sequence[Tensor]:
+        """See `Dense.at_fractions`."""
+        powers = [[s ** (i + 1) for i in range(len(self._rows))] for s in fractions]
+        weights = torch.tensor(powers, dtype=self._rows.dtype, device=self._rows.device)
+        return torch.addmm(self._step.y0, weights, self._rows).unbind()
+
+    def first(self, count: int) -> Dense:
+        """See `Dense.first`."""
+        return Polynomial(self._step.first(count), self._rows[:, :count])
+
+
+def first_entries(dense: Callable[[float], Tensor], count: int) -> Callable[[float], Tensor]:
+    """The first entries of a dense output, without the others where it knows how."""
+    return dense.first(count) if isinstance(dense, Dense) else lambda t: dense(t)[:count]
 
 
 class StepFailed(Exception):

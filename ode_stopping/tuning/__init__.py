@@ -5,7 +5,8 @@ result is to become small; `StoppingTask` is the one of this package, and `discr
 """
 
 from .history import Best, TuningError, TuningHistory, TuningRecord
-from .loop import TuningOptions, minimise
+from .loop import minimise
+from .options import TuningOptions
 from .tasks import StoppingTask, TuningTask
 from .times import minimise_stopping_time
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.describe import detached_state
 from ..core.status import GradientError, Status
-from .tasks import Censored, TuningTask
+from .options import TuningOptions
+from .tasks import TuningTask
 
-__all__ = ["Batch", "Evaluation", "Penalty"]
-
-Penalty: TypeAlias = Callable[[Any, Any], Tensor]
+__all__ = ["Batch", "Evaluation"]
 
 _MISSES = (Status.NOT_REACHED, Status.DIVERGED, Status.STALLED)
 _BROKEN = (Status.DIVERGED, Status.STALLED)
@@ -73,18 +72,12 @@ class Batch:
     Attributes:
         parameters: What the gradient is taken to.
         settings: Of the runs with a gradient, `gradient` among them.
-        censored: What a miss counts as.
-        penalty: (task, result) -> 0-d tensor, or None.
-        weight: Of the penalty.
-        on_error: Whether a GradientError ends the run, or costs a task its gradient.
+        options: Those of the loop; `censored`, `penalty`, `weight` and `on_error` are read here.
     """
 
     parameters: Sequence[Tensor]
     settings: dict[str, Any]
-    censored: Censored
-    penalty: Penalty | None
-    weight: float
-    on_error: Literal["raise", "skip"]
+    options: TuningOptions
 
     def evaluate(self, tasks: Sequence[tuple[int, TuningTask]], *, gradient: bool) -> Evaluation:
         """The objective over numbered tasks."""
@@ -93,7 +86,7 @@ class Batch:
         mean = sum(one.value for one in done) / count
         penalty = sum(one.penalty for one in done) / count
         return Evaluation(
-            objective=mean + self.weight * penalty,
+            objective=mean + self.options.weight * penalty,
             mean=mean,
             penalty=penalty,
             statuses=tuple(one.status for one in done),
@@ -116,7 +109,7 @@ class Batch:
             penalty = self._penalty(task, result)
             loss = value.to(torch.float64)
             if penalty is not None:
-                loss = loss + self.weight * penalty.to(loss)
+                loss = loss + self.options.weight * penalty.to(loss)
             gradients: Sequence[Tensor | None] = [None] * len(self.parameters)
             if gradient and not error and loss.requires_grad:
                 try:
@@ -136,7 +129,7 @@ class Batch:
     def _run(self, task: TuningTask, *, gradient: bool) -> Any:
         settings = self.settings if gradient else {**self.settings, "gradient": None}
         with torch.set_grad_enabled(gradient):
-            result = task.run(censored=self.censored, **settings)
+            result = task.run(censored=self.options.censored, **settings)
         if result.status is Status.DEGENERATE:
             # It has a time but no derivative: a constant, whose cotangent is not to raise.
             state = detached_state(result.state)
@@ -145,9 +138,9 @@ class Batch:
 
     def _penalty(self, task: TuningTask, result: Any) -> Tensor | None:
         # The path of a run that broke off ended nowhere, perhaps with NaN: no integral along it.
-        if self.penalty is None or result.status in _BROKEN:
+        if self.options.penalty is None or result.status in _BROKEN:
             return None
-        value = self.penalty(task, result)
+        value = self.options.penalty(task, result)
         if not isinstance(value, Tensor):
             raise TypeError(f"penalty must return a 0-d tensor; got {type(value).__name__}")
         if value.shape != () or not value.is_floating_point():
@@ -160,7 +153,7 @@ class Batch:
         return value
 
     def _missing(self, error: GradientError, label: str) -> str:
-        if self.on_error == "raise":
+        if self.options.on_error == "raise":
             raise error
         return f"{label}: {type(error).__name__}: {error}"
 

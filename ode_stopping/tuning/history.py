@@ -137,7 +137,7 @@ class TuningHistory:
             The axes.
 
         Raises:
-            ImportError: matplotlib is missing; the message says what to install.
+            ImportError: Matplotlib is missing; the message says what to install.
         """
         from ..plots.style import GREY, INK, canvas, legend
 

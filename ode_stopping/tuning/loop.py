@@ -5,68 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite
-from typing import Any, Literal
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.status import GradientError, Status
-from ..core.validation import described, require_count, require_flag
-from .batch import Batch, Evaluation, Penalty
+from ..core.validation import described
+from .batch import Batch, Evaluation
 from .history import TuningError, TuningHistory, TuningRecord, copy_into
+from .options import TuningOptions
 from .parameters import OptimizerLike, checked_optimizer, checked_parameters, needs_closure
 from .progress import progress_bar
-from .tasks import Censored, TuningTask
+from .tasks import TuningTask
 
-__all__ = ["TuningOptions", "minimise"]
+__all__ = ["minimise"]
 
 _FEW = 32
-
-
-@dataclass(frozen=True)
-class TuningOptions:
-    """How the loop runs; see `minimise_stopping_time` for what each means.
-
-    Raises:
-        TypeError, ValueError: Naming the option.
-    """
-
-    iterations: int = 100
-    batch_size: int | None = None
-    censored: Censored = "horizon"
-    penalty: Penalty | None = None
-    weight: float = 1.0
-    clip: float | None = None
-    seed: int = 0
-    progress: bool | None = None
-    callback: Callable[[TuningRecord], bool | None] | None = None
-    restore_best: bool = True
-    on_error: Literal["raise", "skip"] = "raise"
-
-    def __post_init__(self) -> None:
-        require_count(self.iterations, name="iterations")
-        if self.batch_size is not None:
-            require_count(self.batch_size, name="batch_size")
-        _require_number(self.weight, "weight", least=0.0)
-        if self.clip is not None:
-            _require_number(self.clip, "clip", least=0.0, strictly=True)
-        if self.censored != "horizon":
-            if self.censored is None or isinstance(self.censored, str):
-                raise ValueError(
-                    f'censored must be a finite number or "horizon"; got {self.censored!r} (a miss '
-                    "without a number would make every mean infinite)"
-                )
-            _require_number(self.censored, "censored")
-        for name in ("penalty", "callback"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} must be callable or None; got {described(value)}")
-        if self.on_error not in ("raise", "skip"):
-            raise ValueError(f'on_error must be "raise" or "skip"; got {self.on_error!r}')
-        if self.progress is not None:
-            require_flag(self.progress, name="progress")
-        require_flag(self.restore_best, name="restore_best")
 
 
 def minimise(
@@ -128,14 +84,7 @@ class _Loop:
     def __post_init__(self) -> None:
         options = self.options
         self.history = TuningHistory(self.tasks[0].quantity)
-        self.batch = Batch(
-            parameters=self.parameters,
-            settings=self.settings,
-            censored=options.censored,
-            penalty=options.penalty,
-            weight=options.weight,
-            on_error=options.on_error,
-        )
+        self.batch = Batch(self.parameters, self.settings, options)
         size = options.batch_size
         self.whole = size is None or size >= len(self.tasks)
         self.size = len(self.tasks) if self.whole or size is None else size
@@ -308,13 +257,3 @@ def _checked_tasks(tasks: Any) -> list[TuningTask]:
             )
         task.check(f"task {position}")
     return given
-
-
-def _require_number(
-    value: object, name: str, *, least: float = -inf, strictly: bool = False
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number; got {described(value)}")
-    if not isfinite(value) or value < least or (strictly and value == least):
-        bound = f" {'>' if strictly else '>='} {least:g}" if least > -inf else ""
-        raise ValueError(f"{name} must be finite{' and' if bound else ''}{bound}; got {value}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -12,7 +12,8 @@ from ..gradients import GradientRoute, StepAdjoint
 from ..result import StoppingResult
 from ..solving.solver import Solver
 from .history import TuningHistory, TuningRecord
-from .loop import TuningOptions, minimise
+from .loop import minimise
+from .options import TuningOptions
 from .parameters import OptimizerLike
 from .tasks import Censored, StoppingTask
 
@@ -103,26 +104,13 @@ def minimise_stopping_time(
     Warns:
         What `stopping_time` and its backward pass warn about.
     """
+    options = TuningOptions.among(locals())
     require_instance(solver, Solver, name="solver", example="Torchdiffeq(rtol=1e-5)")
     require_instance(gradient, GradientRoute, name="gradient", example="StepAdjoint()")
-    options = TuningOptions(
-        iterations=iterations,
-        batch_size=batch_size,
-        censored=censored,
-        penalty=penalty,
-        weight=weight,
-        clip=clip,
-        seed=seed,
-        progress=progress,
-        callback=callback,
-        restore_best=restore_best,
-        on_error=on_error,
-    )
-    settings: dict[str, Any] = {"gradient": gradient, "solver": solver}
     return minimise(
         tasks,  # type: ignore[arg-type]
         parameters,
-        settings=settings,
+        settings={"gradient": gradient, "solver": solver},
         optimizer=optimizer,
         options=options,
     )

@@ -45,7 +45,8 @@ from ode_stopping.flows import (
 )
 from ode_stopping.flows.gradient import GradientFlow
 from ode_stopping.problems.rotations import random_rotation
-from theory_checks.measurements import Measurement, measure_index, measure_time
+
+from ..measurements import Measurement, measure_index, measure_time
 
 CURVATURES = (1.0, 3.0, 8.0)
 START = (1.2, 0.2, 0.7)
@@ -68,7 +69,7 @@ class Dynamics:
 
     Attributes:
         make: f -> the flow.
-        t0: start time.
+        t0: Start time.
     """
 
     make: Callable[[Problem], GradientFlow]
@@ -122,10 +123,10 @@ class Setting:
     """A flow, ready to be followed.
 
     Attributes:
-        flow: the flow.
+        flow: The flow.
         criterion: J = f.
-        state: the start; it depends on theta where the flow's start does.
-        t0: start time.
+        state: The start; it depends on theta where the flow's start does.
+        t0: Start time.
         parameters: theta: the hyperparameters and the three curvatures (which J has as well).
     """
 
@@ -150,7 +151,7 @@ def setting(name: str, *, age: float = math.inf) -> Setting:
     """A flow of `FLOWS`, or of `FROM_REST` where the age is 0.
 
     Raises:
-        KeyError: an unknown name.
+        KeyError: An unknown name.
     """
     dynamics = (FROM_REST if age == 0.0 else FLOWS)[name]
     rotation = random_rotation(len(CURVATURES), seed=SEED)
@@ -168,10 +169,10 @@ class Cell:
     """One run.
 
     Attributes:
-        flow: a key of `FLOWS`.
-        rule: a key of `RULES`; None for the continuous side.
+        flow: A key of `FLOWS`.
+        rule: A key of `RULES`; None for the continuous side.
         step: h, on the discrete side.
-        rtol: of the continuous side.
+        rtol: Of the continuous side.
     """
 
     flow: str

@@ -9,10 +9,11 @@ import numpy as np
 
 from discrete import stopping_index
 from ode_stopping import Torchdiffeq, stopping_time
-from theory_checks.checks._flows import FROM_REST, RULES, TARGET, setting
-from theory_checks.plotting import COLOURS, MARKERS, log_axes, new_figure
-from theory_checks.registry import Context, Figure
-from theory_checks.slopes import fit_slope
+
+from ..plotting import COLOURS, MARKERS, log_axes, new_figure
+from ..registry import Context, Figure
+from ..slopes import fit_slope
+from ._flows import FROM_REST, RULES, TARGET, setting
 
 RestPoints = tuple[tuple[float, ...], tuple[float, ...]]
 REST_COUNTS = (20, 40, 80, 160)

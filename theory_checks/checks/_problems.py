@@ -28,7 +28,8 @@ from ode_stopping import (
 )
 from ode_stopping.problems.datasets import breast_cancer, digits
 from ode_stopping.problems.rotations import HouseholderRotation, geometric_spectrum, random_rotation
-from theory_checks.context import Context
+
+from ..context import Context
 
 # A dense basis of d = 1e4 would take 800 MB.
 _LARGEST_DENSE = 2000
@@ -41,11 +42,11 @@ class Setup:
     Attributes:
         kind: "quadratic", "quartic", "logistic" or "svm".
         target: eps.
-        dim: unknowns, for the synthetic kinds.
-        condition: condition number of the spectrum, for the synthetic kinds.
-        seed: of basis, start and preconditioner.
-        dtype: of all tensors.
-        device: where they live.
+        dim: Unknowns, for the synthetic kinds.
+        condition: Condition number of the spectrum, for the synthetic kinds.
+        seed: Of basis, start and preconditioner.
+        dtype: Of all tensors.
+        device: Where they live.
     """
 
     kind: str
@@ -69,12 +70,12 @@ class Instance:
 
     Attributes:
         flow: F.
-        x0: the start, shape (d,).
+        x0: The start, shape (d,).
         criterion: J.
         target: eps.
-        stiffness: a bound L p on the norm of the velocity's Jacobian near the path, per unit of
+        stiffness: A bound L p on the norm of the velocity's Jacobian near the path, per unit of
             flow time: Euler is stable for h L p < 2 and free of oscillation for h L p < 1.
-        description: one line for tables and captions.
+        description: One line for tables and captions.
         parameters: theta.
     """
 
@@ -95,7 +96,7 @@ class ScheduledDiagonal(nn.Module):
     """p_i(t) = exp(values_i) alpha(t): a diagonal preconditioner and a learning-rate schedule.
 
     Args:
-        values: logarithms, shape (d,).
+        values: Logarithms, shape (d,).
         schedule: t -> alpha.
     """
 
@@ -114,7 +115,7 @@ def build(setup: Setup) -> Instance:
     """The problem of a setup.
 
     Raises:
-        KeyError: an unknown kind.
+        KeyError: An unknown kind.
     """
     return _BUILDERS[setup.kind](setup)
 

@@ -29,7 +29,7 @@ class Crossing:
 
     Attributes:
         time: T.
-        minima: how many minima J has gone through before T.
+        minima: How many minima J has gone through before T.
     """
 
     time: float
@@ -55,7 +55,7 @@ def first_crossing(damping: float) -> Crossing:
     """The first T with J(T) <= 0.08, and the minima before it.
 
     Raises:
-        ValueError: a damping outside of (0, 2), or no crossing within the time looked at.
+        ValueError: A damping outside of (0, 2), or no crossing within the time looked at.
     """
     if not 0.0 < damping < 2.0:
         raise ValueError(f"damping must be in (0, 2), where both modes oscillate; got {damping:g}")
@@ -81,12 +81,12 @@ def jump(count: Callable[[float], int], low: float, high: float, width: float) -
 
     Args:
         count: damping -> the oscillation that the crossing is on.
-        low: a damping below the jump.
-        high: one above it.
-        width: of the interval that is left.
+        low: A damping below the jump.
+        high: One above it.
+        width: Of the interval that is left.
 
     Raises:
-        ValueError: the count is the same at both ends.
+        ValueError: The count is the same at both ends.
     """
     below = count(low)
     if count(high) == below:

@@ -13,7 +13,8 @@ from torch import Tensor
 from discrete import SemiImplicitEuler, stopping_index
 from ode_stopping import GradientAccuracyWarning, LossValue, Quadratic, Torchdiffeq, stopping_time
 from ode_stopping.flows import HeavyBallFlow
-from theory_checks.checks._two_modes import CURVATURES, START, TARGET, Crossing, jump
+
+from ._two_modes import CURVATURES, START, TARGET, Crossing, jump
 
 RTOL = 1e-10
 
@@ -24,8 +25,8 @@ class Flowed:
 
     Attributes:
         time: T.
-        minima: of J before T, along the dense output.
-        warned: whether it said that T is about to jump.
+        minima: Of J before T, along the dense output.
+        warned: Whether it said that T is about to jump.
     """
 
     time: float

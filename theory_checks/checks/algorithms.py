@@ -16,8 +16,9 @@ from ode_stopping import LogisticRegression, Problem, QuarticQuadratic
 from ode_stopping.core.states import State
 from ode_stopping.problems.datasets import breast_cancer
 from ode_stopping.problems.rotations import geometric_spectrum, random_rotation
-from theory_checks.plotting import COLOURS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..plotting import COLOURS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
 
 BOUND = 1e-12
 STEPS = 200
@@ -34,7 +35,7 @@ class Pair:
     Attributes:
         make: (f, learning rate) -> the algorithm.
         reference: (f, x0, learning rate) -> the iterates x_1, .., x_STEPS, shape (STEPS, d).
-        rate: learning rate; times 1/L where steps are multiples of the gradient.
+        rate: Learning rate; times 1/L where steps are multiples of the gradient.
     """
 
     make: Callable[[Problem, float], Algorithm]
@@ -153,8 +154,8 @@ class Gaps:
     """How far the library's iterates are from the others.
 
     Attributes:
-        steps: the largest difference of an element, step by step.
-        way: the largest distance of an iterate's element from its start.
+        steps: The largest difference of an element, step by step.
+        way: The largest distance of an iterate's element from its start.
     """
 
     steps: tuple[float, ...]

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from theory_checks.checks._flows import FLOWS, ONE_STATE, TARGET, Cell, measure, minima_before
-from theory_checks.checks._from_rest import from_rest_figure, from_rest_points
-from theory_checks.measurements import Measurement
-from theory_checks.plotting import COLOURS, MARKERS, log_axes, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
-from theory_checks.slopes import SlopeFit, fit_slope, local_slopes
+from ..measurements import Measurement
+from ..plotting import COLOURS, MARKERS, log_axes, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ..slopes import SlopeFit, fit_slope, local_slopes
+from ._flows import FLOWS, ONE_STATE, TARGET, Cell, measure, minima_before
+from ._from_rest import from_rest_figure, from_rest_points
 
 ORDERS = {"Euler": 1, "semi-implicit Euler": 1, "Heun": 2, "Runge-Kutta 4": 4}
 # Steps from t0 to T at the largest and at the smallest step size. The first is where the terms of
@@ -44,11 +44,11 @@ class Curve:
 
     Attributes:
         steps: h, descending, each the middle of those whose errors are one point.
-        gradient_errors: relative errors of h dN*, root mean squares over the phases.
-        time_errors: errors of t0 + h N* relative to T - t0, likewise.
-        gradient: the fit to the first.
-        time: the fit to the second.
-        spread: the largest ratio of error/h^p between two phases.
+        gradient_errors: Relative errors of h dN*, root mean squares over the phases.
+        time_errors: Errors of t0 + h N* relative to T - t0, likewise.
+        gradient: The fit to the first.
+        time: The fit to the second.
+        spread: The largest ratio of error/h^p between two phases.
     """
 
     steps: tuple[float, ...]
@@ -106,12 +106,12 @@ def judge_orders(
     """The check on a choice of flows and rules.
 
     Args:
-        context: the settings.
-        flows: keys of `FLOWS`.
-        ranges: keys of `RULES` with the least and the most steps.
-        levels: points a curve.
-        phases: step sizes a point.
-        from_rest: measure what a start from v = 0 does.
+        context: The settings.
+        flows: Keys of `FLOWS`.
+        ranges: Keys of `RULES` with the least and the most steps.
+        levels: Points a curve.
+        phases: Step sizes a point.
+        from_rest: Measure what a start from v = 0 does.
     """
     references = _references(context, flows)
     curves = _curves(context, references, ranges, levels, phases)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ode_stopping import Torchdiffeq, stopping_time
 from ode_stopping.flows import InertialHessianFlow
-from theory_checks.checks._flows import FLOWS, setting
-from theory_checks.plotting import COLOURS, MARKERS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..plotting import COLOURS, MARKERS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ._flows import FLOWS, setting
 
 # The solver makes this error in E, relative to E(t0), and no flow has to rise by more.
 RISE_BOUND = 1e-9
@@ -58,10 +59,10 @@ class Course:
     """An energy along a path.
 
     Attributes:
-        times: the accepted times of the solver, from t0.
+        times: The accepted times of the solver, from t0.
         energy: E there, relative to E(t0).
         excess: f - f* there, relative to E(t0).
-        share: the largest (f - f*)/bound; NaN where no bound is claimed.
+        share: The largest (f - f*)/bound; NaN where no bound is claimed.
     """
 
     times: tuple[float, ...]

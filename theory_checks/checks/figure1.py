@@ -20,8 +20,9 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
-from theory_checks.plotting import COLOURS, new_figure, style
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..plotting import COLOURS, new_figure, style
+from ..registry import Context, Figure, Outcome, Table, check
 
 # Ours, since the paper is silent: J = |grad f|^2, the start, and targets at which both modes count.
 START = (1.0, 1.5)
@@ -38,10 +39,10 @@ class Point:
     """One value of theta and one target, as plain data.
 
     Attributes:
-        theta: the preconditioner of the second coordinate.
+        theta: The preconditioner of the second coordinate.
         target: eps.
         step: Euler's h, in flow time.
-        gradient: whether derivatives are wanted.
+        gradient: Whether derivatives are wanted.
     """
 
     theta: float

@@ -12,7 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from theory_checks.checks._cells import (
+from ..measurements import Measurement
+from ..plotting import COLOURS, MARKERS, log_axes, new_figure, slope_plot, style
+from ..registry import Context, Figure, Outcome, Table, check
+from ..slopes import fit_slope
+from ._cells import (
     FRACTIONS,
     Cell,
     Result,
@@ -22,11 +26,7 @@ from theory_checks.checks._cells import (
     row_table,
     run_series,
 )
-from theory_checks.checks._problems import Setup
-from theory_checks.measurements import Measurement
-from theory_checks.plotting import COLOURS, MARKERS, log_axes, new_figure, slope_plot, style
-from theory_checks.registry import Context, Figure, Outcome, Table, check
-from theory_checks.slopes import fit_slope
+from ._problems import Setup
 
 TARGETS = (1e-3, 1e-4, 1e-5)
 # A short range has to start lower, at h L p = 0.45, or the second-order terms would bend the line.

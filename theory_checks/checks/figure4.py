@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from discrete import AdamOLA
-from theory_checks.registry import Context, Figure, Outcome, check
-from theory_checks.smooth_svm.algorithm2 import Course, algorithm_2
-from theory_checks.smooth_svm.figures import draw_traces
-from theory_checks.smooth_svm.methods import PRINTED, available_methods
-from theory_checks.smooth_svm.problems import (
+
+from ..registry import Context, Figure, Outcome, check
+from ..smooth_svm.algorithm2 import Course, algorithm_2
+from ..smooth_svm.figures import draw_traces
+from ..smooth_svm.methods import PRINTED, available_methods
+from ..smooth_svm.problems import (
     GIVEN_SEED,
     LIBSVM,
     REFERENCE,
@@ -22,7 +23,7 @@ from theory_checks.smooth_svm.problems import (
     load,
     start,
 )
-from theory_checks.smooth_svm.study import Study, collect, tuned_table
+from ..smooth_svm.study import Study, collect, tuned_table
 
 STEPS = 200
 FIRST_RATE = 1e-3

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from theory_checks.registry import Context, Figure, Outcome, check
-from theory_checks.smooth_svm.figures import draw_profiles, draw_rates
-from theory_checks.smooth_svm.methods import available_methods
-from theory_checks.smooth_svm.problems import available, seeds_of
-from theory_checks.smooth_svm.study import (
+from ..registry import Context, Figure, Outcome, check
+from ..smooth_svm.figures import draw_profiles, draw_rates
+from ..smooth_svm.methods import available_methods
+from ..smooth_svm.problems import available, seeds_of
+from ..smooth_svm.study import (
     Study,
     collect,
     grid_table,

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from discrete import Euler, stopping_index
 from ode_stopping import LossValue, PreconditionedFlow
-from theory_checks.checks._problems import Setup, build
-from theory_checks.plotting import COLOURS, MARKERS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..plotting import COLOURS, MARKERS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ._problems import Setup, build
 
 BOUND = 1e-10
 SHARE = 0.4
@@ -33,13 +34,13 @@ class Sides:
     """Both sides of the identity.
 
     Attributes:
-        description: of the problem.
+        description: Of the problem.
         step: h, in flow time.
         losses: f(x_0), .., f(x_K).
-        wrong_index: how many of the targets f(x_k) did not give N = k.
+        wrong_index: How many of the targets f(x_k) did not give N = k.
         norms: |dN/dtheta| at every target.
-        size: the norm of the left-hand side.
-        error: relative difference of the two sides, in norm.
+        size: The norm of the left-hand side.
+        error: Relative difference of the two sides, in norm.
     """
 
     description: str

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from theory_checks.checks._cells import Result, Series, fit_details, row_table, run_series
-from theory_checks.checks._problems import Setup
-from theory_checks.plotting import new_figure, slope_plot
-from theory_checks.registry import Context, Figure, Outcome, check
-from theory_checks.slopes import fit_slope
+from ..plotting import new_figure, slope_plot
+from ..registry import Context, Figure, Outcome, check
+from ..slopes import fit_slope
+from ._cells import Result, Series, fit_details, row_table, run_series
+from ._problems import Setup
 
 # Bars on the slope of the gradient's error, and what theory gives.
 BARS = {

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from theory_checks.checks._two_modes import Crossing, first_crossing, jump
-from theory_checks.checks._two_modes_runs import (
+from ..plotting import COLOURS, MARKERS, log_axes, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ..slopes import SlopeFit, fit_slope
+from ._two_modes import Crossing, first_crossing, jump
+from ._two_modes_runs import (
     Bracket,
     Flowed,
     Run,
@@ -18,9 +21,6 @@ from theory_checks.checks._two_modes_runs import (
     by_iteration,
     jump_of,
 )
-from theory_checks.plotting import COLOURS, MARKERS, log_axes, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
-from theory_checks.slopes import SlopeFit, fit_slope
 
 TIME_BOUND = 1e-7
 # |h N - T| in steps: one for rounding up to a whole N, and the error of the method at T, which is
@@ -32,6 +32,9 @@ NEAR_A_JUMP = 20.0
 JUMP_BOUND = 1e-7
 # A dip that is looked at in whole steps seems higher by O(h^2): a third more at the largest h.
 SLOPE_BOUND = 0.2
+# How far from the exact one a side's jump is sought, in units of the damping; for an
+# iteration, whose jump is off by up to h, in units of h.
+FLOW_REACH, ITERATION_REACH = 1e-4, 2.0
 # How far above a jump the dip that is missed is sure to be worth a warning.
 JUST_ABOVE = (1e-4, 1e-3)
 FAR_FROM_A_JUMP = 0.1
@@ -74,10 +77,10 @@ class Row:
 
     Attributes:
         damping: a.
-        truth: by the closed form.
-        flow: the continuous side.
-        run: the discrete side.
-        distance: of a to the nearest jump.
+        truth: By the closed form.
+        flow: The continuous side.
+        run: The discrete side.
+        distance: Of a to the nearest jump.
         step: h.
     """
 
@@ -104,10 +107,10 @@ class Jump:
     """A damping at which T jumps, and where the two sides have it.
 
     Attributes:
-        damping: by the closed form.
-        flow: of the flow's T.
-        runs: of N, one a step size.
-        fit: of |runs - damping| over the step sizes.
+        damping: By the closed form.
+        flow: Of the flow's T.
+        runs: Of N, one a step size.
+        fit: Of |runs - damping| over the step sizes.
     """
 
     damping: float
@@ -122,10 +125,10 @@ def judge_crossings(
     """The check on a grid of dampings.
 
     Args:
-        context: the settings.
-        dampings: ascending; a jump is sought between neighbours on different oscillations.
+        context: The settings.
+        dampings: Ascending; a jump is sought between neighbours on different oscillations.
         step: h, for the comparison on the grid.
-        jump_steps: step sizes of the iterations whose jump is sought.
+        jump_steps: Step sizes of the iterations whose jump is sought.
     """
     jumps = _jumps(context, dampings, jump_steps)
     above = [j.damping + gap for j in jumps for gap in JUST_ABOVE]
@@ -187,8 +190,8 @@ def claims(rows: Sequence[Row], above: Sequence[float]) -> dict[str, tuple[float
     """Measured, expected and tolerance of what the grid shows.
 
     Args:
-        rows: the dampings.
-        above: those just above a jump.
+        rows: The dampings.
+        above: Those just above a jump.
     """
     far = [row for row in rows if row.far]
     # numpy's maximum, for it does not lose a NaN.
@@ -226,26 +229,27 @@ def _jumps(context: Context, dampings: Sequence[float], steps: Sequence[float]) 
     """The jumps between neighbours of the grid, by the closed form and on both sides.
 
     Raises:
-        ValueError: no jump between the dampings.
+        ValueError: No jump between the dampings.
     """
     counts = [first_crossing(a).minima for a in dampings]
     places = [i for i, (a, b) in enumerate(itertools.pairwise(counts)) if a != b]
     if not places:
         raise ValueError("dampings: T does not jump between them, so there is nothing to compare")
     brackets = [(dampings[i], dampings[i + 1]) for i in places]
-    # An iteration's jump is off by up to h.
+    exact = [jump(lambda a: first_crossing(a).minima, *ends, 1e-12) for ends in brackets]
+    # A side that does not jump in here has no jump to show, and raises. Off the middle, for at the
+    # jump itself J touches the target, and no T has a derivative.
     cells = [
-        Bracket(low - (step or 0.0), high + (step or 0.0), step)
-        for low, high in brackets
-        for step in (None, *steps)
+        Bracket(e - reach, e + 0.9 * reach, step)
+        for e in exact
+        for step, reach in ((None, FLOW_REACH), *((h, ITERATION_REACH * h) for h in steps))
     ]
     found = iter(context.map(jump_of, cells))
     jumps = []
-    for low, high in brackets:
-        exact = jump(lambda a: first_crossing(a).minima, low, high, 1e-12)
+    for e in exact:
         flow, *runs = (next(found) for _ in range(1 + len(steps)))
-        fit = fit_slope(steps, [abs(run - exact) for run in runs])
-        jumps.append(Jump(exact, flow, tuple(runs), fit))
+        fit = fit_slope(steps, [abs(run - e) for run in runs])
+        jumps.append(Jump(e, flow, tuple(runs), fit))
     return jumps
 
 

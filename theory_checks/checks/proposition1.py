@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from discrete import DiscreteAdjoint, Euler, IndexRoute, Unrolled, stopping_index
-from theory_checks.checks._problems import Instance, Setup, build
-from theory_checks.registry import Context, Outcome, Table, check
+
+from ..registry import Context, Outcome, Table, check
+from ._problems import Instance, Setup, build
 
 BOUND = 1e-12
 # Euler runs at this share of the largest stable step; odd sizes make the last chunk a short one.
@@ -34,12 +35,12 @@ class Comparison:
     """One problem's figures.
 
     Attributes:
-        description: of the problem.
+        description: Of the problem.
         step: h, in flow time.
         index: N of the library.
         loop_index: N of the plain loop.
-        parameters: how many numbers theta has.
-        errors: relative difference to the loop, by route and then by what it is differentiated to.
+        parameters: How many numbers theta has.
+        errors: Relative difference to the loop, by route and then by what it is differentiated to.
     """
 
     description: str

@@ -20,9 +20,10 @@ from ode_stopping import (
     stopping_time,
 )
 from ode_stopping.problems.rotations import geometric_spectrum, random_rotation
-from theory_checks.plotting import COLOURS, MARKERS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
-from theory_checks.slopes import SlopeFit, fit_slope
+
+from ..plotting import COLOURS, MARKERS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ..slopes import SlopeFit, fit_slope
 
 DIM = 6
 TARGET = 1e-2

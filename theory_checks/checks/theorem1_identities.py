@@ -23,10 +23,11 @@ from ode_stopping import (
 )
 from ode_stopping.gradients import quotient as implicit
 from ode_stopping.gradients.route import PullBack
-from theory_checks.checks._closed_forms import CLOSED_FORMS
-from theory_checks.checks._problems import Setup, build, quadratic, unit_start
-from theory_checks.plotting import COLOURS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..closed_forms import FORMS
+from ..plotting import COLOURS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ._problems import Setup, build, quadratic, unit_start
 
 RTOL = 1e-9
 LADDER = (1e-5, 1e-7, RTOL)
@@ -136,23 +137,12 @@ class Start:
 
 def start_derivatives(case: Start) -> tuple[float, float, float]:
     """Both forms of dT/dt0, and its true value where that is known (else NaN)."""
-    solver = Torchdiffeq(rtol=case.rtol)
-    if case.name in CLOSED_FORMS:
-        form, eps = CLOSED_FORMS[case.name], 1e-4
-        leaves = form.leaves(eps, START)
-        solver = Torchdiffeq(rtol=case.rtol, atol=0.1 * case.rtol * form.target_state(eps))
-        result = stopping_time(
-            form.flow(leaves),
-            leaves["x0"],
-            form.criterion(leaves),
-            leaves["eps"],
-            t0=leaves["t0"],
-            max_time=1e4,
-            solver=solver,
-            gradient=InterpolatingAdjoint(),
-        )
+    if case.name in FORMS:
+        form, eps = FORMS[case.name], 1e-4
+        result = form.solve(form.leaves(eps, START), InterpolatingAdjoint(), rtol=case.rtol)
         truth = form.answer(form.values(eps, START))["t0"]
         return (*two_forms(result), float(truth))
+    solver = Torchdiffeq(rtol=case.rtol)
     setup = Setup("quadratic", 1e-3, dim=20, condition=30.0, seed=case.seed)
     objective = quadratic(setup)
     weights = torch.linspace(0.8, 1.2, 20, dtype=torch.float64)
@@ -183,7 +173,7 @@ def start_derivatives(case: Start) -> tuple[float, float, float]:
     return (*two_forms(result), float("nan"))
 
 
-CLOSED = "form 3: schedule"
+CLOSED = "form3-schedule"
 SCHEDULED = "rotated quadratic, exponential schedule"
 MOVING_CRITERION = "rotated quadratic, criterion f(x) (1 + sin(3 t)/5)"
 STARTS = (CLOSED, SCHEDULED, MOVING_CRITERION)

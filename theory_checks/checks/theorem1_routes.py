@@ -6,18 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from theory_checks.checks._odeint_adjoint import BACKWARD, FORWARD
-from theory_checks.checks._rotated import (
-    PLAIN_MAX_STEPS,
-    PLAIN_RTOL,
-    ROUTES,
-    WITNESS,
-    Answer,
-    Cell,
-    solve,
-)
-from theory_checks.plotting import COLOURS, MARKERS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+from ..plotting import COLOURS, MARKERS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ._odeint_adjoint import BACKWARD, FORWARD
+from ._rotated import PLAIN_MAX_STEPS, PLAIN_RTOL, ROUTES, WITNESS, Answer, Cell, solve
 
 DEFAULT = "StepAdjoint"
 TARGET = 1e-3
@@ -103,7 +95,7 @@ def judge_routes(context: Context, cells: Sequence[Cell], plain: Sequence[Cell])
         details={
             "rtol": RTOL,
             "dtype": "float64",
-            "truth of the quartic": f"DirectAdjoint at rtol {TRUTH_RTOL:g}",
+            "truth of the quartic": f"DirectAdjoint, dopri8 at rtol {TRUTH_RTOL:g}",
             WITNESS: f"forward {FORWARD}, backward {BACKWARD}",
             "torchdiffeq alone": _plain_details(plain, found, truths),
         },

@@ -21,9 +21,10 @@ from ode_stopping import (
     Problem,
 )
 from ode_stopping.problems.datasets import breast_cancer
-from theory_checks.checks._problems import Setup, quadratic, unit_start
-from theory_checks.plotting import COLOURS, MARKERS, new_figure
-from theory_checks.registry import Context, Figure, Outcome, Table, check
+
+from ..plotting import COLOURS, MARKERS, new_figure
+from ..registry import Context, Figure, Outcome, Table, check
+from ._problems import Setup, quadratic, unit_start
 
 BOUND = 1e-12
 SHARE = 0.4
@@ -39,9 +40,9 @@ class Cell:
     Attributes:
         kind: "quadratic" (J = |grad f|^2) or "logistic" (J = f).
         target: eps.
-        dim: unknowns of the quadratic.
-        condition: of the quadratic.
-        seed: of basis, start and p.
+        dim: Unknowns of the quadratic.
+        condition: Of the quadratic.
+        seed: Of basis, start and p.
     """
 
     kind: str
@@ -73,13 +74,13 @@ class Course:
     """Truncated sums of one problem over K.
 
     Attributes:
-        description: of the problem.
+        description: Of the problem.
         index: N.
         step: h, in flow time.
-        steps: the values of K, from 1 to N.
-        bias: relative distance, in norm, of the sum over K steps to the full one.
-        gap: relative distance of the library's truncated sum to the hand-made one.
-        full_gap: relative distance of the full sum by Algorithm 1 to the hand-made one.
+        steps: The values of K, from 1 to N.
+        bias: Relative distance, in norm, of the sum over K steps to the full one.
+        gap: Relative distance of the library's truncated sum to the hand-made one.
+        full_gap: Relative distance of the full sum by Algorithm 1 to the hand-made one.
     """
 
     description: str
@@ -177,7 +178,7 @@ def path_by_hand(x0: Vector, hand: ByHand, p: Vector, step: float, target: float
     """x_0, .., x_N of forward Euler.
 
     Raises:
-        ValueError: the target is not met within `MAX_STEPS` steps.
+        ValueError: The target is not met within `MAX_STEPS` steps.
     """
     path = [x0]
     while hand.loss(path[-1]) > target:

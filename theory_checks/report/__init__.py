@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from theory_checks.context import write_atomically
-from theory_checks.report.html import render
-from theory_checks.report.summary import Header, summarise
-from theory_checks.results import Entry, dump
+from ..context import write_atomically
+from ..results import Entry, dump
+from .html import render
+from .summary import Header, summarise
 
 __all__ = ["Header", "render", "summarise", "write_report"]
 

@@ -11,10 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from theory_checks.plotting import DPI
-from theory_checks.report import numbers
-from theory_checks.report.summary import Header
-from theory_checks.results import Entry
+from ..plotting import DPI
+from ..results import Entry
+from . import numbers
+from .summary import Header
 
 _ENLARGED = 1.2  # figures are drawn for print; on a screen they may be somewhat larger
 _CODE = re.compile(r"`+([^`]+)`+")
@@ -24,9 +24,9 @@ def render(out: Path, header: Header, entries: Sequence[Entry]) -> str:
     """The page as a string.
 
     Args:
-        out: the folder that the entries' figure files are relative to.
-        header: the settings of the run.
-        entries: the finished checks, in the order of the page.
+        out: The folder that the entries' figure files are relative to.
+        header: The settings of the run.
+        entries: The finished checks, in the order of the page.
 
     Raises:
         ImportError: jinja2 is missing; the message says what to install.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from theory_checks.results import Entry
+from ..results import Entry
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,13 @@ class Header:
 
     Attributes:
         profile: "quick" or "paper".
-        device: as torch writes it.
-        dtype: the name of the floating type.
-        seed: of the run.
-        versions: by distribution.
-        date: when the report was written.
-        finished: whether every selected check has a result.
-        pending: the names of those that have none yet.
+        device: As torch writes it.
+        dtype: The name of the floating type.
+        seed: Of the run.
+        versions: By distribution.
+        date: When the report was written.
+        finished: Whether every selected check has a result.
+        pending: The names of those that have none yet.
     """
 
     profile: str

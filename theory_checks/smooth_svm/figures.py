@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from theory_checks.plotting import COLOURS, MARKERS, log_axes, new_figure
-from theory_checks.smooth_svm.problems import load
-from theory_checks.smooth_svm.race import HORIZON, Race
-from theory_checks.smooth_svm.statistics import Profile, median_with_interval
-from theory_checks.smooth_svm.study import Study
+from ..plotting import COLOURS, MARKERS, log_axes, new_figure
+from .problems import load
+from .race import HORIZON, Race
+from .statistics import Profile, median_with_interval
+from .study import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 
 from discrete import SGDOLA, AdamHD, AdamOLA
 from ode_stopping.core.optional import optional_module
-from theory_checks.smooth_svm.problems import SVMProblem
+
+from .problems import SVMProblem
 
 __all__ = ["METHODS", "PRINTED", "Method", "Setting", "available_methods"]
 

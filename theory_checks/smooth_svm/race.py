@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from ode_stopping.core.status import DivergedError
-from theory_checks.smooth_svm.methods import METHODS, Method, Setting
-from theory_checks.smooth_svm.problems import SVMProblem, load, start
-from theory_checks.smooth_svm.statistics import Outcome
+
+from .methods import METHODS, Method, Setting
+from .problems import SVMProblem, load, start
+from .statistics import Outcome
 
 __all__ = ["HORIZON", "TOLERANCE", "Cell", "Race", "race", "run_cell"]
 

@@ -24,12 +24,12 @@ class Median:
     """A median of censored values with its distribution-free interval.
 
     Attributes:
-        value: the median; inf if it is a miss.
-        low: lower end of the interval.
-        high: upper end; inf if all that is known is that the median is at least `low`.
-        count: how many values there were, the missed ones included.
-        missed: how many of them were infinite.
-        coverage: the probability with which an interval like this holds the true median: exact for
+        value: The median; inf if it is a miss.
+        low: Lower end of the interval.
+        high: Upper end; inf if all that is known is that the median is at least `low`.
+        count: How many values there were, the missed ones included.
+        missed: How many of them were infinite.
+        coverage: The probability with which an interval like this holds the true median: exact for
             a continuous law, at least that for any other. It is below the confidence asked for
             only where even the whole range of the sample is.
     """
@@ -55,10 +55,10 @@ def median_with_interval(values: ArrayLike, *, confidence: float = 0.95) -> Medi
 
     Args:
         values: (n,) iterations to the tolerance, inf for a miss; any order.
-        confidence: the coverage wanted, in (0, 1).
+        confidence: The coverage wanted, in (0, 1).
 
     Raises:
-        ValueError: no values, not a vector, a NaN or -inf, or a confidence outside (0, 1).
+        ValueError: No values, not a vector, a NaN or -inf, or a confidence outside (0, 1).
     """
     _check_confidence(confidence)
     array = np.sort(_vector("values", values))
@@ -135,7 +135,7 @@ def performance_profile(costs: ArrayLike, *, taus: ArrayLike | None = None) -> P
             that occurs, where alone the profiles jump.
 
     Raises:
-        ValueError: no problem or no solver, a cost that is NaN or not positive, costs too far apart
+        ValueError: No problem or no solver, a cost that is NaN or not positive, costs too far apart
             for a float, or taus that are not as said.
     """
     array = np.asarray(costs, dtype=np.float64)
@@ -164,13 +164,13 @@ class Outcome:
     """How one run with one seed ended.
 
     Attributes:
-        iterations: the first iteration within the tolerance; inf if it was not reached.
+        iterations: The first iteration within the tolerance; inf if it was not reached.
         gap: f - f* at the end. Rounding may leave it slightly negative.
-        diverged: whether the run was given up because it blew up. The gap then counts as inf; the
+        diverged: Whether the run was given up because it blew up. The gap then counts as inf; the
             iterations count as they are, for a tolerance may be met before that.
 
     Raises:
-        ValueError: iterations are NaN or negative.
+        ValueError: Iterations are NaN or negative.
     """
 
     iterations: float
@@ -189,10 +189,10 @@ class Tuned(Generic[Setting]):
     """The best of several settings.
 
     Attributes:
-        setting: its key.
-        by: what decided: "iterations" if it converges in the median, else "final value".
-        iterations: its median iterations to the tolerance; inf by "final value".
-        gap: its median final gap; inf if half of the runs of every setting diverged, and then
+        setting: Its key.
+        by: What decided: "iterations" if it converges in the median, else "final value".
+        iterations: Its median iterations to the tolerance; inf by "final value".
+        gap: Its median final gap; inf if half of the runs of every setting diverged, and then
             `setting` is no more than the first one.
     """
 
@@ -210,10 +210,10 @@ def tune(outcomes: Mapping[Setting, Sequence[Outcome]]) -> Tuned[Setting]:
     entries are inf and the gap decides. A gap of a diverged run, or one not finite, is inf.
 
     Args:
-        outcomes: for each setting one outcome a seed; the same number for each, not zero.
+        outcomes: For each setting one outcome a seed; the same number for each, not zero.
 
     Raises:
-        ValueError: no settings, no outcomes, or different numbers of them.
+        ValueError: No settings, no outcomes, or different numbers of them.
     """
     counts = {setting: len(runs) for setting, runs in outcomes.items()}
     if not counts:
@@ -235,10 +235,10 @@ class Ratio:
     Attributes:
         value: median(a) / median(b). inf: a misses in the median; 0: b does (all that is known is
             then that the ratio is below the finite median over the horizon); NaN: both do.
-        low: lower end of the interval.
-        high: upper end of it.
-        undecided: the share of resamples where both medians miss and the ratio is inf / inf.
-        count: how many pairs there were.
+        low: Lower end of the interval.
+        high: Upper end of it.
+        undecided: The share of resamples where both medians miss and the ratio is inf / inf.
+        count: How many pairs there were.
     """
 
     value: float
@@ -263,12 +263,12 @@ def bootstrap_ratio(
     Args:
         a: (n,) costs, positive, inf for a miss; a[i] and b[i] belong to the same seed.
         b: (n,) costs to divide by.
-        seed: of the resampling.
-        resamples: how many, at least 2 / (1 - confidence), so that each end has one beyond it.
-        confidence: the coverage wanted, in (0, 1).
+        seed: Of the resampling.
+        resamples: How many, at least 2 / (1 - confidence), so that each end has one beyond it.
+        confidence: The coverage wanted, in (0, 1).
 
     Raises:
-        ValueError: fewer than 2 pairs, unequal lengths, a cost that is NaN or not positive, too few
+        ValueError: Fewer than 2 pairs, unequal lengths, a cost that is NaN or not positive, too few
             resamples, or a confidence outside (0, 1).
     """
     _check_confidence(confidence)
@@ -308,12 +308,12 @@ def censored_summary(
 
     Args:
         values: (n,) iterations to the tolerance, inf for a miss.
-        horizon: how many iterations a run had; no finite value is above it.
-        diverged: how many of the misses blew up.
-        confidence: of the interval, in (0, 1).
+        horizon: How many iterations a run had; no finite value is above it.
+        diverged: How many of the misses blew up.
+        confidence: Of the interval, in (0, 1).
 
     Raises:
-        ValueError: values that `median_with_interval` refuses or that are beyond the horizon, a
+        ValueError: Values that `median_with_interval` refuses or that are beyond the horizon, a
             horizon not positive and finite, or more diverged runs than misses.
     """
     if not (math.isfinite(horizon) and horizon > 0.0):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from theory_checks.registry import Context, Table
-from theory_checks.smooth_svm.methods import METHODS
-from theory_checks.smooth_svm.problems import GIVEN_SEED
-from theory_checks.smooth_svm.race import HORIZON, Cell, Race, run_cell
-from theory_checks.smooth_svm.statistics import (
+from ..registry import Context, Table
+from .methods import METHODS
+from .problems import GIVEN_SEED
+from .race import HORIZON, Cell, Race, run_cell
+from .statistics import (
     Profile,
     Tuned,
     bootstrap_ratio,

@@ -1,9 +1,10 @@
-"""The user's update and its clock, on flat vectors: the discrete twin of a `FlowMap`."""
+"""The user's update on flat vectors, with its clock: the twin of the continuous flow map."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -14,7 +15,7 @@ from ode_stopping.core.functions import UserFunction
 from ode_stopping.core.states import StateLayout
 from ode_stopping.core.status import NotReproducibleError
 
-from ..rules.updates import UpdateRule
+from .updates import UpdateRule
 
 __all__ = ["Clock", "UpdateMap"]
 
@@ -48,12 +49,12 @@ class Clock:
             raise ValueError(f"step must be positive and finite; got {clock.step_value:g}")
         return clock
 
-    @property
+    @cached_property
     def start_value(self) -> float:
         """t0 as a number."""
         return float(self.start.detach())
 
-    @property
+    @cached_property
     def step_value(self) -> float:
         """h as a number."""
         return float(self.step.detach()) if isinstance(self.step, Tensor) else self.step
@@ -117,26 +118,35 @@ class UpdateMap(UserFunction):
         Raises:
             ValueError: The update changed its argument in place, so x_k is lost.
         """
+        return self._guarded(self.plain, k, flat, self.clock.time(k) if t is None else t)
+
+    def step_traced(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
+        """x_{k+1} with graph to x_k, which requires grad; t is t_k."""
+        self._indexed.index = k
+        return _depending(self.traced(self.time_tensor(t), flat), flat)
+
+    def step_recorded(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
+        """`step_traced` for the forward run, with what `step` sees to."""
+        return _depending(self._guarded(self.traced, k, flat, self.time_tensor(t)), flat)
+
+    def _guarded(
+        self, evaluate: Callable[[Any, Tensor], Tensor], k: int, flat: Tensor, t: float | Tensor
+    ) -> Tensor:
+        """An evaluation that must leave x_k as it is."""
         self._indexed.index = k
         # A version counter does not see everything (`x.data`, NumPy); the first step is looked at
         # twice.
-        version, copy = flat._version, flat.clone() if k == 0 else None
+        version, copy = flat._version, flat.detach().clone() if k == 0 else None
         try:
-            following = self.plain(self.clock.time(k) if t is None else t, flat)
+            following = evaluate(t, flat)
         except (RuntimeError, TypeError) as error:
             self._require_untouched(flat, version, copy)
             if "in-place operation" in str(error):
                 raise ValueError(_IN_PLACE) from error
             raise
-        self._require_untouched(flat, version, copy)
+        if copy is not None or flat._version != version:
+            self._require_untouched(flat, version, copy)
         return following
-
-    def step_traced(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
-        """x_{k+1} with graph to x_k, which requires grad; t is t_k."""
-        self._indexed.index = k
-        following = self.traced(self.time_tensor(t), flat)
-        # A step to a constant (a restart) depends on x_k too, with derivative zero.
-        return following if following.requires_grad else following + 0.0 * flat
 
     def increment(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
         """x_{k+1} - x_k with graph, without the rounding of a sum where the rule knows it."""
@@ -191,3 +201,8 @@ class UpdateMap(UserFunction):
         if flat._version == version and (copy is None or torch.equal(flat, copy)):
             return
         raise ValueError(_IN_PLACE)
+
+
+def _depending(following: Tensor, flat: Tensor) -> Tensor:
+    """A step to a constant (a restart) depends on x_k too, with derivative zero."""
+    return following if following.requires_grad else following + 0.0 * flat

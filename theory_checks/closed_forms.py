@@ -1,5 +1,7 @@
 """Stopping times known in closed form, with every derivative: the oracles of Theorem 1.
 
+The checks, the tests and the calibration all take their forms from here.
+
 Conventions. The flow starts at t0, which is a leaf of its own: every answer is written for a free
 t0, so that dT/dt0 is an oracle, too. A form is a flow and a criterion made from named leaves; its
 answer maps "T" to the stopping time and every leaf's name to the derivative of T.
@@ -27,6 +29,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from torch import Tensor
 
+from ode_stopping import GradientRoute, StoppingResult, Torchdiffeq, stopping_time
+
 Values = dict[str, Any]
 Leaves = dict[str, Tensor]
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -37,15 +41,15 @@ class ClosedForm:
     """A flow and a criterion whose stopping time is known.
 
     Attributes:
-        name: for tables and keys.
+        name: For tables and keys.
         parameters: leaf name -> (value, symbol); the symbol is "theta" for a parameter of the flow,
             "phi" for one of the criterion, "theta = phi" for one of both.
-        x0: the start.
+        x0: The start.
         flow: leaves -> the callable (t, x) -> dx/dt.
         criterion: leaves -> the callable (t, x) -> J.
         answer: values of all leaves -> {"T": ..., leaf name: dT/dleaf}.
         target_state: eps -> the typical size of x_T.
-        smallest: the smallest target the form is meant for.
+        smallest: The smallest target the form is meant for.
     """
 
     name: str
@@ -72,6 +76,48 @@ class ClosedForm:
     def symbol(self, leaf: str) -> str:
         """What a leaf is in the theory: theta, phi, theta = phi, x0, eps or t0."""
         return self.parameters[leaf][1] if leaf in self.parameters else leaf
+
+    def solve(
+        self,
+        leaves: Leaves,
+        route: GradientRoute | None,
+        *,
+        rtol: float | None = None,
+        method: str = "dopri5",
+    ) -> StoppingResult:
+        """The library's answer.
+
+        With `rtol`, the absolute tolerance is a tenth of it times the size of x_T: at one that is
+        not small against x_T, the last part of the path is not resolved at all.
+        """
+        eps = float(leaves["eps"].detach())
+        atol = None if rtol is None else 0.1 * rtol * self.target_state(eps)
+        return stopping_time(
+            self.flow(leaves),
+            leaves["x0"],
+            self.criterion(leaves),
+            leaves["eps"],
+            t0=leaves["t0"],
+            max_time=1e6,
+            solver=Torchdiffeq(method=method, rtol=rtol, atol=atol),
+            gradient=route,
+        )
+
+    def errors(self, time: Tensor, leaves: Leaves) -> tuple[float, dict[str, float]]:
+        """Errors of T, relative to T - t0, and, after backward, of every derivative (in norm).
+
+        A leaf without a gradient has the error inf.
+        """
+        eps, t0 = (float(leaves[name].detach()) for name in ("eps", "t0"))
+        answer = self.answer(self.values(eps, t0))
+        of_time = abs(float(time.detach()) - answer["T"]) / abs(answer["T"] - t0)
+        of_derivatives = dict.fromkeys(leaves, math.inf)
+        for name, leaf in leaves.items():
+            if leaf.grad is not None:
+                exact = np.asarray(answer[name], dtype=np.float64)
+                gap = np.linalg.norm(leaf.grad.numpy() - exact)
+                of_derivatives[name] = float(gap / np.linalg.norm(exact))
+        return of_time, of_derivatives
 
 
 def _half_square(v: Leaves) -> Function:
@@ -129,23 +175,27 @@ def _cubic(v: Values) -> Values:
     }
 
 
-def _modes(v: Values) -> Values:
+def modes_at_target(v: Values) -> tuple[float, NDArray[np.float64], float]:
+    """T - t0, x_T and J'(T) of form 5."""
     p, curvature, x0 = (np.asarray(v[name]) for name in ("p", "curvature", "x0"))
 
-    def state(span: float) -> NDArray[np.float64]:
-        return np.asarray(x0 * np.exp(-p * curvature * span))
-
     def log_excess(span: float) -> float:
-        return math.log(float(((curvature * state(span)) ** 2).sum()) / v["eps"])
+        x = x0 * np.exp(-p * curvature * span)
+        return math.log(float(((curvature * x) ** 2).sum()) / v["eps"])
 
     span = float(brentq(log_excess, 0.0, 100.0, xtol=1e-15, rtol=1e-15))
-    squares = state(span) ** 2
-    rate = -2 * float((p * curvature**3 * squares).sum())  # J'(T)
+    x = x0 * np.exp(-p * curvature * span)
+    return span, x, -2 * float((p * curvature**3 * x**2).sum())
+
+
+def _modes(v: Values) -> Values:
+    p, curvature, x0 = (np.asarray(v[name]) for name in ("p", "curvature", "x0"))
+    span, x, rate = modes_at_target(v)
     return {
         "T": v["t0"] + span,
-        "p": 2 * span * curvature**3 * squares / rate,
-        "curvature": -2 * curvature * squares * (1 - p * span * curvature) / rate,
-        "x0": -2 * curvature**2 * squares / x0 / rate,
+        "p": 2 * span * curvature**3 * x**2 / rate,
+        "curvature": -2 * curvature * x**2 * (1 - p * span * curvature) / rate,
+        "x0": -2 * curvature**2 * x**2 / x0 / rate,
         "eps": 1 / rate,
         "t0": 1.0,
     }
@@ -163,66 +213,64 @@ def _shared(v: Values) -> Values:
     }
 
 
-CLOSED_FORMS: dict[str, ClosedForm] = {
-    form.name: form
-    for form in (
-        ClosedForm(
-            "form 1: exponential",
-            {"theta": (1.3, "theta")},
-            (2.0,),
-            lambda v: lambda t, x: -v["theta"] * x,
-            _half_square,
-            _exponential,
-            _root_of_twice,
-        ),
-        ClosedForm(
-            "form 2: clock",
-            {"q": (2.5, "phi")},
-            (0.25,),
-            lambda v: lambda t, x: torch.ones_like(x),
-            lambda v: lambda t, x: v["q"] - x.sum(),
-            _clock,
-            lambda eps: 1.0,
-        ),
-        ClosedForm(
-            "form 3: schedule",
-            {"rate": (1.2, "theta"), "decay": (0.04, "theta")},
-            (1.5,),
-            lambda v: lambda t, x: -v["rate"] * torch.exp(-v["decay"] * t) * x,
-            _half_square,
-            _schedule,
-            _root_of_twice,
-        ),
-        ClosedForm(
-            "form 4: cubic",
-            {"theta": (0.8, "theta")},
-            (1.5,),
-            lambda v: lambda t, x: -v["theta"] * x**3,
-            _half_square,
-            _cubic,
-            _root_of_twice,
-            smallest=1e-4,
-        ),
-        ClosedForm(
-            "form 5: modes",
-            {
-                "p": (np.array([1.1, 0.8]), "theta"),
-                "curvature": (np.array([1.0, 2.0]), "theta = phi"),
-            },
-            (1.0, -0.8),
-            lambda v: lambda t, x: -v["p"] * v["curvature"] * x,
-            lambda v: lambda t, x: (v["curvature"] * x).square().sum(),
-            _modes,
-            math.sqrt,
-        ),
-        ClosedForm(
-            "form 6: shared",
-            {"a": (1.7, "theta = phi")},
-            (1.5,),
-            lambda v: lambda t, x: -v["a"] * x,
-            lambda v: lambda t, x: 0.5 * v["a"] * x.square().sum(),
-            _shared,
-            _root_of_twice,
-        ),
-    )
-}
+CLOSED_FORMS = (
+    ClosedForm(
+        "form1-exponential",
+        {"theta": (1.3, "theta")},
+        (2.0,),
+        lambda v: lambda t, x: -v["theta"] * x,
+        _half_square,
+        _exponential,
+        _root_of_twice,
+    ),
+    ClosedForm(
+        "form2-clock",
+        {"q": (2.5, "phi")},
+        (0.25,),
+        lambda v: lambda t, x: torch.ones_like(x),
+        lambda v: lambda t, x: v["q"] - x.sum(),
+        _clock,
+        lambda eps: 1.0,
+    ),
+    ClosedForm(
+        "form3-schedule",
+        {"rate": (1.2, "theta"), "decay": (0.04, "theta")},
+        (1.5,),
+        lambda v: lambda t, x: -v["rate"] * torch.exp(-v["decay"] * t) * x,
+        _half_square,
+        _schedule,
+        _root_of_twice,
+    ),
+    ClosedForm(
+        "form4-cubic",
+        {"theta": (0.8, "theta")},
+        (1.5,),
+        lambda v: lambda t, x: -v["theta"] * x**3,
+        _half_square,
+        _cubic,
+        _root_of_twice,
+        smallest=1e-4,
+    ),
+    ClosedForm(
+        "form5-modes",
+        {
+            "p": (np.array([1.1, 0.8]), "theta"),
+            "curvature": (np.array([1.0, 2.0]), "theta = phi"),
+        },
+        (1.0, -0.8),
+        lambda v: lambda t, x: -v["p"] * v["curvature"] * x,
+        lambda v: lambda t, x: (v["curvature"] * x).square().sum(),
+        _modes,
+        math.sqrt,
+    ),
+    ClosedForm(
+        "form6-shared",
+        {"a": (1.7, "theta = phi")},
+        (1.5,),
+        lambda v: lambda t, x: -v["a"] * x,
+        lambda v: lambda t, x: 0.5 * v["a"] * x.square().sum(),
+        _shared,
+        _root_of_twice,
+    ),
+)
+FORMS = {form.name: form for form in CLOSED_FORMS}
