@@ -32,7 +32,7 @@ class Measurement:
         decrease: J_N - J_{N-1}; on the continuous side J'(T).
         nfe_forward: Evaluations of the flow until the target was met.
         nfe_backward: Evaluations of the flow for the gradient.
-        vjps: vector-Jacobian products of the flow for the gradient.
+        vjps: Vector-Jacobian products of the flow for the gradient.
         stored_bytes: Memory of the states that were kept for the gradient.
         seconds_forward: Wall time to the target, tracing and consistency tests included.
         seconds_backward: Wall time of the gradient.
@@ -62,7 +62,10 @@ def measure_time(
     solver: Torchdiffeq | None = None,
     max_time: float | None = None,
 ) -> Measurement:
-    """The continuous side: T and dT/dtheta by the default route.
+    """The continuous side: T and dT/dtheta by the continuous adjoint, `InterpolatingAdjoint`.
+
+    The default route is the transpose of the solver's steps, hence of a discrete iteration itself;
+    the theorems compare iterations with the derivative of the flow.
 
     Raises:
         ValueError: The target is not reached by a crossing, or dT/dtheta = 0.

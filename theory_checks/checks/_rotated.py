@@ -1,7 +1,8 @@
 """Rotated quadratics and quartics for the comparison of gradient routes, with their true gradients.
 
 x' = -p grad f(x), J = |grad f|^2, differentiated to p and to x0. The truth of a quadratic is its
-eigen-decomposition; the plain road is what torchdiffeq gives without this library.
+eigen-decomposition; the witness is a continuous adjoint by torchdiffeq's `odeint` that uses none of
+this library's solves; the plain road is what torchdiffeq gives by itself.
 """
 
 from __future__ import annotations
@@ -27,17 +28,22 @@ from ode_stopping import (
     PreconditionedFlow,
     Quadratic,
     QuarticQuadratic,
+    StepAdjoint,
     Torchdiffeq,
     stopping_time,
 )
 from ode_stopping.problems.rotations import geometric_spectrum, random_rotation
 
+from ._odeint_adjoint import odeint_adjoint
+
 ROUTES: dict[str, type[GradientRoute]] = {
+    "StepAdjoint": StepAdjoint,
     "InterpolatingAdjoint": InterpolatingAdjoint,
     "DirectAdjoint": DirectAdjoint,
     "ForwardSensitivity": ForwardSensitivity,
     "BacksolveAdjoint": BacksolveAdjoint,
 }
+WITNESS = "odeint witness"
 # The published failure was measured at this tolerance.
 PLAIN_RTOL = 1e-6
 PLAIN_ATOL = 1e-9
@@ -52,10 +58,10 @@ class Cell:
         kind: "quadratic" or "quartic".
         dim: Unknowns.
         condition: Condition number of the quadratic part.
-        target: eps, for J = |grad f|^2.
+        target: Eps, for J = |grad f|^2.
         seed: Of basis, start and preconditioner.
-        road: The name of a route, "plain" (torchdiffeq's own), or "truth".
-        rtol: Of the solve.
+        road: The name of a route, `WITNESS`, "plain" (torchdiffeq's own), or "truth".
+        rtol: Of the solve (the witness has tolerances of its own).
     """
 
     kind: str
@@ -81,12 +87,14 @@ class Answer:
         gradient: (2 d,), or empty.
         raised: The name and message of the exception, or "".
         cost: Evaluations of the flow, forward and backward.
+        fallback: Why a route gave another one's numbers, or "".
     """
 
     time: float
     gradient: NDArray[np.float64]
     raised: str = ""
     cost: tuple[int, int] = (0, 0)
+    fallback: str = ""
 
     def error(self, truth: Answer) -> float:
         """Relative error of the gradient, in norm; NaN where there is none."""
@@ -100,6 +108,8 @@ def solve(cell: Cell) -> Answer:
     """The answer of one road."""
     if cell.road == "plain":
         return plain_road(cell)
+    if cell.road == WITNESS:
+        return by_witness(cell)
     if cell.road == "truth":
         if cell.kind == "quadratic":
             return eigen_truth(cell)
@@ -138,7 +148,16 @@ def by_route(cell: Cell, route: GradientRoute, method: str = "dopri5") -> Answer
     except BacksolveMismatchError as error:
         return Answer(time, np.empty(0), f"{type(error).__name__}: {error}")
     cost = (result.stats.nfe_forward, result.stats.nfe_backward or 0)
-    return Answer(time, torch.cat([by_p, by_x0]).numpy(), cost=cost)
+    gradient = torch.cat([by_p, by_x0]).numpy()
+    return Answer(time, gradient, cost=cost, fallback=result.stats.fallback or "")
+
+
+def by_witness(cell: Cell) -> Answer:
+    """The answer of `odeint_adjoint`."""
+    objective, p, x0 = make(cell)
+    flow = PreconditionedFlow(objective, preconditioner=p)
+    found = odeint_adjoint(flow, x0, GradientNorm(objective), cell.target, [p])
+    return Answer(found.time, torch.cat([found.gradient, found.start]).numpy(), cost=found.cost)
 
 
 def eigen_truth(cell: Cell) -> Answer:

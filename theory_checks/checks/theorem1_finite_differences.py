@@ -116,7 +116,7 @@ def displaced(cell: Cell) -> float:
 
 
 def derivatives(seed: int) -> dict[str, float]:
-    """The directional derivatives of T by the default route."""
+    """The directional derivatives of T by the default route, StepAdjoint."""
     leaves = leaves_of(seed)
     time_of(leaves, seed, Torchdiffeq(rtol=1e-11, atol=1e-14)).backward()
     found = {}
@@ -146,7 +146,7 @@ def finite_differences(context: Context) -> Outcome:
     derivative.
     Expected: 2, and 0 up to the plateau where the noise of T divided by the step takes over.
     Tolerance: 0.05 and 1e-8. Differences are of T solved by dopri8 at rtol 1e-11, the gradient is
-    the default route's at rtol 1e-11; always in float64.
+    the default route's, StepAdjoint's, at rtol 1e-11; always in float64.
     """
     beyond = context.choose(quick=(8, 32), paper=(2,) * 12)
     return judge_differences(context, tuple(LABELS), beyond, derivatives)
@@ -164,7 +164,7 @@ def judge_differences(
         context: The settings.
         names: Keys of `LABELS`.
         beyond: By what each further step is smaller than the one before.
-        gradient: seed -> the derivatives by name.
+        gradient: (seed) -> the derivatives by name.
     """
     exact = gradient(context.seed)
     factors = np.cumprod([1.0, *[2.0] * (FALLING - 1), *beyond])
@@ -244,11 +244,11 @@ def _figure(steps: NDArray[np.float64], errors: dict[str, NDArray[np.float64]]) 
         xscale="log",
         yscale="log",
         xlabel=r"relative step $\delta$ of the central difference",
-        ylabel="relative error against the adjoint gradient",
+        ylabel="relative error against the gradient",
     )
     axes.legend(loc="best", ncols=2)
     caption = (
-        "Central differences of the stopping time against the adjoint gradient. Errors fall "
+        "Central differences of the stopping time against the gradient by StepAdjoint. Errors fall "
         "fourfold with every halving of the step until the noise of the two solves, divided by the "
         "step, takes over."
     )

@@ -70,7 +70,7 @@ class Course:
 
 
 def adjoint(result: StoppingResult, times: Sequence[float]) -> PullBack:
-    """The adjoint of T itself: lam(T) = -g / J', by the library's own quotient."""
+    """The continuous adjoint of T itself: lam(T) = -g / J', by the library's own quotient."""
     problem = result.problem
     assert problem is not None
     state = problem.crossing.state
@@ -99,6 +99,7 @@ def along_the_path(cell: Cell) -> Course:
         t0=START,
         max_time=1e4,
         solver=Torchdiffeq(rtol=cell.rtol),
+        gradient=InterpolatingAdjoint(),
     )
     end = float(result.time.detach())
     times = np.linspace(START, end, SAMPLES).tolist()
@@ -155,6 +156,7 @@ def start_derivatives(case: Start) -> tuple[float, float, float]:
             t0=START,
             max_time=1e4,
             solver=solver,
+            gradient=InterpolatingAdjoint(),
         )
     else:
         scheduled = RescaledGradientFlow(objective, schedule=ExponentialSchedule(1.0, 0.1))
@@ -166,6 +168,7 @@ def start_derivatives(case: Start) -> tuple[float, float, float]:
             t0=START,
             max_time=1e4,
             solver=solver,
+            gradient=InterpolatingAdjoint(),
         )
     return (*two_forms(result), float("nan"))
 
@@ -186,8 +189,9 @@ STARTS = (CLOSED, SCHEDULED, MOVING_CRITERION)
 def identities(context: Context) -> Outcome:
     """For an autonomous flow and criterion lam(t)^T x'(t) = -1 all the way from T back to t0.
 
-    And where flow or criterion depend on t, the two forms of dT/dt0 agree. They are independent
-    computations of one number: -lam(t0)^T F(t0, x0), and g^T F(T, x_T)/J'(T) + int lam^T F_t dt.
+    lam is that of the continuous adjoint, `InterpolatingAdjoint`. And where flow or criterion
+    depend on t, the two forms of dT/dt0 agree. They are independent computations of one number:
+    -lam(t0)^T F(t0, x0), and g^T F(T, x_T)/J'(T) + int lam^T F_t dt.
     Autonomous: a rotated quadratic of condition 100 with the preconditioner of 10 numbers a
     coordinate, a quartic, logistic regression. Time-dependent: closed form 3 (whose dT/dt0 is
     known), a rotated quadratic with an exponential schedule, and one with a criterion that
