@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,23 @@ from torch import Tensor
 
 from ode_stopping import BacksolveAdjoint
 from ode_stopping.core.functions import CriterionMap, Vjp
+from ode_stopping.core.sweep import Sweep
 from ode_stopping.crossing.point import Crossing
 from ode_stopping.gradients import judge as backward
 from ode_stopping.gradients import quotient as implicit
+from ode_stopping.gradients.route import PullBack
 from ode_stopping.solving.flow_map import FlowMap
-from theory_checks.checks import theorem1_closed_forms
-from theory_checks.checks._rotated import ROUTES, Answer, Cell, eigen_truth, make, plain_road
+from theory_checks.checks import _rotated, theorem1_closed_forms
+from theory_checks.checks._odeint_adjoint import odeint_adjoint
+from theory_checks.checks._rotated import (
+    ROUTES,
+    WITNESS,
+    Answer,
+    Cell,
+    eigen_truth,
+    make,
+    plain_road,
+)
 from theory_checks.checks.theorem1_closed_forms import judge_closed_forms
 from theory_checks.checks.theorem1_finite_differences import derivatives, judge_differences
 from theory_checks.checks.theorem1_identities import CLOSED, SCHEDULED, judge_identities
@@ -27,7 +39,8 @@ from theory_checks.closed_forms import FORMS
 from theory_checks.context import Context
 from theory_checks.registry import REGISTRY, Outcome
 
-DEFAULT = "InterpolatingAdjoint"
+DEFAULT = "StepAdjoint"
+CONTINUOUS = "InterpolatingAdjoint"
 right_quotient = implicit.cotangent_at_crossing
 
 
@@ -124,10 +137,151 @@ def rotated(*roads: str, condition: float = 3.0, target: float = MILD_TARGET) ->
 
 
 def test_routes_hold_on_a_mild_problem() -> None:
-    outcome = rotated(*ROUTES)
+    outcome = rotated(*ROUTES, WITNESS)
     assert outcome.passed
     assert max(measured(outcome).values()) < 1e-7
-    assert len(measured(outcome)) == len(ROUTES) + 1
+    # T twice, since the witness has one of its own; and whether StepAdjoint fell back.
+    assert len(measured(outcome)) == len(ROUTES) + 4
+
+
+def test_the_five_routes_are_compared() -> None:
+    assert set(ROUTES) == {
+        "StepAdjoint", "InterpolatingAdjoint", "BacksolveAdjoint", "DirectAdjoint",
+        "ForwardSensitivity",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["time", "start", "parameters"])
+def test_routes_notice_a_witness_that_is_off_by_a_thousandth(
+    monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def off(*arguments: Any, **options: Any) -> Any:
+        found = odeint_adjoint(*arguments, **options)
+        value = getattr(found, part)
+        scaled = tuple(1.001 * v for v in value) if part == "parameters" else 1.001 * value
+        return replace(found, **{part: scaled})
+
+    monkeypatch.setattr(_rotated, "odeint_adjoint", off)
+    outcome = rotated(WITNESS)
+    assert not outcome.passed
+    assert max(measured(outcome).values()) > 1e-4
+
+
+@pytest.mark.parametrize("route", list(ROUTES))
+def test_routes_notice_a_route_that_is_off_by_a_thousandth(
+    monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    right = _rotated.by_route
+
+    def off(cell: Cell, chosen: Any) -> Answer:
+        found = right(cell, chosen)
+        return replace(found, gradient=1.001 * found.gradient)
+
+    monkeypatch.setattr(_rotated, "by_route", off)
+    outcome = rotated(route, WITNESS)
+    assert not outcome.passed
+    name = next(name for name in measured(outcome) if name.startswith(f"{route}: "))
+    assert measured(outcome)[name] == pytest.approx(1e-3, rel=1e-3)
+
+
+def off_by_a_thousandth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every chunk of steps hands on 1.001 lam."""
+    right = Sweep.through
+
+    def through(self: Sweep, *arguments: Any, **options: Any) -> list[Tensor]:
+        found = right(self, *arguments, **options)
+        self.lam = [1.001 * lam for lam in self.lam]
+        return found
+
+    monkeypatch.setattr(Sweep, "through", through)
+
+
+def not_transposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phi_y lam in the place of Phi_y^T lam."""
+    right = Sweep.through
+
+    def through(
+        self: Sweep, end: Any, start: Any, extra: Any = (), *, keep: bool = False
+    ) -> list[Tensor]:
+        lams, (first,) = self.lam, start
+        found = right(self, end, start, extra, keep=True)
+        total = torch.zeros_like(first)
+        for piece, lam in zip(end, lams, strict=True):
+            dummy = torch.zeros_like(piece, requires_grad=True)
+            (row,) = torch.autograd.grad(piece, first, dummy, create_graph=True)
+            total = total + torch.autograd.grad(row, dummy, lam, retain_graph=True)[0]
+        self.lam = [total]
+        return found
+
+    monkeypatch.setattr(Sweep, "through", through)
+
+
+@pytest.mark.parametrize("planted", [off_by_a_thousandth, not_transposed])
+def test_routes_notice_a_wrong_transposition(
+    monkeypatch: pytest.MonkeyPatch, planted: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """StepAdjoint then hands over to the continuous adjoint, whose right numbers do not hide it."""
+    planted(monkeypatch)
+    outcome = rotated(DEFAULT)
+    assert not outcome.passed
+    fell_back = next(name for name in measured(outcome) if "fell back" in name)
+    assert measured(outcome)[fell_back] == 1.0
+    assert outcome.tables[0].rows[0][-1] == "fell back"
+
+
+def test_closed_forms_notice_a_wrong_transposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    off_by_a_thousandth(monkeypatch)
+    outcome = closed("form5")
+    assert not outcome.passed
+    assert measured(outcome)["answers by another route"] > 0.0
+
+
+def test_routes_notice_wrong_sums_of_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lam is right, so that the identity has nothing to say."""
+    right = Sweep.through
+
+    def through(self: Sweep, *arguments: Any, **options: Any) -> list[Tensor]:
+        found = right(self, *arguments, **options)
+        self.sums = [1.001 * total for total in self.sums]
+        return found
+
+    monkeypatch.setattr(Sweep, "through", through)
+    outcome = rotated(DEFAULT)
+    assert not outcome.passed
+    assert sum(v > 1e-4 for v in measured(outcome).values()) == 1
+
+
+def test_routes_notice_a_wrong_continuous_adjoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The witness stays right: nothing of the library's backward solve is in it."""
+    right = ROUTES[CONTINUOUS].pull_back_path
+
+    def wrong(self: Any, *arguments: Any) -> PullBack:
+        found = right(self, *arguments)
+        return replace(found, leaves=[1.001 * leaf for leaf in found.leaves])
+
+    monkeypatch.setattr(ROUTES[CONTINUOUS], "pull_back_path", wrong)
+    outcome = rotated(CONTINUOUS, WITNESS)
+    assert not outcome.passed
+    assert [name.split(":")[0] for name, v in measured(outcome).items() if v > 1e-4] == [CONTINUOUS]
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_the_witness_knows_every_closed_form(form: str) -> None:
+    """Among them a flow that depends on t, and parameters of the criterion alone and of both."""
+    case = FORMS[form]
+    leaves, answer = case.leaves(1e-2, 0.25), case.answer(case.values(1e-2, 0.25))
+    names = list(case.parameters)
+    found = odeint_adjoint(
+        case.flow(leaves),
+        leaves["x0"],
+        case.criterion(leaves),
+        1e-2,
+        [leaves[name] for name in names],
+        t0=0.25,
+    )
+    assert found.time == pytest.approx(answer["T"], rel=1e-8)
+    for name, gradient in zip([*names, "x0"], [*found.parameters, found.start], strict=True):
+        np.testing.assert_allclose(gradient, answer[name], rtol=1e-6, atol=1e-9, err_msg=name)
 
 
 def test_backsolve_may_refuse_a_stiff_problem_only() -> None:

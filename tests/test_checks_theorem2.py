@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from discrete.gradients import adjoint, index
+from ode_stopping import StepAdjoint
 from theory_checks.checks import _cells, figure1, orders, theorem2
 from theory_checks.checks._cells import Series, run_series
+from theory_checks.checks._odeint_adjoint import odeint_adjoint
 from theory_checks.checks._problems import Setup, build
 from theory_checks.context import CellCache, Context
 from theory_checks.registry import REGISTRY, Outcome
@@ -28,7 +30,9 @@ FEW = tuple(0.5 * 10.0 ** (-k / 8) for k in range(9))
 def small(setup: Setup, **others: Any) -> Outcome:
     """Theorem 2's verdict on one problem, one decade of step sizes."""
     series = Series(setup, FEW, rtol=1e-8, spread=True, **others)
-    return theorem2.judge(run_series(Context(), [series]), "")
+    context = Context()
+    results = run_series(context, [series])
+    return theorem2.judge(results, theorem2.witnesses(context, [setup]), "")
 
 
 def higher_order() -> float:
@@ -49,6 +53,56 @@ def test_theorem_2_holds(setup: Setup) -> None:
     assert len(table.rows) == len(FEW) + 1
     (figure,) = outcome.figures
     assert len(figure.figure.axes) == 2
+
+
+def witnessed(outcome: Outcome) -> list[float]:
+    """What the truth is off from the witness: the gradient, and T."""
+    assert isinstance(outcome.measured, dict)
+    return [v for name, v in outcome.measured.items() if "witness" in name]
+
+
+def test_the_truth_is_the_continuous_adjoint_and_as_witnessed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def not_asked(*_: Any) -> None:
+        raise AssertionError("Theorem 2's truth is the continuous adjoint")
+
+    monkeypatch.setattr(StepAdjoint, "pull_back_path", not_asked)
+    gradient, time = witnessed(small(QUARTIC))
+    assert gradient < 1e-7
+    assert time < 1e-8
+
+
+@pytest.mark.parametrize("part", ["time", "parameters"])
+def test_a_witness_that_is_off_by_a_millionth_and_a_half_fails(
+    monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def off(*arguments: Any, **options: Any) -> Any:
+        found = odeint_adjoint(*arguments, **options)
+        value, by = getattr(found, part), 1.0 + 1.5e-6
+        scaled = tuple(by * v for v in value) if part == "parameters" else by * value
+        return replace(found, **{part: scaled})
+
+    monkeypatch.setattr(theorem2, "odeint_adjoint", off)
+    outcome = small(QUARTIC)
+    assert not outcome.passed
+    assert max(witnessed(outcome)) == pytest.approx(1.5e-6, rel=0.1)
+
+
+def test_a_truth_that_is_off_is_seen_where_slopes_do_not_see_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    true = _cells.measure_time
+
+    def off(*arguments: Any, **options: Any) -> Any:
+        found = true(*arguments, **options)
+        return replace(found, gradient=(1.0 + 1e-5) * found.gradient)
+
+    monkeypatch.setattr(_cells, "measure_time", off)
+    outcome = small(QUARTIC)
+    assert not outcome.passed
+    assert isinstance(outcome.measured, dict)
+    assert next(iter(outcome.measured.values())) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("kind", ["logistic", "svm"])

@@ -178,11 +178,22 @@ def _path(flow: Function, times: list[float], states: list[Tensor]) -> Callable[
 
 
 def _rates(flow: Function, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
-    """F, and its derivative along the path."""
-    now = _time(t)
-    velocity = flow(now, x).detach()
-    _, along = torch.func.jvp(flow, (now, x), (torch.ones_like(now), velocity))
-    return velocity, along.detach()
+    """F, and its derivative along the path: the product with (1, F), from the transposed one."""
+    now, at = _time(t).requires_grad_(True), x.detach().requires_grad_(True)
+    velocity = flow(now, at)
+    rate = torch.zeros_like(velocity.detach())
+    if velocity.requires_grad:
+        weights = torch.zeros_like(velocity, requires_grad=True)
+        pulled = torch.autograd.grad(
+            velocity, [now, at], weights, create_graph=True, allow_unused=True
+        )
+        directions = [torch.ones_like(now), velocity.detach()]
+        for gradient, direction in zip(pulled, directions, strict=True):
+            if gradient is not None:
+                rate = (
+                    rate + torch.autograd.grad(gradient, weights, direction, retain_graph=True)[0]
+                )
+    return velocity.detach(), rate
 
 
 def _products(
@@ -196,7 +207,9 @@ def _products(
     inputs = [x.detach().requires_grad_(True), _time(t).requires_grad_(True), *parameters]
     with torch.enable_grad():
         value = function(inputs[1], inputs[0])
-    found = torch.autograd.grad(value, inputs, weights, allow_unused=True)
+    found: Sequence[Tensor | None] = [None] * len(inputs)
+    if value.requires_grad:
+        found = torch.autograd.grad(value, inputs, weights, allow_unused=True)
     by_state, by_time, *others = [
         torch.zeros_like(p.detach()) if gradient is None else gradient
         for gradient, p in zip(found, inputs, strict=True)
