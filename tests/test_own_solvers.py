@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import CLOSED_FORMS, ClosedForm
 from pages import blocks, missing_targets, printed
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from ode_stopping import (
     StepAdjoint,
     stopping_time,
 )
+from theory_checks.closed_forms import CLOSED_FORMS, ClosedForm
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to-own-solver.md"
 ROUTES = (

@@ -93,23 +93,45 @@ def differentiate(problem: StoppingProblem, route: GradientRoute, given: Cotange
             a + b for a, b in zip(explicit, _of_criterion(problem, hit, scale), strict=True)
         ]
     evaluations, products = call.flow.calls, call.flow.products
-    pulled = route.pull_back_path(problem, jumps)
+    if route.own_graph:
+        x0, t0, targets, totals = _by_graph(problem, route, given)
+        pulled = PullBack(x0, totals, vjps=call.flow.calls - evaluations)
+    else:
+        pulled = route.pull_back_path(problem, jumps)
+        x0, totals = pulled.start, [a + b for a, b in zip(pulled.leaves, explicit, strict=True)]
     stats = Stats(
         nfe_backward=call.flow.calls - evaluations,
         vjps=call.flow.products - products if pulled.vjps is None else pulled.vjps,
         route=pulled.route or type(route).__name__,
         fallback=pulled.fallback,
     )
-    start_velocity = call.flow.plain(problem.start, problem.x0)
+    if not route.own_graph:
+        t0 = -(x0 @ call.flow.plain(problem.start, problem.x0))
     return Gradients(
-        x0=pulled.start,
-        t0=-(pulled.start @ start_velocity),
-        targets=targets,
-        leaves=[a + b for a, b in zip(pulled.leaves, explicit, strict=True)],
-        jumps=jumps,
-        pulled=pulled,
-        stats=stats,
+        x0=x0, t0=t0, targets=targets, leaves=totals, jumps=jumps, pulled=pulled, stats=stats
     )
+
+
+def _by_graph(
+    problem: StoppingProblem, route: GradientRoute, given: Cotangents
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """The gradients to x0, t0, the targets and the leaves of a route that has its own graph.
+
+    The graph is made anew, and its gradients taken as autograd takes those of the result's own.
+    """
+    x0 = problem.x0.detach().clone().requires_grad_(True)
+    clock = {"dtype": torch.float64, "device": x0.device, "requires_grad": True}
+    t0 = torch.tensor(problem.start, **clock)  # type: ignore[arg-type]
+    targets = [torch.tensor(hit.watch.target, **clock) for hit in problem.hits]  # type: ignore[arg-type]
+    with torch.enable_grad():
+        times, states = route.graph(problem, x0, t0, targets)
+        total = (given.times * torch.stack(times)).sum()
+        total = total + (given.states * torch.stack(states)).sum()
+    inputs = [x0, t0, *targets, *problem.leaves.tensors]
+    grads = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
+    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, inputs, strict=True)]
+    count = len(targets)
+    return filled[0], filled[1], torch.stack(filled[2 : 2 + count]), filled[2 + count :]
 
 
 def _of_criterion(problem: StoppingProblem, hit: Hit, scale: Tensor) -> list[Tensor]:

@@ -90,6 +90,7 @@ class GradientRoute(ABC):
         figures: Names of the figures of the evidence that this class vouches for. A subclass does
             not inherit them, for it may compute something else: it declares its own.
         own_graph: Whether the route attaches T and x_T itself (`graph`), with second derivatives.
+            A subclass that writes `pull_back` does not inherit it.
     """
 
     keeps_trajectory: bool = True
@@ -100,6 +101,8 @@ class GradientRoute(ABC):
         super().__init_subclass__(**options)
         if "figures" not in cls.__dict__:
             cls.figures = ()
+        if "pull_back" in cls.__dict__ and "own_graph" not in cls.__dict__:
+            cls.own_graph = False
         # A subclass that writes the one is not to be passed by with the other.
         if "pull_back" in cls.__dict__ and "pull_back_path" not in cls.__dict__:
             cls.pull_back_path = GradientRoute.pull_back_path  # type: ignore[method-assign]
