@@ -16,7 +16,7 @@ __all__ = ["refine"]
 _ITERATIONS = 8
 # A correction of T this small against the step is made by the trapezoidal rule from its end: what
 # that leaves, a third power, is below rounding.
-_SHORT = 2e-5
+_SHORT = 2e-6
 
 
 def refine(
