@@ -13,9 +13,16 @@ from ode_stopping import (
     ForwardSensitivity,
     GradientRoute,
     InterpolatingAdjoint,
+    StepAdjoint,
 )
 
-ROUTES = (InterpolatingAdjoint(), DirectAdjoint(), ForwardSensitivity(), BacksolveAdjoint())
+ROUTES = (
+    StepAdjoint(),
+    InterpolatingAdjoint(),
+    BacksolveAdjoint(),
+    DirectAdjoint(),
+    ForwardSensitivity(),
+)
 
 by_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
 by_case = pytest.mark.parametrize("case", CLOSED_FORMS, ids=lambda case: case.name)

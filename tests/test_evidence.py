@@ -22,6 +22,7 @@ from ode_stopping import (
     GradientAccuracyWarning,
     GradientRoute,
     InterpolatingAdjoint,
+    StepAdjoint,
     StoppingResult,
     Torchdiffeq,
     stopping_time,
@@ -32,7 +33,13 @@ from ode_stopping.gradients.problem import StoppingProblem
 from ode_stopping.solving.solver import PROMISE_PER_RTOL
 
 EXPONENTIAL = CLOSED_FORMS[0]
-ROUTES = [InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity()]
+ROUTES = [
+    StepAdjoint(),
+    InterpolatingAdjoint(),
+    BacksolveAdjoint(),
+    DirectAdjoint(),
+    ForwardSensitivity(),
+]
 ONE = torch.ones(1, dtype=torch.float64)
 
 
