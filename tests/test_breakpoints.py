@@ -16,12 +16,19 @@ from ode_stopping import (
     GradientAccuracyWarning,
     GradientRoute,
     InterpolatingAdjoint,
+    StepAdjoint,
     Torchdiffeq,
     stopping_time,
 )
 
 JUMP, FIRST, SECOND, START, TARGET = 1.0, 1.0, 3.0, 0.2, 1e-3
-ROUTES = [InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity()]
+ROUTES = [
+    StepAdjoint(),
+    InterpolatingAdjoint(),
+    BacksolveAdjoint(),
+    DirectAdjoint(),
+    ForwardSensitivity(),
+]
 
 
 class Switched:

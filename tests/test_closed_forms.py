@@ -12,12 +12,19 @@ from ode_stopping import (
     ForwardSensitivity,
     GradientRoute,
     InterpolatingAdjoint,
+    StepAdjoint,
 )
 from theory_checks.closed_forms import CLOSED_FORMS, FORMS, ClosedForm, modes_at_target
 
 TARGETS = (1e-1, 1e-4, 1e-8, 1e-12)
 
-ROUTES = (InterpolatingAdjoint(), DirectAdjoint(), ForwardSensitivity(), BacksolveAdjoint())
+ROUTES = (
+    StepAdjoint(),
+    InterpolatingAdjoint(),
+    BacksolveAdjoint(),
+    DirectAdjoint(),
+    ForwardSensitivity(),
+)
 
 by_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
 by_case = pytest.mark.parametrize("case", CLOSED_FORMS, ids=lambda case: case.name)

@@ -15,6 +15,7 @@ from ode_stopping import (
     InterpolatingAdjoint,
     PreconditionedFlow,
     Quadratic,
+    StepAdjoint,
     stopping_time,
 )
 from ode_stopping.problems import geometric_spectrum, random_rotation
@@ -33,7 +34,7 @@ def problem(device: torch.device) -> tuple[PreconditionedFlow, Tensor, GradientN
 
 
 @pytest.mark.parametrize(
-    "route", [InterpolatingAdjoint(), DirectAdjoint(), ForwardSensitivity()], ids=str
+    "route", [StepAdjoint(), InterpolatingAdjoint(), DirectAdjoint(), ForwardSensitivity()], ids=str
 )
 def test_stopping_time(device: torch.device, route: GradientRoute) -> None:
     values = []

@@ -33,7 +33,13 @@ from ode_stopping.solving.solver import PROMISE_PER_RTOL
 from theory_checks.closed_forms import CLOSED_FORMS, ClosedForm
 
 EXPONENTIAL = CLOSED_FORMS[0]
-ROUTES = [InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity()]
+ROUTES = [
+    StepAdjoint(),
+    InterpolatingAdjoint(),
+    BacksolveAdjoint(),
+    DirectAdjoint(),
+    ForwardSensitivity(),
+]
 ONE = torch.ones(1, dtype=torch.float64)
 
 

@@ -19,11 +19,18 @@ from ode_stopping import (
     LossValue,
     MissingGradientError,
     NotReproducibleError,
+    StepAdjoint,
     UntrackedTensorError,
     stopping_time,
 )
 
-ROUTES = (InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity())
+ROUTES = (
+    StepAdjoint(),
+    InterpolatingAdjoint(),
+    BacksolveAdjoint(),
+    DirectAdjoint(),
+    ForwardSensitivity(),
+)
 by_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
 X0 = torch.tensor([2.0], dtype=torch.float64)
 EPS = 0.02

@@ -25,6 +25,7 @@ from ode_stopping import (
     GradientRoute,
     InterpolatingAdjoint,
     NotReachedError,
+    StepAdjoint,
     stopping_time,
 )
 
@@ -127,7 +128,13 @@ def test_a_result_is_freed_at_once(interpolation: str | None) -> None:
 CALLS = 100
 WIDTH = 10_000  # of a state, 80 kB
 KEPT = 24 * 2**20  # bytes; a trajectory a call would be several times that
-TIME_ROUTES = (InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity())
+TIME_ROUTES = (
+    StepAdjoint(),
+    InterpolatingAdjoint(),
+    BacksolveAdjoint(),
+    DirectAdjoint(),
+    ForwardSensitivity(),
+)
 INDEX_ROUTES = (
     DiscreteAdjoint(),
     DiscreteAdjoint(memory=3 * 8 * WIDTH, chunk=2),

@@ -14,12 +14,19 @@ from ode_stopping import (
     ForwardSensitivity,
     GradientRoute,
     InterpolatingAdjoint,
+    StepAdjoint,
     Torchdiffeq,
     stopping_time,
 )
 from theory_checks.closed_forms import CLOSED_FORMS
 
-ROUTES = (InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity())
+ROUTES = (
+    StepAdjoint(),
+    InterpolatingAdjoint(),
+    BacksolveAdjoint(),
+    DirectAdjoint(),
+    ForwardSensitivity(),
+)
 
 
 class Oscillator(nn.Module):
@@ -126,7 +133,7 @@ def second(gradient: Tensor, *leaves: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "route", [InterpolatingAdjoint(), BacksolveAdjoint(), ForwardSensitivity()]
+    "route", [StepAdjoint(), InterpolatingAdjoint(), BacksolveAdjoint(), ForwardSensitivity()]
 )
 def test_second_derivatives_of_the_other_routes_raise(route: GradientRoute) -> None:
     leaves = CLOSED_FORMS[0].leaves(0.1, 0.0)

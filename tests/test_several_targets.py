@@ -23,6 +23,7 @@ from ode_stopping import (
     NotReachedError,
     Quadratic,
     Status,
+    StepAdjoint,
     StoppingResult,
     Torchdiffeq,
     check_stopping_gradient,
@@ -32,7 +33,13 @@ from ode_stopping import (
 from theory_checks.closed_forms import CLOSED_FORMS
 
 F64 = torch.float64
-ROUTES = (InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint(), ForwardSensitivity())
+ROUTES = (
+    StepAdjoint(),
+    InterpolatingAdjoint(),
+    BacksolveAdjoint(),
+    DirectAdjoint(),
+    ForwardSensitivity(),
+)
 every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
 
 
