@@ -27,7 +27,7 @@ __all__ = ["Witness", "odeint_adjoint"]
 Function = Callable[[Tensor, Tensor], Tensor]
 # The noise of fast modes at x_T is weighed by their curvature in grad J, so the forward solve is
 # the tighter one. lam and q are solved with lam(T) scaled to length one.
-FORWARD: dict[str, Any] = {"method": "dopri5", "rtol": 1e-10, "atol": 1e-13}
+FORWARD: dict[str, Any] = {"method": "dopri5", "rtol": 1e-11, "atol": 1e-14}
 BACKWARD: dict[str, Any] = {"method": "dopri8", "rtol": 1e-9, "atol": 1e-12}
 MAX_STEPS = 100_000
 

@@ -104,7 +104,7 @@ def theorem_2_svm(context: Context) -> Outcome:
 
     A learned diagonal preconditioner. J is f because |grad f|^2 of a squared hinge is only
     Lipschitz: it has a kink wherever a margin passes 1, and Theorem 1 needs a differentiable J.
-    The kinks make the witness of the truth dear: it speaks in the paper's profile only.
+    The kinks make the witness of the truth dear (minutes): it speaks in the paper's profile only.
     """
     setups = [Setup.of(context, "svm", eps) for eps in context.choose(quick=[3.0], paper=[3.0, 1])]
     rtol = context.choose(quick=1e-8, paper=1e-9)
