@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import CLOSED_FORMS
 from rotated import RotatedQuadratic
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ from ode_stopping import (
 )
 from ode_stopping.gradients.steps import _Transpose
 from ode_stopping.solving.torchdiffeq import adaptive_methods
+from theory_checks.closed_forms import CLOSED_FORMS
 
 F64 = torch.float64
 CHUNKS = (1, 3, 100)
