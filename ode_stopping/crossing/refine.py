@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
-
 from ..call import Call
 from ..solving.solver import Function
 from ..solving.step import Step
@@ -14,9 +10,8 @@ from .point import Crossing
 __all__ = ["refine"]
 
 _ITERATIONS = 8
-# A correction of T this small against the step is made by the trapezoidal rule from its end: what
-# that leaves, a third power, is below rounding.
-_SHORT = 2e-6
+# J meets its target to this, relative to it, or to its rounding.
+_CLOSE = 1e-13
 
 
 def refine(
@@ -41,17 +36,14 @@ def refine(
     found: tuple[Step, Crossing] | None = None
     t = guess
     for _ in range(_ITERATIONS):
-        if found is not None and abs(t - found[0].t1) <= _SHORT * step.length:
-            shorter = _moved_end(flow, found[0], t)
-        else:
-            shorter = call.method.trial(flow, step.t0, step.y0, step.f0, t)
+        shorter = call.method.trial(flow, step.t0, step.y0, step.f0, t)
         point = Crossing.at(call, t, shorter.y1, shorter.f1)
         residual = point.value - target
         if found is not None and not abs(residual) < abs(found[1].value - target):
             break
         found = (shorter, point)
         rate = point.rate
-        if abs(residual) <= point.rounding or rate == 0.0:
+        if abs(residual) <= max(point.rounding, _CLOSE * abs(target)) or rate == 0.0:
             break
         # At a grazing crossing Newton runs away: the point on the dense output stays.
         proposal = min(t - residual / rate, step.t1)
@@ -62,11 +54,3 @@ def refine(
         t = proposal
     assert found is not None
     return found
-
-
-def _moved_end(flow: Function, step: Step, t: float) -> Step:
-    """The step with its end moved a little: y(t) by the trapezoidal rule from there."""
-    h = t - step.t1
-    slope = flow(t, torch.add(step.y1, step.f1, alpha=h))
-    y = torch.add(step.y1, step.f1 + slope, alpha=0.5 * h)
-    return replace(step, t1=t, y1=y, f1=flow(t, y))

@@ -36,6 +36,8 @@ from .route import GradientRoute, PullBack
 
 __all__ = ["StepAdjoint"]
 
+# A residual that is this large against what lam received is no error of a solver.
+_GARBAGE = 0.1
 # Numbers in the states of one chunk: small states share a graph, large ones have one a step.
 _CHUNK_NUMBERS = 2**16
 _LONGEST_CHUNK = 16
@@ -113,7 +115,8 @@ class _Transpose:
         self._sweep = Sweep([torch.zeros_like(path.x0)], path.leaves.tensors)
         # Sums on the device: int lam^T F_t, what lam^T F has to be, and its error by the steps'.
         zero = path.x0.new_zeros(())
-        self._time = self._expected = self._defect = self._gap = self._scale = zero
+        self._time = self._expected = self._defect = zero
+        self._gap = self._scale = self._received = zero
         self._products = 0
 
     @property
@@ -143,7 +146,7 @@ class _Transpose:
             for jump in self._jumps:
                 if not (begin <= jump.node < end or (jump.node == end and not jump.steps)):
                     continue
-                self._expected = self._expected + jump.cotangent @ jump.velocity
+                self._gain(jump)
                 state = states[jump.node - begin]
                 if jump.steps:
                     state = replay.through(jump.steps, state)[-1]
@@ -178,21 +181,28 @@ class _Transpose:
                 "module, hidden state), so its derivative would belong to another path."
             )
 
+    def _gain(self, jump: Jump) -> None:
+        """What lam^T F has to be from here on, and the size of that."""
+        products = jump.cotangent * jump.velocity
+        self._expected = self._expected + products.sum()
+        self._received = torch.maximum(self._received, products.abs().sum())
+        self._scale = torch.maximum(self._scale, self._received)
+
     def _look(self, step: Step) -> None:
         """The identity at the start of a step."""
         products = self._lam * step.f0
-        self._gap = torch.maximum(
-            self._gap, (products.sum() + self._time - self._expected).abs().nan_to_num(torch.inf)
-        )
-        self._scale = torch.maximum(
-            self._scale, torch.maximum(products.abs().sum(), self._expected.abs())
-        )
+        residual = products.sum() + self._time - self._expected
+        self._gap = torch.maximum(self._gap, residual.abs().nan_to_num(torch.inf))
+        self._scale = torch.maximum(self._scale, products.abs().sum())
 
     def result(self) -> PullBack:
         """What has come back to t0."""
-        time, defect, gap, scale = torch.stack(
-            [self._time, self._defect, self._gap, self._scale]
+        time, defect, gap, scale, received = torch.stack(
+            [self._time, self._defect, self._gap, self._scale, self._received]
         ).tolist()
+        # Garbage is large: it must not be measured by itself.
+        if gap > _GARBAGE * received:
+            scale = received
         departure = 0.0 if gap == 0.0 else gap / scale if scale > 0 and isfinite(scale) else gap
         return PullBack(
             start=self._lam,
