@@ -137,6 +137,7 @@ def test_a_tuple_of_states_with_breakpoints(of: str) -> None:
 
 
 moved_end = pytest.mark.xfail(
+    raises=(AssertionError, NotReproducibleError),
     strict=True,
     reason="the end of a hit's last step is moved by the trapezoidal rule, which is not the step's",
 )
@@ -164,6 +165,7 @@ def test_every_method(method: str) -> None:
     assert distance(*found) < 1e-10
 
 
+@pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
 @pytest.mark.parametrize(
     ("method", "rtol"),
     cases(
@@ -208,6 +210,20 @@ def test_closed_forms(case: Any) -> None:
     assert of_time < 1e-8
     assert max(of_derivatives.values()) < 1e-6
     assert result.stats.route == "StepAdjoint"
+
+
+@moved_end
+@pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "fehlberg2"])
+def test_closed_forms_at_loose_tolerances(method: str) -> None:
+    """The default route has an answer at every tolerance."""
+    for rtol in (1e-2, 1e-3, 1e-4, 1e-5):
+        for case in (CLOSED_FORMS[0], CLOSED_FORMS[2], CLOSED_FORMS[4]):
+            leaves = case.leaves(1e-1, 0.25)
+            result = case.solve(leaves, StepAdjoint(), rtol=rtol, method=method)
+            result.time.backward()
+            error = max(case.errors(result.time, leaves)[1].values())
+            assert error < (0.2 if method == "fehlberg2" else 50 * rtol), (case.name, rtol)
 
 
 # --- chunks -------------------------------------------------------------------------------------
