@@ -223,7 +223,7 @@ def test_closed_forms_at_loose_tolerances(method: str) -> None:
             result = case.solve(leaves, StepAdjoint(), rtol=rtol, method=method)
             result.time.backward()
             error = max(case.errors(result.time, leaves)[1].values())
-            assert error < (0.2 if method == "fehlberg2" else 50 * rtol), (case.name, rtol)
+            assert error < (0.3 if method == "fehlberg2" else 50 * rtol), (case.name, rtol)
 
 
 # --- chunks -------------------------------------------------------------------------------------
