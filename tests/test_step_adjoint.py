@@ -113,14 +113,17 @@ def test_closed_forms(case: Any) -> None:
 @pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
 @pytest.mark.parametrize("method", ["dopri5", "bosh3", "fehlberg2"])
 def test_closed_forms_at_loose_tolerances(method: str) -> None:
-    """The default route has an answer at every tolerance; fehlberg2's own error is the loosest."""
+    """Right to the promise, or a warning: fehlberg2's own error estimate is far too small."""
     for rtol in (1e-2, 1e-3, 1e-4, 1e-5):
         for case in (CLOSED_FORMS[0], CLOSED_FORMS[2], CLOSED_FORMS[4]):
             leaves = case.leaves(1e-1, 0.25)
             result = case.solve(leaves, StepAdjoint(), rtol=rtol, method=method)
             result.time.backward()
             error = max(case.errors(result.time, leaves)[1].values())
-            assert error < (0.3 if method == "fehlberg2" else 50 * rtol), (case.name, rtol)
+            assert result.evidence is not None
+            warned = not result.evidence.passed
+            assert error < 50 * rtol or warned, (case.name, rtol)
+            assert method != "dopri5" or not warned, (case.name, rtol)
 
 
 # --- chunks -------------------------------------------------------------------------------------

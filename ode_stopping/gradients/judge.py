@@ -190,7 +190,7 @@ def _of_the_path(
 ) -> dict[str, Any]:
     """The figures that all hits share: they are made along the path."""
     figures: dict[str, Any] = {}
-    witness, vouched = found.pulled, route.figures
+    witness, vouched = found.pulled, route.vouches_for(problem)
     if found.pulled.fallback is not None:
         vouched = InterpolatingAdjoint.figures
     if not vouched:

@@ -112,6 +112,10 @@ class GradientRoute(ABC):
         """Whether the steps are kept: for the route, or for what it is held against."""
         return self.keeps_trajectory or not self.figures
 
+    def vouches_for(self, path: Piece) -> tuple[str, ...]:
+        """The figures that the route vouches for on this path."""
+        return self.figures
+
     @abstractmethod
     def pull_back(self, piece: Piece, cotangent: Tensor) -> PullBack:
         """Pull `cotangent` = lam(end), shape (n,), back to the start of the stretch and the leaves.
