@@ -306,7 +306,7 @@ def test_many_parameters_are_kept_as_the_best_only() -> None:
         ({"restore_best": 1}, TypeError, "restore_best must be True or False"),
         ({"gradient": None}, ValueError, "gradient must be a route"),
         ({"gradient": "adjoint"}, TypeError, "gradient must be a GradientRoute"),
-        ({"solver": "dopri5"}, TypeError, "solver must be a Torchdiffeq"),
+        ({"solver": "dopri5"}, TypeError, "solver must be a Solver"),
         ({"penalty": lambda task, result: 1.0}, TypeError, "penalty must return a 0-d tensor"),
         ({"penalty": lambda task, result: torch.ones(2)}, ValueError, "penalty must return a fl"),
         (
