@@ -43,13 +43,17 @@ class Blocks:
         kept = [(size, flag) for size, flag in zip(sizes, quadrature, strict=True) if size > 0]
         self._lengths = [size for size, _ in kept]
         self._sizes = torch.tensor([size for size, _ in kept], dtype=like.dtype, device=like.device)
-        repeats = torch.tensor([size for size, _ in kept], device=like.device)
-        self._index = torch.repeat_interleave(torch.arange(len(kept), device=like.device), repeats)
+        # As long as the vector itself: made only where many blocks are summed by it.
+        self._index: Tensor | None = None
+        if len(kept) > _FEW:
+            numbers = torch.arange(len(kept), device=like.device)
+            repeats = torch.tensor(self._lengths, device=like.device)
+            self._index = torch.repeat_interleave(numbers, repeats)
         self._is_quadrature = torch.tensor([flag for _, flag in kept], device=like.device)
 
     def rms(self, rows: Tensor) -> Tensor:
         """Root mean square of each block of each row (..., n), shape (..., blocks)."""
-        if len(self._lengths) <= _FEW:
+        if self._index is None:
             parts = torch.split(rows, self._lengths, dim=-1)
             norms = [torch.linalg.vector_norm(part, dim=-1) for part in parts]
             return torch.stack(norms, dim=-1) / self._sizes.sqrt()
