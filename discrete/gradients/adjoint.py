@@ -260,12 +260,12 @@ class _Backward:
         problem.update.require_same(y.detach(), last, end)
         where = f"by the update between steps {begin} and {end}"
         problem.leaves.require_known([y], inputs=[x, self._start], where=where)
-        self.through_chunk(Chunk(begin, end, x, y))
+        # What a replay made is freed on the way, but for older nodes (a hyper-network's).
+        self.through_chunk(Chunk(begin, end, x, y), keep=problem.leaves.has_history)
 
-    def through_chunk(self, chunk: Chunk) -> None:
-        """Take lam through steps that have their graph."""
-        # Kept, since it may run through older nodes (a hyper-network's), and may be needed again.
-        self.sweep.through([chunk.state], [chunk.start], keep=True)
+    def through_chunk(self, chunk: Chunk, *, keep: bool = True) -> None:
+        """Take lam through steps that have their graph, which may be needed again."""
+        self.sweep.through([chunk.state], [chunk.start], keep=keep)
         self._steps += chunk.end - chunk.begin
 
     def replayed(

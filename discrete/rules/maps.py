@@ -74,7 +74,7 @@ class Clock:
 
         def time(k: float | Tensor) -> Tensor:
             if not isinstance(k, Tensor) and not moves:
-                return torch.tensor(self.time(k), dtype=torch.float64, device=start.device)
+                return torch.scalar_tensor(self.time(k), dtype=torch.float64, device=start.device)
             return start + k * step
 
         return time

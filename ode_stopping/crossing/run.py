@@ -319,7 +319,7 @@ class _Loop:
         """A target that is passed: by a partial step, or by several where that is too noisy."""
         path = self.path
         steps, guess, inherited = self._approached(flow, watch, step, met, end)
-        partial, point = refine(self.call, flow, steps[-1], watch.target, guess)
+        partial, point = refine(self.call, flow, steps[-1], watch.target, guess, step.t1)
         steps = (*steps[:-1], partial)
         error = torch.stack([inherited, *(s.error for s in steps)]).square().sum(0).sqrt()
         node = path.grid.index(steps[0].t0)
@@ -367,7 +367,7 @@ class _Loop:
             if finer is not None:
                 steps, step, met = finer
                 path.replace_recent(steps)
-        last, point = refine(self.call, flow, step, watch.target, met.time)
+        last, point = refine(self.call, flow, step, watch.target, met.time, step.t1)
         path.add(last, point.value)
         path.best = (point.value, last.t1)
         hit = self._judged(watch, point, met, node=path.node, steps=(), error=path.state_error())
