@@ -76,8 +76,9 @@ def check_index_gradient(
     A row passes within 10 sqrt(eps of the dtype), relative to the largest figure of its leaf, and
     three times what its reference is uncertain by.
 
-    Cost: about 6 to 16 runs for every leaf and direction, and one run with a graph. Parameters are
-    moved in place and put back exactly; x0, target and t0 are copied, and no `.grad` is touched.
+    Cost: about 6 to 16 runs for every leaf and direction, and one run with a graph. Nothing of the
+    user's is changed, not for a moment: other values are seen in the place of parameters, and x0,
+    target and t0 are copied.
 
     Args:
         update: As for `stopping_index`.

@@ -249,7 +249,13 @@ def relu_difference() -> float:
 
 
 @pytest.mark.parametrize(
-    "route", [StepAdjoint(), InterpolatingAdjoint(), ForwardSensitivity()], ids=str
+    "route",
+    [
+        StepAdjoint(),
+        InterpolatingAdjoint(),
+        pytest.param(ForwardSensitivity(), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_relu_networks_are_differentiated_along_the_path(route: GradientRoute) -> None:
     """The velocity is continuous, so its kinks do little harm; differences agree.

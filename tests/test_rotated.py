@@ -81,7 +81,10 @@ def test_direct_differentiation(condition: float) -> None:
     assert error < 1e-6
 
 
-@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize(
+    "condition",
+    [pytest.param(c, marks=pytest.mark.slow) if c == max(CONDITIONS) else c for c in CONDITIONS],
+)
 def test_quartic(condition: float) -> None:
     """No closed form: the reference is differentiation through a solve at rtol 1e-10."""
     q, _, x0 = RotatedQuadratic(condition, dim=10).data()

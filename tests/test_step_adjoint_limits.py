@@ -62,7 +62,12 @@ def error_of(gradient: Tensor, truth: Tensor) -> float:
 
 @pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
 @pytest.mark.parametrize(
-    ("start", "rtol"), [(PLANTED, 1e-3), (LOOSE, 1e-3), (LOOSE, 1e-2)], ids=str
+    ("start", "rtol"),
+    [
+        (PLANTED, 1e-3),
+        *(pytest.param(LOOSE, rtol, marks=pytest.mark.slow) for rtol in (1e-3, 1e-2)),
+    ],
+    ids=str,
 )
 def test_the_transpose_is_garbage_there(start: tuple[float, float], rtol: float) -> None:
     """What is planted: DirectAdjoint is off by a factor, the continuous adjoint is not."""
@@ -73,7 +78,12 @@ def test_the_transpose_is_garbage_there(start: tuple[float, float], rtol: float)
 
 @pytest.mark.parametrize(
     ("start", "rtol"),
-    [(FAR, 1e-4), (PLANTED, 1e-3), (LOOSE, 1e-3), (LOOSE, 1e-2)],
+    [
+        pytest.param(FAR, 1e-4, marks=pytest.mark.slow),
+        (PLANTED, 1e-3),
+        (LOOSE, 1e-3),
+        (LOOSE, 1e-2),
+    ],
     ids=str,
 )
 def test_garbage_falls_back(start: tuple[float, float], rtol: float) -> None:

@@ -93,8 +93,9 @@ def check_stopping_gradient(
     and every leaf was judged by differences or sensitivity.
 
     Cost: about 6 to 16 solves at a tight tolerance for every leaf and direction (a kink takes 16),
-    and one joint solve with all directions; a single number has one direction. It moves parameters
-    in place and puts them back exactly; x0, target and t0 are copied, and no `.grad` is touched.
+    and one joint solve with all directions; a single number has one direction. Nothing of the
+    user's is changed, not for a moment: other values are seen in the place of parameters, and x0,
+    target and t0 are copied.
 
     Args:
         flow: As for `stopping_time`.

@@ -96,12 +96,12 @@ def difference_slopes(
 
     def value_at(move: Tensor, step: float) -> float | None:
         nonlocal reason
-        with moved(plain, subject, move, step) as shifted:
-            try:
+        try:
+            with moved(plain, subject, move, step) as shifted:
                 status, value = solve(shifted)
-            except (RuntimeError, ValueError, ArithmeticError) as error:
-                reason = f"no value at a step of {step:g}: {error}"
-                return None
+        except (RuntimeError, ValueError, ArithmeticError) as error:
+            reason = f"no value at a step of {step:g}: {error}"
+            return None
         if status is Status.REACHED:
             return value
         reason = f"{status.name} at a step of {step:g}"

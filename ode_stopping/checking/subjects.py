@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.leaves import LeafSet
 from ..core.states import State
+from ..core.substitution import Substitution
 from ..core.validation import checked_state
 
 __all__ = ["Call", "Directions", "Subject", "directions_for", "moved", "subjects_of"]
@@ -151,16 +152,20 @@ def directions_for(subject: Subject, count: int, generator: torch.Generator) -> 
 def moved(call: Call, subject: Subject, direction: Tensor, step: float) -> Iterator[Call]:
     """The arguments of the call with one subject moved by step * direction.
 
-    A leaf is moved in place, by a swap of its storage that neither autograd nor an optimiser
-    notices, and is put back exactly, whatever happens inside.
+    In the place of a leaf another tensor is seen by this thread; the leaf itself is left alone.
+
+    Raises:
+        ValueError: At the end, where the leaf was not met inside.
     """
     if subject.kind == "leaf":
-        leaf, original = subject.tensor, subject.tensor.data
-        try:
-            leaf.data = original + step * direction
+        leaf = subject.tensor
+        with Substitution([leaf], [leaf.detach() + step * direction]) as looked:
             yield call
-        finally:
-            leaf.data = original
+        if not all(looked.met):
+            raise ValueError(
+                f"{subject.name} is used where torch cannot be given another value of it (a "
+                "compiled function?), or not at all"
+            )
         return
     value = subject.tensor.detach() + step * direction
     if subject.kind == "x0":

@@ -17,6 +17,7 @@ from .functions import sum_of_products
 from .leaves import LeafSet
 from .states import StateLayout
 from .status import MissingGradientError, NotReproducibleError
+from .substitution import Substitution
 
 __all__ = ["check_derivatives", "check_reproducible", "check_same_value", "check_time"]
 
@@ -74,7 +75,7 @@ def check_derivatives(
         evaluate: x, shape (n,), to a value without graph.
         traced: x that requires grad to a value with graph.
         x: The point.
-        leaves: Parameters, which are perturbed in place for a moment (exactly restored).
+        leaves: Parameters; other values are seen in their place, they themselves are left alone.
         name: "flow", "criterion" or "update", for the message.
         layout: Pieces of the value, none of which is to hide behind a larger one.
 
@@ -137,10 +138,20 @@ def _compare_leaves(
     name: str,
     value: Tensor,
 ) -> None:
-    def along(size: float) -> Tensor:
-        return _perturbed(leaves, directions, size, evaluate)
+    with Substitution(leaves, leaves) as looked:
+        evaluate()
+    # What a compiled function holds inside of itself cannot be moved, or is not used here.
+    met = [k for k, seen in enumerate(looked.met) if seen]
+    if not met:
+        return
+    moved = [leaves[k] for k in met]
 
-    exact = float(sum_of_products(gradients, directions))
+    def along(size: float) -> Tensor:
+        values = [leaves[k].detach() + size * directions[k] for k in met]
+        with Substitution(moved, values):
+            return evaluate()
+
+    exact = float(sum_of_products([gradients[k] for k in met], [directions[k] for k in met]))
     _compare(along, cotangent, exact, limits, f"the parameters of the {name}", value)
 
 
@@ -223,20 +234,6 @@ def _piece_sizes(value: Tensor, layout: StateLayout | None) -> Tensor:
         return torch.ones_like(value)
     sizes = layout.piecewise_rms(value)
     return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
-
-
-def _perturbed(
-    parameters: list[Tensor], directions: list[Tensor], size: float, evaluate: Callable[[], Tensor]
-) -> Tensor:
-    """Evaluate with shifted parameters; values and version counters survive the swap of storage."""
-    originals = [p.data for p in parameters]
-    try:
-        for p, original, direction in zip(parameters, originals, directions, strict=True):
-            p.data = original + size * direction
-        return evaluate()
-    finally:
-        for p, original in zip(parameters, originals, strict=True):
-            p.data = original
 
 
 def _compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from threading import RLock
 from typing import Any
 
 import torch
@@ -106,7 +107,8 @@ class ModuleObjective(Problem):
 
     def _trained(self) -> list[nn.Parameter]:
         """The model's own trained parameters."""
-        return [self.model.get_parameter(name) for name in self._shapes]
+        with _SWAPPED:
+            return [self.model.get_parameter(name) for name in self._shapes]
 
     def initial_point(self) -> Tensor:
         """The model's present parameters, copied and without graph, shape (d,)."""
@@ -155,15 +157,16 @@ class ModuleObjective(Problem):
         """f at one point, shape ()."""
         pieces = self.unflatten(x)
         tensors = {place: pieces[name] for place, name in self._places.items()}
-        # Copies of the buffers take what the model writes to them. A copy keeps the graph.
-        copies: dict[Tensor, Tensor] = {}
-        for place, buffer in _places(self._supervised, buffers=True):
-            tensors[place] = copies.setdefault(buffer, buffer.clone())
-        # Every place by its own name. Left to tie them itself, torch (2.13) swaps a module that is
-        # used twice two times, and puts the first swap's tensors back into the model.
-        value = functional_call(
-            self._supervised, tensors, (self.inputs, self.targets), tie_weights=False
-        )
+        with _SWAPPED:
+            # Copies of the buffers take what the model writes to them. A copy keeps the graph.
+            copies: dict[Tensor, Tensor] = {}
+            for place, buffer in _places(self._supervised, buffers=True):
+                tensors[place] = copies.setdefault(buffer, buffer.clone())
+            # Every place by its own name. Left to tie them itself, torch (2.13) swaps a module that
+            # is used twice two times, and puts the first swap's tensors back into the model.
+            value = functional_call(
+                self._supervised, tensors, (self.inputs, self.targets), tie_weights=False
+            )
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise TypeError(f"loss must return a floating-point tensor, got {described(value)}")
         if value.shape != ():
@@ -207,6 +210,11 @@ class ModuleObjective(Problem):
             f"model={type(self.model).__name__}, dim={self.dim}, "
             f"inputs={tuple(self.inputs.shape)}, targets={tuple(self.targets.shape)}"
         )
+
+
+# torch puts the entries of x into the model for the time of a call: another thread must not see
+# them there, nor put them back. Models may share their parts, so there is one lock for all.
+_SWAPPED = RLock()
 
 
 class _Supervised(nn.Module):

@@ -237,9 +237,10 @@ class TorchOptimizer(nn.Module):
         options = self._plain_options()
         if k == 0:
             return self._made([p], options)
-        if self._template[0] != options:
-            self._template = self._new_template(options)
-        template = self._template[1]
+        found = self._template  # read once: another thread may put its own there
+        if found[0] != options:
+            found = self._template = self._new_template(options)
+        template = found[1]
         optimizer = object.__new__(self.optimizer)
         optimizer.__dict__.update(template.__dict__)
         optimizer.param_groups = [{**template.param_groups[0], "params": [p]}]
