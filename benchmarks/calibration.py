@@ -7,6 +7,7 @@ gradient whose error is above max(10 x estimate, promise) goes without a warning
 error is within the promise fewer than 5 % are warned about.
 
     python benchmarks/calibration.py [--problems 400] [--seed 0] [--jobs 2] [--condition 1e4]
+        [--evidence light]
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Draw:
         rtol: Tolerance; None: the default.
         route: Name of the route.
         seed: Of everything else.
+        evidence: Level of the evidence.
     """
 
     kind: str
@@ -82,6 +84,7 @@ class Draw:
     rtol: float | None
     route: str
     seed: int
+    evidence: str = "light"
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Row:
         return self.outcome == "gradient" and self.error <= self.promise
 
 
-def draw_problem(seed: int, largest_condition: float) -> Draw:
+def draw_problem(seed: int, largest_condition: float, evidence: str = "light") -> Draw:
     """A random problem."""
     rng = np.random.default_rng(seed)
     kinds = [*FORMS, *["rotated"] * 8]
@@ -146,7 +149,7 @@ def draw_problem(seed: int, largest_condition: float) -> Draw:
         if route == "ForwardSensitivity":
             dim = min(dim, 5)
             condition = min(condition, 100.0)
-    return Draw(kind, condition, dim, target, dtype, rtol, route, seed)
+    return Draw(kind, condition, dim, target, dtype, rtol, route, seed, evidence)
 
 
 def solve(draw: Draw) -> Row:
@@ -206,6 +209,7 @@ def _rotated(draw: Draw) -> tuple[StoppingResult, float, float]:
         target,
         solver=Torchdiffeq(rtol=draw.rtol),
         gradient=ROUTES[draw.route],
+        evidence=draw.evidence,  # type: ignore[arg-type]
     )
     result.time.backward()
     exact = [tensor.detach().double().numpy() for tensor in (matrix, p, x0)]
@@ -250,6 +254,7 @@ def _closed_form(draw: Draw) -> tuple[StoppingResult, float, float]:
         t0=leaves["t0"],
         solver=Torchdiffeq(rtol=draw.rtol),
         gradient=ROUTES[draw.route],
+        evidence=draw.evidence,  # type: ignore[arg-type]
     )
     if not bool(result.reached):
         return result, math.nan, math.nan
@@ -268,10 +273,16 @@ def _closed_form(draw: Draw) -> tuple[StoppingResult, float, float]:
 
 
 def study(
-    problems: int, *, seed: int = 0, jobs: int = 1, largest_condition: float = 1e4
+    problems: int,
+    *,
+    seed: int = 0,
+    jobs: int = 1,
+    largest_condition: float = 1e4,
+    evidence: str = "light",
 ) -> list[Row]:
     """Solve `problems` random problems."""
-    draws = [draw_problem(seed * 1_000_000 + k, largest_condition) for k in range(problems)]
+    first = seed * 1_000_000
+    draws = [draw_problem(first + k, largest_condition, evidence) for k in range(problems)]
     # The long ones first: nobody waits for the last.
     order = sorted(draws, key=lambda d: -d.condition)
     run = joblib.Parallel(n_jobs=jobs, verbose=1)
@@ -334,6 +345,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--condition", type=float, default=1e4)
+    parser.add_argument("--evidence", choices=("light", "standard", "thorough"), default="light")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     begin = time.perf_counter()
@@ -342,6 +354,7 @@ def main() -> None:
         seed=options.seed,
         jobs=options.jobs,
         largest_condition=options.condition,
+        evidence=options.evidence,
     )
     seconds = time.perf_counter() - begin
     for row in rows:
@@ -352,7 +365,8 @@ def main() -> None:
         "# Calibration of the evidence",
         "",
         f"`python benchmarks/calibration.py --problems {options.problems} --seed {options.seed} "
-        f"--condition {options.condition:g}`: {seconds:.0f} s on {options.jobs} cores, "
+        f"--condition {options.condition:g} --evidence {options.evidence}`: {seconds:.0f} s on "
+        f"{options.jobs} cores, "
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch "
         f"{version('torch')}, torchdiffeq {version('torchdiffeq')}. Promise: "
         f"{PROMISE_PER_RTOL:g} rtol, at most {LARGEST_PROMISE:g}.",

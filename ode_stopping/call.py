@@ -7,7 +7,7 @@ field here, read where it matters; nothing in between hands it on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -44,7 +44,7 @@ class Call:
         targets: The values of eps, in the order given.
         gradient: Route of the derivatives; None: the time only, and nothing is kept.
         censored: What a miss counts as, in flow time; None: infinity.
-        thorough: Whether a gradient is compared with that of a second run.
+        evidence: How much is asked of a gradient: "light", "standard" or "thorough".
     """
 
     flow: FlowMap
@@ -58,7 +58,7 @@ class Call:
     targets: tuple[float, ...]
     gradient: Route | None = None
     censored: float | None = None
-    thorough: bool = False
+    evidence: Literal["light", "standard", "thorough"] = "light"
 
     @property
     def layout(self) -> StateLayout:
@@ -73,7 +73,17 @@ class Call:
     @property
     def keeps(self) -> bool:
         """Whether the forward run keeps its steps."""
-        return self.gradient is not None and self.gradient.needs_path
+        return self.gradient is not None and (self.gradient.needs_path or not self.light)
+
+    @property
+    def light(self) -> bool:
+        """Whether a gradient is judged by what the solves know anyway."""
+        return self.evidence == "light"
+
+    @property
+    def thorough(self) -> bool:
+        """Whether steps are halved until two gradients in a row agree."""
+        return self.evidence == "thorough"
 
     @property
     def promise(self) -> float:

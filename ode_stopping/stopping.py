@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -53,7 +54,7 @@ def stopping_time(
     censored: float | Literal["horizon"] | None = None,
     batched: bool = False,
     throw: bool = True,
-    evidence: Literal["cheap", "thorough"] = "cheap",
+    evidence: Literal["light", "standard", "thorough", "cheap"] = "light",
 ) -> StoppingResult:
     """First time at which the criterion is down to the target, with its derivatives.
 
@@ -86,9 +87,11 @@ def stopping_time(
         batched: Many independent problems on one clock (not available yet).
         throw: Raise for DEGENERATE, DIVERGED and STALLED instead of returning the status.
         evidence: Every backward pass leaves estimates of its error on `result.evidence`, and warns
-            (`GradientAccuracyWarning`) where they exceed 50 rtol. "cheap": from what the solves
-            know, for two evaluations of flow and criterion. "thorough": a second run at a tenth
-            of the tolerance besides, with its own backward pass, for 2.5 times the cost.
+            (`GradientAccuracyWarning`) where they exceed 50 rtol. "light": from what the solves
+            know, for two evaluations of flow and criterion; for inner loops. "standard": the error
+            of every leaf, from the gradient on half as many steps; where that does not settle it,
+            on twice as many, whose gradient is returned. "thorough": steps are halved until two
+            gradients in a row agree. ("cheap" is the former name of "light".)
 
     Raises:
         TypeError, ValueError: Bad input, naming the argument.
@@ -105,7 +108,7 @@ def stopping_time(
     transversal (tested).
     """
     _refuse_unavailable(batched=batched)
-    _check_evidence(evidence)
+    level = _checked_evidence(evidence)
     refuse_transforms(x0, target, t0)
     _check_kinds(flow, criterion, solver, gradient)
     require_flag(throw, name="throw")
@@ -133,7 +136,7 @@ def stopping_time(
         targets=tuple(float(one.detach()) for one in targets),
         gradient=gradient,
         censored=limit,
-        thorough=evidence == "thorough",
+        evidence=level,
     )
     if gradient is not None:
         check_start(call)
@@ -160,9 +163,13 @@ def _refuse_unavailable(*, batched: bool) -> None:
         )
 
 
-def _check_evidence(evidence: object) -> None:
-    if evidence not in ("cheap", "thorough"):
-        raise ValueError(f'evidence must be "cheap" or "thorough"; got {evidence!r}')
+def _checked_evidence(evidence: str) -> Literal["light", "standard", "thorough"]:
+    if evidence == "cheap":
+        warnings.warn('evidence="cheap" is called "light" now', DeprecationWarning, stacklevel=4)
+        return "light"
+    if evidence not in ("light", "standard", "thorough"):
+        raise ValueError(f'evidence must be "light", "standard" or "thorough"; got {evidence!r}')
+    return evidence  # type: ignore[return-value]
 
 
 def _checked_horizon(max_time: float | None, start: float, like: Tensor) -> float:

@@ -135,44 +135,16 @@ class WrongIntegral(Wrong):
         return replace(pulled, leaves=[1.01 * leaf for leaf in pulled.leaves])
 
 
-def test_a_second_run_compares_like_with_like() -> None:
-    """Thorough evidence sees errors of the tolerance, on a flow that has little of others."""
-    leaves = EXPONENTIAL.leaves(1e-4, 0.0)
-    result = stopping_time(
-        EXPONENTIAL.flow(leaves),
-        leaves["x0"],
-        EXPONENTIAL.criterion(leaves),
-        leaves["eps"],
-        solver=Torchdiffeq(rtol=1e-6),
-        evidence="thorough",
-    )
-    result.time.backward()
-    assert result.evidence is not None
-    assert result.evidence.second_run is not None
-    error = max(EXPONENTIAL.errors(result.time, {**leaves, "t0": _with_gradient(1.0)})[1].values())
-    assert 0.5 * error < result.evidence.second_run < 2 * error
-
-
-def _with_gradient(value: float) -> Tensor:
-    leaf = torch.tensor(0.0, dtype=torch.float64)
-    leaf.grad = torch.tensor(value, dtype=torch.float64)
-    return leaf
-
-
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
-def test_thorough_evidence_of_every_route(route: GradientRoute) -> None:
-    x0 = ONE.clone().requires_grad_()
-    result = stopping_time(
-        lambda t, x: -x, x0, lambda t, x: x.sum(), 0.1, gradient=route, evidence="thorough"
-    )
-    result.time.backward()
-    assert result.evidence is not None
-    assert result.evidence.second_run is not None
-    assert result.evidence.second_run < 1e-5
+def test_the_former_name_of_light() -> None:
+    with pytest.warns(DeprecationWarning, match='"cheap" is called "light"'):
+        result = stopping_time(
+            lambda t, x: -x, ONE, lambda t, x: x.sum(), 0.1, evidence="cheap", gradient=None
+        )
+    assert float(result.time) == pytest.approx(2.302585, rel=1e-5)
 
 
 def test_unknown_evidence() -> None:
-    with pytest.raises(ValueError, match='must be "cheap" or "thorough"; got \'full\''):
+    with pytest.raises(ValueError, match='must be "light", "standard" or "thorough"; got \'full\''):
         stopping_time(lambda t, x: -x, ONE, lambda t, x: x.sum(), 0.1, evidence="full")  # type: ignore[arg-type]
 
 

@@ -409,8 +409,8 @@ def test_thorough_evidence() -> None:
     result = case.run(case.eps[:2], evidence="thorough")
     result.time.sum().backward()
     for evidence in result.evidence:
-        assert evidence.second_run is not None
-        assert evidence.second_run < 1e-6
+        assert evidence.refinement is not None
+        assert evidence.refinement < 1e-6
 
 
 def test_float32_and_tuple_states() -> None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.leaves import LeafSet
+from ..core.names import names_of
 from ..core.states import State
 from ..core.substitution import Substitution
 from ..core.validation import checked_state
 
 __all__ = ["Call", "Directions", "Subject", "directions_for", "moved", "subjects_of"]
-
-_DEPTH = 4
-_LONGEST = 64
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def subjects_of(
         if isinstance(value, Tensor) and value.requires_grad:
             found.append(Subject(kind, kind, 0, value, size))
     movable = {id(p) for p in (*leaves.detached_from_history(), *leaves.boundary)}
-    names = _names(leaves.tensors, functions, params, taken=[subject.name for subject in found])
+    names = names_of(leaves.tensors, functions, params, taken=[subject.name for subject in found])
     for index, (leaf, name) in enumerate(zip(leaves.tensors, names, strict=True)):
         found.append(Subject(name, "leaf", index, leaf, movable=id(leaf) in movable))
     return found
@@ -180,77 +178,3 @@ def moved(call: Call, subject: Subject, direction: Tensor, step: float) -> Itera
 
 def _rms(value: Tensor) -> float:
     return float(value.norm()) / sqrt(value.numel()) if value.numel() else 0.0
-
-
-def _names(
-    tensors: Sequence[Tensor],
-    functions: dict[str, object],
-    params: Sequence[Tensor] | None,
-    *,
-    taken: Sequence[str],
-) -> list[str]:
-    """A name for every leaf: that of the parameter, of the closed-over variable, or a number."""
-    known: dict[int, str] = {}
-    for prefix, function in functions.items():
-        for name, tensor in _tensors_in(function, prefix, _DEPTH, set()):
-            known.setdefault(id(tensor), name)
-    for index, tensor in enumerate(params or ()):
-        known.setdefault(id(tensor), f"params[{index}]")
-    names: list[str] = []
-    for index, tensor in enumerate(tensors):
-        fallback = f"leaf {index} of shape {tuple(tensor.shape)}"
-        name = known.get(id(tensor), fallback)
-        names.append(name if name not in (*taken, *names) else f"{name} (leaf {index})")
-    return names
-
-
-def _tensors_in(
-    thing: object, name: str, depth: int, seen: set[int]
-) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that an object holds, with the way to them."""
-    if isinstance(thing, Tensor):
-        yield name, thing
-        return
-    if depth == 0 or id(thing) in seen:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, nn.Module):
-        for key, tensor in (*thing.named_parameters(), *thing.named_buffers()):
-            yield f"{name}.{key}", tensor
-    for key, held in _held(thing, name):
-        yield from _tensors_in(held, key, depth - 1, seen)
-
-
-def _held(thing: object, name: str) -> Iterable[tuple[str, object]]:
-    """What an object holds: entries, variables that a function closes over, attributes."""
-    if isinstance(thing, dict):
-        return [(f"{name}[{key!r}]", value) for key, value in list(thing.items())[:_LONGEST]]
-    if isinstance(thing, list | tuple):
-        return [(f"{name}[{index}]", value) for index, value in enumerate(thing[:_LONGEST])]
-    if isinstance(thing, type):
-        return []
-    code = getattr(thing, "__code__", None)
-    if code is not None:
-        return _closed_over(thing, code)
-    owner = getattr(thing, "__self__", None)
-    if owner is not None:
-        return [(name, owner)]
-    attributes = getattr(thing, "__dict__", {})
-    return [(f"{name}.{key}", value) for key, value in attributes.items() if key[:1] != "_"]
-
-
-def _closed_over(function: Callable[..., Any] | object, code: Any) -> list[tuple[str, object]]:
-    """The variables that a function takes from around it, by their own names."""
-    owner = getattr(function, "__self__", None)
-    held: list[tuple[str, object]] = [] if owner is None else [("self", owner)]
-    for key, cell in zip(
-        code.co_freevars, getattr(function, "__closure__", None) or (), strict=False
-    ):
-        try:
-            held.append((key, cell.cell_contents))
-        except ValueError:  # a variable that has no value yet
-            continue
-    around = getattr(function, "__globals__", {})
-    kinds = (Tensor, nn.Module, dict, list, tuple)
-    held += [(key, around[key]) for key in code.co_names if isinstance(around.get(key), kinds)]
-    return held

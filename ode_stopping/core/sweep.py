@@ -26,11 +26,13 @@ class Sweep:
     Attributes:
         lam: The cotangents where the sweep stands.
         sums: One accumulator a leaf.
+        sizes: Of each, the sum of the norms of what the segments left, 0-d.
     """
 
     def __init__(self, lam: Sequence[Tensor], leaves: Sequence[Tensor] = ()) -> None:
         self.lam = list(lam)
         self.sums = [torch.zeros_like(leaf) for leaf in leaves]
+        self.sizes = [leaf.new_zeros(()) for leaf in leaves]
         self._leaves = list(leaves)
 
     def join(self, cotangents: Sequence[Tensor]) -> None:
@@ -59,9 +61,10 @@ class Sweep:
         inputs = [*start, *extra, *self._leaves]
         found = _products(end, inputs, self.lam, keep=keep)
         first, second = len(start), len(start) + len(extra)
-        for total, gradient in zip(self.sums, found[second:], strict=True):
+        for total, size, gradient in zip(self.sums, self.sizes, found[second:], strict=True):
             if gradient is not None:
                 total += gradient
+                size += torch.linalg.vector_norm(gradient)
         filled = _filled(found[:second], inputs[:second])
         self.lam = filled[:first]
         return filled[first:]

@@ -6,7 +6,7 @@ One custom backward goes through all targets: the quotient at each, and one pass
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from ..core.status import Status
 from ..core.validation import refuse_batched_cotangent, refuse_lost_views
 from ..crossing.run import Run
 from ..crossing.watch import Hit
+from .backward import Cotangents, Gradients, differentiate
 from .caveats import warn_about_clock, warn_about_rounding
 from .evidence import Evidence, warn_about_grazing
-from .judge import Cotangents, Gradients, differentiate, judge
+from .judge import judge
 from .problem import StoppingProblem
 from .route import GradientRoute
 from .tracing import check_criterion, check_functions, trace_leaves
@@ -67,15 +68,17 @@ class Differentiation:
             return None
         with torch.no_grad():
             found = differentiate(self.problem, self.route, given)
-            self.evidence, checks = judge(self.problem, self.route, found, given)
-        self._costs.note(found.stats + checks)
-        return found
+            returned, self.evidence, checks = judge(self.problem, self.route, found, given)
+        # Of whose steps the gradient is, in the end.
+        route, fallback = returned.stats.route, returned.stats.fallback
+        self._costs.note(replace(found.stats + checks, route=route, fallback=fallback))
+        return returned
 
-    def of_ones(self) -> None:
+    def of_ones(self, wanted: tuple[bool, ...]) -> None:
         """The evidence for the sum of the times, where autograd goes its own way."""
         hits, like = len(self.problem.hits), self.problem.x0
         times = torch.ones(hits, dtype=torch.float64, device=like.device)
-        self.backward(Cotangents(times, like.new_zeros((hits, like.numel()))))
+        self.backward(Cotangents(times, like.new_zeros((hits, like.numel())), wanted))
 
 
 @dataclass(frozen=True)
@@ -171,12 +174,12 @@ def _attach(
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Times and states of the hits, differentiable to the inputs and to the problem's leaves."""
     problem, route = differentiation.problem, differentiation.route
+    tensors = (inputs.x0, inputs.t0, *targets, *problem.leaves.tensors)
     if not route.own_graph:
-        tensors = (inputs.x0, inputs.t0, *targets, *problem.leaves.tensors)
         times, states = _Crossings.apply(differentiation, *tensors)
         return times.unbind(), states.unbind()
     found = route.graph(problem, inputs.x0, inputs.t0, targets)
-    hook = _judged_once(differentiation)
+    hook = _judged_once(differentiation, tuple(p.requires_grad for p in tensors))
     for output in (*found[0], *found[1]):
         if output.requires_grad:
             output.register_hook(hook)
@@ -231,7 +234,8 @@ class _Crossings(torch.autograd.Function):
         refuse_batched_cotangent(on_times)
         tensors = ctx.saved_tensors
         x0, t0, *rest = tensors
-        found = ctx.differentiation.backward(Cotangents(on_times, on_states))
+        wanted = tuple(ctx.needs_input_grad[1:])
+        found = ctx.differentiation.backward(Cotangents(on_times, on_states, wanted))
         if found is None:
             return (None, *(torch.zeros_like(tensor) for tensor in tensors))
         to_rest = [*found.targets.unbind(), *found.leaves]
@@ -244,7 +248,9 @@ class _Crossings(torch.autograd.Function):
         return (None, *first_derivatives_only(gradients, dependencies, "stopping time"))
 
 
-def _judged_once(differentiation: Differentiation) -> Callable[[Tensor], None]:
+def _judged_once(
+    differentiation: Differentiation, wanted: tuple[bool, ...]
+) -> Callable[[Tensor], None]:
     """A hook for outputs that have an ordinary graph: at the first backward pass, the evidence."""
     done: list[bool] = []
 
@@ -252,6 +258,6 @@ def _judged_once(differentiation: Differentiation) -> Callable[[Tensor], None]:
         if done:
             return
         done.append(True)
-        differentiation.of_ones()
+        differentiation.of_ones(wanted)
 
     return hook

@@ -34,6 +34,7 @@ from ..crossing.near_miss import NearMiss
 from ..crossing.watch import Hit
 from ..solving.solver import Tolerances
 from .problem import StoppingProblem
+from .refinement import LeafError
 
 __all__ = [
     "Evidence",
@@ -71,8 +72,8 @@ class Evidence:
         noise: Relative change of lam(T) under the error estimate of the last steps.
         rounding: The same under one rounding of every element of x_T.
         clock: One rounding of T (or of the t that the flow sees), relative to T - t0.
-        second_run: Largest relative difference, over all that was differentiated to, to a second
-            run at a tenth of the tolerance; None unless evidence="thorough".
+        leaves: Of every tensor that was differentiated to, its estimated error (`LeafError`);
+            empty with evidence="light", and for routes that keep no steps.
         second_route: For routes that are checked by another one: the largest relative difference.
     """
 
@@ -89,7 +90,7 @@ class Evidence:
     noise: float | None = None
     rounding: float | None = None
     clock: float | None = None
-    second_run: float | None = None
+    leaves: tuple[LeafError, ...] = ()
     second_route: float | None = None
 
     @classmethod
@@ -113,18 +114,21 @@ class Evidence:
     @property
     def figures(self) -> dict[str, float]:
         """The figures that the estimate is made of, as far as they are known."""
-        names = (
-            "identity",
-            "quadrature",
-            "time_term",
-            "noise",
-            "rounding",
-            "clock",
-            "second_run",
-            "second_route",
-        )
+        names = ["identity", "rounding", "clock", "second_route", "refinement"]
+        if not self.leaves:
+            names += ["quadrature", "time_term", "noise"]
         found = {name: getattr(self, name) for name in names}
         return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def worst(self) -> LeafError | None:
+        """The tensor whose gradient has the largest error."""
+        return max(self.leaves, key=lambda leaf: leaf.error, default=None)
+
+    @property
+    def refinement(self) -> float | None:
+        """The largest error of a leaf; None where they are not known one by one."""
+        return None if self.worst is None else self.worst.error
 
     @property
     def estimate(self) -> float | None:
@@ -146,13 +150,19 @@ class Evidence:
         if self.near_miss is not None:
             found["near_miss"] = dict(vars(self.near_miss))
         found |= {"time_error": self.time_error, **self.figures}
+        if self.leaves:
+            found["leaves"] = {leaf.name: leaf.error for leaf in self.leaves}
         return found | {"estimate": self.estimate, "promise": self.promise}
 
     def __repr__(self) -> str:
         if self.estimate is None:
             return f"Evidence(no gradient yet; promise {self.promise:.1e})"
         worst = max(self.figures, key=self.figures.__getitem__)
-        return f"Evidence(estimate {self.estimate:.1e} ({worst}), promise {self.promise:.1e})"
+        if worst == "refinement" and self.worst is not None:
+            worst = self.worst.name
+        lines = [f"Evidence(estimate {self.estimate:.1e} ({worst}), promise {self.promise:.1e})"]
+        lines += [f"  {leaf.name}: {leaf.error:.1e}" for leaf in self.leaves]
+        return "\n".join(lines)
 
     def warn(self) -> None:
         """Warn where the estimate exceeds the promise, with the reason and the remedy."""
@@ -204,6 +214,11 @@ class Evidence:
                 "this route and InterpolatingAdjoint, against which it is held, do not agree. A "
                 "route that differentiates the steps (DirectAdjoint) differs where they are not "
                 f"the flow: use InterpolatingAdjoint, or {tighter}. A route of your own is wrong."
+            )
+        if self.worst is not None and "refinement" in large:
+            return (
+                f"that of {self.worst.name} changes by {self.worst.error:.1e} on finer steps: the "
+                f"tolerance is too loose for it. Use {tighter}."
             )
         return f"the tolerance is too loose for this flow. Use {tighter}."
 

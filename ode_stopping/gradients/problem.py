@@ -10,6 +10,7 @@ from torch import Tensor
 from ..call import Call
 from ..core.functions import CriterionMap
 from ..core.leaves import LeafSet
+from ..core.names import names_of
 from ..core.states import StateLayout
 from ..crossing.point import Crossing
 from ..crossing.run import Run
@@ -191,6 +192,12 @@ class StoppingProblem(Piece):
         point = self.hits[-1].point
         assert point is not None
         return point
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What the leaves are called."""
+        functions = {"flow": self.flow.function, "criterion": self.criterion.function}
+        return tuple(names_of(self.leaves.tensors, functions))
 
     def jump(self, hit: Hit, cotangent: Tensor) -> Jump:
         """What lam gains at a hit; the last one is the end of the path."""

@@ -35,6 +35,11 @@ class PullBack:
             wrong; None where no steps were kept.
         departure: Largest departure of lam(t)^T F + int_t^T F_t^T lam from lam(T)^T F(T) over the
             forward steps, relative to sum_i |lam_i F_i|; None where no steps were kept.
+        start_rate: lam(t0)^T F(t0, x0), from what it has to be at the end of the first smooth
+            stretch, which does not cancel where lam(t0)^T F(t0, x0) itself does.
+        sizes: What lam(t0), lam^T F and each entry of `leaves` would be without cancellation: the
+            largest |lam| and the largest sum_i |lam_i F_i| on the path, and sums of the norms of
+            the parts; None: not known.
         vjps: Vector-Jacobian products that it took; None: those that the flow was asked for.
         route: Name of the route that made it; None: the one that was asked for.
         fallback: Why it is another one.
@@ -47,6 +52,8 @@ class PullBack:
     quadrature_errors: list[float] | None = None
     defect: float | None = None
     departure: float | None = None
+    start_rate: float | None = None
+    sizes: tuple[float, ...] | None = None
     vjps: int | None = None
     route: str | None = None
     fallback: str | None = None
@@ -74,6 +81,8 @@ class PullBack:
             departure=both(
                 self.departure, later.departure, max(self.departure or 0.0, later.departure or 0.0)
             ),
+            start_rate=None,
+            sizes=None,
             vjps=both(self.vjps, later.vjps, (self.vjps or 0) + (later.vjps or 0)),
         )
 

@@ -34,7 +34,7 @@ from .interpolating import InterpolatingAdjoint
 from .problem import Jump, Piece
 from .route import GradientRoute, PullBack
 
-__all__ = ["StepAdjoint"]
+__all__ = ["StepAdjoint", "Transpose"]
 
 # A residual that is this large against what lam received is no error of a solver.
 _GARBAGE = 0.1
@@ -45,13 +45,8 @@ _LONGEST_CHUNK = 16
 
 
 @dataclass(frozen=True)
-class StepAdjoint(GradientRoute):
-    """The transpose of the accepted steps, replayed a few at a time; the default route.
-
-    Exact for: the discretised flow, as `DirectAdjoint`. Memory: the kept steps and the graph of one
-    chunk. Cost: one evaluation with a graph and one vector-Jacobian product for each evaluation of
-    the accepted steps. Falls back to `InterpolatingAdjoint`, and says so in `result.stats`, where
-    lam^T F departs from what it has to be.
+class Transpose(GradientRoute):
+    """The transpose of the accepted steps, good or not: what `StepAdjoint` looks at.
 
     Args:
         chunk: Number of steps in one graph; None: 16 for small states, fewer for large ones.
@@ -62,20 +57,9 @@ class StepAdjoint(GradientRoute):
 
     chunk: int | None = None
 
-    figures: ClassVar[tuple[str, ...]] = ("identity", "time_term")
-
     def __post_init__(self) -> None:
         if self.chunk is not None:
             require_count(self.chunk, name="chunk")
-
-    def vouches_for(self, path: Piece) -> tuple[str, ...]:
-        """See `GradientRoute.vouches_for`.
-
-        The transpose has the error of the steps, which its figures see by the steps' own estimates.
-        Those of methods of low order are too small by far (a quarter of the gradient at rtol 1e-2
-        to 1e-3 with fehlberg2, unseen): there the route is held against the continuous adjoint.
-        """
-        return self.figures if path.method.order >= _VOUCHED_ORDER else ()
 
     def pull_back(self, piece: Piece, cotangent: Tensor) -> PullBack:
         """See `GradientRoute.pull_back`; the flow may jump on the way."""
@@ -95,15 +79,46 @@ class StepAdjoint(GradientRoute):
                 transpose.through(max(stop - self._chunk(path), begin), stop)
             if begin > 0:
                 transpose.over_the_jump(begin)
-        pulled = transpose.result()
-        if pulled.departure is None or pulled.departure <= path.call.promise:
-            return pulled
-        return _continuous(path, jumps, pulled.departure)
+        return transpose.result()
 
     def _chunk(self, path: Piece) -> int:
         if self.chunk is not None:
             return self.chunk
         return min(max(_CHUNK_NUMBERS // max(path.x0.numel(), 1), 1), _LONGEST_CHUNK)
+
+
+@dataclass(frozen=True)
+class StepAdjoint(Transpose):
+    """The transpose of the accepted steps, replayed a few at a time; the default route.
+
+    Exact for: the discretised flow, as `DirectAdjoint`. Memory: the kept steps and the graph of one
+    chunk. Cost: one evaluation with a graph and one vector-Jacobian product for each evaluation of
+    the accepted steps. Falls back to `InterpolatingAdjoint`, and says so in `result.stats`, where
+    lam^T F departs from what it has to be.
+
+    Args:
+        chunk: Number of steps in one graph; None: 16 for small states, fewer for large ones.
+
+    Raises:
+        TypeError, ValueError: `chunk` is not a positive integer.
+    """
+
+    figures: ClassVar[tuple[str, ...]] = ("identity", "time_term")
+
+    def vouches_for(self, path: Piece) -> tuple[str, ...]:
+        """See `GradientRoute.vouches_for`.
+
+        The transpose has the error of the steps, which its figures see by the steps' own estimates.
+        Those of methods of low order are too small by far (a quarter of the gradient at rtol 1e-2
+        to 1e-3 with fehlberg2, unseen): there the route is held against the continuous adjoint.
+        """
+        return self.figures if path.method.order >= _VOUCHED_ORDER else ()
+
+    def _solve(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
+        pulled = super()._solve(path, jumps)
+        if pulled.departure is None or pulled.departure <= path.call.promise:
+            return pulled
+        return _continuous(path, jumps, pulled.departure)
 
 
 def _continuous(path: Piece, jumps: Sequence[Jump], departure: float) -> PullBack:
@@ -127,6 +142,9 @@ class _Transpose:
         zero = path.x0.new_zeros(())
         self._time = self._expected = self._defect = zero
         self._gap = self._scale = self._received = zero
+        # lam^T F at the latest jump on the way back, and int lam^T F_t from there on.
+        self._anchor = self._since = zero
+        self._largest = zero
         self._products = 0
 
     @property
@@ -137,6 +155,7 @@ class _Transpose:
         """F_t has a point mass where the flow jumps."""
         before, after = self._path.steps[node - 1 : node + 1]
         self._time = self._time + self._lam @ (after.f0 - before.f1)
+        self._anchor, self._since = self._lam @ before.f1, torch.zeros_like(self._since)
 
     def through(self, begin: int, end: int) -> None:
         """Take lam from one node to another, with all that it receives at hits on the way.
@@ -148,7 +167,7 @@ class _Transpose:
         first, shift = steps[0], path.x0.new_zeros(()).requires_grad_(True)
         x = first.y0.detach().requires_grad_(True)
         replay = _Replay(path, shift, first.t0, steps[-1].t1)
-        evaluations = path.flow.calls
+        evaluations, inside = path.flow.calls, False
         with torch.enable_grad():
             states = replay.through(steps, x)
             ends, lams = [states[-1]], [self._lam]
@@ -157,6 +176,7 @@ class _Transpose:
                 if not (begin <= jump.node < end or (jump.node == end and not jump.steps)):
                     continue
                 self._gain(jump)
+                inside = inside or jump.node < end
                 state = states[jump.node - begin]
                 if jump.steps:
                     state = replay.through(jump.steps, state)[-1]
@@ -171,7 +191,10 @@ class _Transpose:
         by_shift, *inner = self._sweep.through(
             ends, [x], [shift, *states[1:]], keep=path.leaves.has_history
         )
-        self._time = self._time + by_shift
+        self._time, self._since = self._time + by_shift, self._since + by_shift
+        if inside:
+            self._anchor, self._since = self._lam @ first.f0, torch.zeros_like(by_shift)
+        self._largest = torch.maximum(self._largest, torch.linalg.vector_norm(self._lam))
         errors = torch.stack([step.error for step in steps])
         self._defect = self._defect + (torch.stack(inner) * errors).sum()
         self._look(first)
@@ -195,6 +218,9 @@ class _Transpose:
         """What lam^T F has to be from here on, and the size of that."""
         products = jump.cotangent * jump.velocity
         self._expected = self._expected + products.sum()
+        if not jump.steps:
+            self._anchor = self._lam @ jump.velocity + products.sum()
+            self._since = torch.zeros_like(self._since)
         self._received = torch.maximum(self._received, products.abs().sum())
         self._scale = torch.maximum(self._scale, self._received)
 
@@ -207,9 +233,11 @@ class _Transpose:
 
     def result(self) -> PullBack:
         """What has come back to t0."""
-        time, defect, gap, scale, received = torch.stack(
-            [self._time, self._defect, self._gap, self._scale, self._received]
-        ).tolist()
+        at_start = self._anchor - self._since
+        numbers = [self._time, self._defect, self._gap, self._scale, self._received, at_start]
+        sizes = [self._largest, self._scale, *(size.to(at_start) for size in self._sweep.sizes)]
+        figures: list[float] = torch.stack([*numbers, *sizes]).tolist()
+        time, defect, gap, scale, received, rate, *natural = figures
         # Garbage is large: it must not be measured by itself.
         if gap > _GARBAGE * received:
             scale = received
@@ -220,6 +248,8 @@ class _Transpose:
             time=time,
             defect=defect,
             departure=departure,
+            start_rate=rate,
+            sizes=tuple(natural),
             vjps=self._products,
         )
 
