@@ -44,6 +44,7 @@ from ode_stopping.problems import geometric_spectrum, random_rotation
 from ode_stopping.solving.solver import LARGEST_PROMISE, PROMISE_PER_RTOL
 from theory_checks.checks._rotated import eigen_gradient
 from theory_checks.closed_forms import FORMS
+from theory_checks.files import require_output, run_script, write_text
 
 RESULTS = Path(__file__).parent / "results" / "calibration.md"
 ROUTES: dict[str, GradientRoute] = {
@@ -336,6 +337,7 @@ def main() -> None:
     parser.add_argument("--condition", type=float, default=1e4)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    require_output(options.out)
     begin = time.perf_counter()
     rows = study(
         options.problems,
@@ -363,9 +365,8 @@ def main() -> None:
         "",
     ]
     print("\n".join(lines))
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text("\n".join(lines))
+    write_text(options.out, "\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

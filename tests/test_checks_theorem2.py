@@ -15,11 +15,12 @@ from torch import Tensor
 
 from discrete.gradients import adjoint, index
 from ode_stopping import StepAdjoint
+from theory_checks.cells import CellCache
 from theory_checks.checks import _cells, figure1, orders, theorem2
 from theory_checks.checks._cells import Series, run_series
 from theory_checks.checks._odeint_adjoint import odeint_adjoint
 from theory_checks.checks._problems import Setup, build
-from theory_checks.context import CellCache, Context
+from theory_checks.context import Context
 from theory_checks.registry import REGISTRY, Outcome
 
 QUADRATIC = Setup("quadratic", 1e-2, dim=6, condition=10.0)
