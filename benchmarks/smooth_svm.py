@@ -134,6 +134,8 @@ def main() -> None:
     if options.data is not None:
         os.environ["ODE_STOPPING_DATA"] = str(options.data)
     if options.download:
+        if os.environ.get("ODE_STOPPING_DATA"):
+            require_writable(Path(os.environ["ODE_STOPPING_DATA"]).expanduser())
         for name in LIBSVM:
             libsvm(name, download=True)
     cells = None if options.keep is None else CellCache(options.keep / "smooth-svm")
