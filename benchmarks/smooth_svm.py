@@ -22,6 +22,7 @@ from ode_stopping.problems import libsvm
 from theory_checks.cells import CellCache
 from theory_checks.context import Context
 from theory_checks.files import (
+    WriteError,
     require_output,
     require_writable,
     run_script,
@@ -141,7 +142,11 @@ def main() -> None:
     cells = None if options.keep is None else CellCache(options.keep / "smooth-svm")
     context = Context(profile="paper", jobs=options.jobs, cells=cells, hook=Progress())
     seeds = seeds_of(options.seeds)
-    study = collect(context, available(), options.methods or available_methods(), seeds)
+    try:
+        study = collect(context, available(), options.methods or available_methods(), seeds)
+    except WriteError as error:
+        kept = f"{error.reason}; finished cells are kept in {options.keep}"
+        raise WriteError(error.path, kept) from error
     absent = [name for name, method in METHODS.items() if not method.available]
     by_rate = [method for method in BY_RATE if method in study.methods]
     lines = [

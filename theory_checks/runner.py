@@ -39,20 +39,28 @@ class StoppedError(Exception):
         error: What could not be written.
         kept: The finished checks that are stored and need not run again.
         lost: Those that are finished and not stored.
+        cells: How many finished cells are in the folder.
     """
 
-    def __init__(self, error: WriteError, kept: list[Entry], lost: list[Entry]) -> None:
-        super().__init__(error, kept, lost)
+    def __init__(self, error: WriteError, kept: list[Entry], lost: list[Entry], cells: int) -> None:
+        super().__init__(error, kept, lost, cells)
         self.error = error
         self.kept = kept
         self.lost = lost
+        self.cells = cells
 
     def __str__(self) -> str:
-        kept = ", ".join(entry.name for entry in self.kept) or "nothing"
-        lost = ", ".join(entry.name for entry in self.lost)
-        return f"{self.error}; finished and kept: {kept}" + (
-            f"; finished and not kept: {lost}" if lost else ""
-        )
+        parts = [
+            str(self.error),
+            f"finished and kept: {', '.join(entry.name for entry in self.kept) or 'nothing'}",
+        ]
+        if self.lost:
+            parts.append(f"finished and not kept: {', '.join(entry.name for entry in self.lost)}")
+        if self.cells:
+            parts.append(f"cells kept: {self.cells}")
+        if self.kept or self.cells:
+            parts.append("the same command goes on from there")
+        return "; ".join(parts)
 
 
 class Display(ProgressHook, Protocol):
@@ -140,7 +148,8 @@ def run(
         entries = [finished[check.name] for check in checks if check.name in finished]
         kept = [entry for entry in entries if entry.name in stored]
         lost = [entry for entry in entries if entry.name not in stored]
-        raise StoppedError(error, kept, lost) from error
+        cells = sum(1 for _ in (out / CELLS).rglob("*.json"))
+        raise StoppedError(error, kept, lost, cells) from error
     return [finished[check.name] for check in checks]
 
 
