@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 UNWRITABLE = 3  # the exit status of a command that could not write what it was to write
-# Of a stream that takes nothing more; any other error without a file's name is a bug of ours.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+# What only writing meets; other errors may be about a file that is read.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # As much as one block of common file systems: an empty file fits on a full disk.
 _PROBE = bytes(4096)
 
@@ -120,18 +120,18 @@ def inside(path: Path, folder: Path) -> bool:
 def run_script(main: Callable[[], object]) -> NoReturn:
     """Call the `main` of a command and exit; 3, with a sentence, where something was not written.
 
-    Covered are `WriteError`, any OSError that names a file as not to be written, and a full disk
-    under standard output.
+    Covered are `WriteError`, and a disk that is full or may not be written, under standard output
+    as well; any other error is passed on.
 
     Raises:
         SystemExit: 0, or the status of the SystemExit that `main` raised, or 3.
     """
+    status: str | int | None = 0
     try:
         try:
             main()
         except SystemExit as ending:
-            sys.stdout.flush()
-            raise ending
+            status = ending.code
         sys.stdout.flush()
     except WriteError as error:
         _leave(str(error))
@@ -139,7 +139,7 @@ def run_script(main: Callable[[], object]) -> NoReturn:
         if error.errno not in _FULL:
             raise
         _leave(f"cannot write {error.filename or 'to standard output'}: {_reason(error)}")
-    raise SystemExit(0)
+    raise SystemExit(status)
 
 
 def _leave(sentence: str) -> NoReturn:
