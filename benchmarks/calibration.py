@@ -45,6 +45,7 @@ from ode_stopping.problems import geometric_spectrum, random_rotation
 from ode_stopping.solving.solver import LARGEST_PROMISE, PROMISE_PER_RTOL
 from theory_checks.checks._rotated import eigen_gradient
 from theory_checks.closed_forms import FORMS
+from theory_checks.files import require_output, run_script, write_text
 
 RESULTS = Path(__file__).parent / "results" / "calibration.md"
 ROUTES: dict[str, GradientRoute] = {
@@ -348,6 +349,7 @@ def main() -> None:
     parser.add_argument("--evidence", choices=("light", "standard", "thorough"), default="light")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    require_output(options.out)
     begin = time.perf_counter()
     rows = study(
         options.problems,
@@ -377,9 +379,8 @@ def main() -> None:
         "",
     ]
     print("\n".join(lines))
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text("\n".join(lines))
+    write_text(options.out, "\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -36,6 +36,7 @@ from torch.profiler import ProfilerActivity, profile
 from discrete import DiscreteAdjoint, Euler, StoppingIndexResult, stopping_index
 from ode_stopping import GradientNorm, LossValue, PreconditionedFlow, Quadratic
 from ode_stopping.problems import random_rotation
+from theory_checks.files import require_output, run_script, write_text
 
 STEPS = {100: 2000, 1000: 2000, 5000: 200}
 BAR = 2.5
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    require_output(arguments.out)
     torch.set_num_threads(arguments.threads)
     machine = (
         f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread(s) used; Python "
@@ -180,9 +182,8 @@ def main() -> None:
         "",
     ]
     text = "\n".join([*title, HEADER, *rows, "", machine, ""])
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(text, encoding="utf-8")
+    write_text(arguments.out, text)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

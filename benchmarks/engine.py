@@ -50,6 +50,7 @@ from _engine_runs import (
 
 import ode_stopping
 from ode_stopping import InterpolatingAdjoint
+from theory_checks.files import require_output, run_script, write_text
 
 RESULTS = Path(__file__).resolve().parent / "results" / "engine.md"
 ROWS = "abcdefgh"
@@ -259,6 +260,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, two repetitions")
     parser.add_argument("--out", type=Path, help=f"default, where all is measured: {RESULTS.name}")
     arguments = parser.parse_args()
+    complete = len(arguments.rows) == len(ROWS) and not arguments.quick
+    out = arguments.out or (RESULTS if complete else None)
+    if out is not None:
+        require_output(out)
     torch.set_num_threads(1)
     # Loose tolerances may raise a warning each time; the errors stand in the table.
     warnings.simplefilter("once")
@@ -281,13 +286,10 @@ def main() -> None:
         *table,
         "",
     ]
-    complete = len(arguments.rows) == len(ROWS) and not arguments.quick
-    out = arguments.out or (RESULTS if complete else None)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("\n".join(text), encoding="utf-8")
+        write_text(out, "\n".join(text))
         print(f"wrote {out}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

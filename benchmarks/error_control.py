@@ -41,6 +41,7 @@ from ode_stopping import (
 from ode_stopping.core.stats import Stats
 from ode_stopping.problems import geometric_spectrum, random_rotation
 from theory_checks.checks._rotated import eigen_gradient
+from theory_checks.files import require_output, run_script, write_text
 
 RESULTS = Path(__file__).parent / "results" / "error_control.md"
 TARGETS = (1e-3, 1e-5, 1e-8)
@@ -226,6 +227,7 @@ def main() -> None:
     parser.add_argument("--largest", type=float, default=1e4, help="largest condition number")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    require_output(options.out)
     torch.set_num_threads(1)
     lines = [
         "# Error control",
@@ -248,8 +250,8 @@ def main() -> None:
         *evidence_table(),
         "",
     ]
-    options.out.write_text("\n".join(lines))
+    write_text(options.out, "\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -35,6 +35,7 @@ from ode_stopping import (
     stopping_time,
 )
 from ode_stopping.problems import geometric_spectrum, random_rotation
+from theory_checks.files import require_output, run_script, write_text
 
 RESULTS = Path(__file__).parent / "results" / "gradient_routes.md"
 ROUTES: list[GradientRoute] = [InterpolatingAdjoint(), BacksolveAdjoint(), DirectAdjoint()]
@@ -195,7 +196,9 @@ def main() -> None:
     parser.add_argument("--rtol", type=float, default=1e-7)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--conditions", type=float, nargs="+", default=[10.0, 100.0, 1000.0])
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    require_output(options.out)
     torch.set_num_threads(1)
     rows: list[list[object]] = []
     for condition in options.conditions:
@@ -236,10 +239,9 @@ def main() -> None:
         f"{versions}. Errors are relative, against the eigen-expansion; times are medians of "
         f"{options.repeats} runs.\n\n"
     )
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(heading + "\n".join(lines) + "\n", encoding="utf-8")
-    print(f"wrote {RESULTS}")
+    write_text(options.out, heading + "\n".join(lines) + "\n")
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

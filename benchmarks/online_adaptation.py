@@ -26,6 +26,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from discrete import SGDOLA, AdamOLA
+from theory_checks.files import require_output, run_script, write_text
 
 RESULTS = Path(__file__).parent / "results" / "online_adaptation.md"
 Make = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -212,6 +213,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="these optimisers in training, and no timing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    require_output(options.out)
     torch.set_num_threads(1)
     data = digits_data(options.device)
     seeds, epochs, rounds = (1, 5, 3) if options.quick else (3, 20, 7)
@@ -238,8 +240,8 @@ def main() -> None:
         *training_table(data, batch=64, seeds=seeds, epochs=epochs, only=options.only),
         *training_table(data, batch=16, seeds=seeds, epochs=epochs // 3 or 1, only=options.only),
     ]
-    options.out.write_text("\n".join(lines))
+    write_text(options.out, "\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,7 +19,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ode_stopping.problems import libsvm
-from theory_checks.context import CellCache, Context
+from theory_checks.cells import CellCache
+from theory_checks.context import Context
+from theory_checks.files import (
+    WriteError,
+    require_output,
+    require_writable,
+    run_script,
+    write_atomically,
+    write_text,
+)
 from theory_checks.plotting import style, to_png
 from theory_checks.registry import Table
 from theory_checks.smooth_svm.figures import draw_profiles, draw_rates, draw_traces
@@ -57,6 +66,10 @@ class Progress:
     """How far the study is, on the terminal."""
 
     def message(self, text: str) -> None:
+        """Show a line."""
+        print(text, file=sys.stderr)
+
+    def warning(self, text: str) -> None:
         """Show a line."""
         print(text, file=sys.stderr)
 
@@ -114,16 +127,26 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder with LIBSVM's files")
     parser.add_argument("--download", action="store_true", help="fetch what is not in it")
     options = parser.parse_args()
+    require_output(options.out)
+    for folder in (options.keep, options.figures):
+        if folder is not None:
+            require_writable(folder)
     begin = time.perf_counter()
     if options.data is not None:
         os.environ["ODE_STOPPING_DATA"] = str(options.data)
     if options.download:
+        if os.environ.get("ODE_STOPPING_DATA"):
+            require_writable(Path(os.environ["ODE_STOPPING_DATA"]).expanduser())
         for name in LIBSVM:
             libsvm(name, download=True)
     cells = None if options.keep is None else CellCache(options.keep / "smooth-svm")
     context = Context(profile="paper", jobs=options.jobs, cells=cells, hook=Progress())
     seeds = seeds_of(options.seeds)
-    study = collect(context, available(), options.methods or available_methods(), seeds)
+    try:
+        study = collect(context, available(), options.methods or available_methods(), seeds)
+    except WriteError as error:
+        kept = f"{error.reason}; finished cells are kept in {options.keep}"
+        raise WriteError(error.path, kept) from error
     absent = [name for name, method in METHODS.items() if not method.available]
     by_rate = [method for method in BY_RATE if method in study.methods]
     lines = [
@@ -140,18 +163,17 @@ def main() -> None:
         *(line for name in study.data for line in markdown(tuned_table(study, name))),
         *(line for name in study.data for line in markdown(grid_table(study, name, by_rate))),
     ]
-    options.out.write_text("\n".join(lines))
+    write_text(options.out, "\n".join(lines))
     if options.figures is not None:
-        options.figures.mkdir(parents=True, exist_ok=True)
         with style():
             pictures = {"profiles": draw_profiles(profile(study), study.methods)}
             pictures["by-rate"] = draw_rates(study, by_rate[:3])
             for name in study.data:
                 pictures[f"traces-{name.replace(' ', '-')}"] = draw_traces(study, name, GIVEN_SEED)
         for name, picture in pictures.items():
-            (options.figures / f"{name}.png").write_bytes(to_png(picture))
+            write_atomically(options.figures / f"{name}.png", to_png(picture))
     print(f"{time.perf_counter() - begin:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

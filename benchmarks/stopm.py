@@ -44,6 +44,7 @@ from ode_stopping import (
     train_stopm,
 )
 from ode_stopping.problems import available_libsvm, breast_cancer, libsvm, synthetic_logistic
+from theory_checks.files import require_output, run_script, write_text
 
 RESULTS = Path(__file__).parent / "results" / "stopm.md"
 STEP, ALPHA, T0, TARGET = 0.04, 6.0, 1.0, 3e-4
@@ -250,6 +251,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short training, bundled data")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    require_output(options.out)
     torch.set_num_threads(1)
     begin = time.perf_counter()
     sets = data_sets(quick=options.quick)
@@ -275,9 +277,9 @@ def main() -> None:
         *training_table(trained),
         "",
     ]
-    options.out.write_text("\n".join(lines))
+    write_text(options.out, "\n".join(lines))
     print(f"{time.perf_counter() - begin:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -34,6 +34,7 @@ from torch import Tensor
 from discrete import Euler, stopping_index
 from ode_stopping import LossValue, PreconditionedFlow, Quadratic
 from ode_stopping.problems import random_rotation
+from theory_checks.files import require_output, run_script, write_text
 
 STEP = 0.5  # 1 / L is 1
 BARS = {10: (1.6, 1.2), 100: (1.6, 1.2), 1000: (1.3, 1.2)}
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000, help="of the long run; 0: none")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    require_output(arguments.out)
     torch.set_num_threads(1)
     lines = ["# Cost of a stopping index and its gradient", ""]
     lines += ["By `python benchmarks/stopping_index.py`.", "", SHORT_TABLE]
@@ -194,9 +196,8 @@ def main() -> None:
         f"{platform.python_version()}, torch {torch.__version__}, float64; CPU time, medians of "
         f"{arguments.repetitions} interleaved runs (a third as many of the long one)."
     )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text("\n".join([*lines, "", machine, ""]), encoding="utf-8")
+    write_text(arguments.out, "\n".join([*lines, "", machine, ""]))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

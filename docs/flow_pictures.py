@@ -39,6 +39,7 @@ from ode_stopping import (
     plots,
     stopping_time,
 )
+from theory_checks.files import require_writable, run_script, write_atomically
 from theory_checks.plotting import COLOURS, new_figure, style
 
 IMAGES = Path(__file__).parent / "images" / "flows"
@@ -355,7 +356,9 @@ def save(figure: Any, path: Path) -> None:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     picture = Image.open(buffer).convert("RGB")
-    picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    small = BytesIO()
+    picture.quantize(128, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    write_atomically(path, small.getvalue())
 
 
 def main() -> None:
@@ -364,7 +367,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
     names = parser.parse_args().names or list(PICTURES)
     torch.set_num_threads(1)
-    IMAGES.mkdir(parents=True, exist_ok=True)
+    require_writable(IMAGES)
     for name in names:
         cases = PICTURES[name]()
         with style():
@@ -379,4 +382,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

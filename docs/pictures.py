@@ -14,7 +14,8 @@ import torch
 from ode_stopping import Torchdiffeq
 from theory_checks import convergence_study
 from theory_checks.checks._problems import Setup, build
-from theory_checks.plotting import new_figure, slope_plot, style
+from theory_checks.files import require_writable, run_script, write_atomically
+from theory_checks.plotting import new_figure, slope_plot, style, to_png
 
 IMAGES = Path(__file__).parent / "images"
 # The settings of the checks theorem-2-*.
@@ -31,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=12, help="step sizes a problem")
     options = parser.parse_args()
+    require_writable(IMAGES)
     torch.set_num_threads(1)
     series = {}
     for name, setup in PROBLEMS.items():
@@ -54,9 +56,8 @@ def main() -> None:
                 one, h, {"slope": (errors, slope)}, "step size h", "relative error of h dN/dθ"
             )
             one.set_title(name)
-    IMAGES.mkdir(exist_ok=True)
-    figure.savefig(IMAGES / "convergence.png", dpi=110)
+    write_atomically(IMAGES / "convergence.png", to_png(figure, dpi=110))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

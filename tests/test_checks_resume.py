@@ -14,7 +14,8 @@ import torch
 from dummy_checks import Dummies, good, pictured, run, summary, wrong
 
 from theory_checks import checks, fingerprint
-from theory_checks.context import CellCache, Context
+from theory_checks.cells import CellCache
+from theory_checks.context import Context
 from theory_checks.fingerprint import canonical, function_hash
 from theory_checks.registry import Outcome
 
@@ -131,9 +132,12 @@ def test_cells_survive_a_failure_in_a_later_one(tmp_path: Path) -> None:
     assert [int(value) for value in values] == [0, 1, 2, 3, 4]
     assert context.map(cell, [4, 0]) == [values[4], values[0]]
     assert sum(traces(tmp_path).values()) == 6
-    for path in (tmp_path / "cells").glob("*.pickle"):
+    files = list((tmp_path / "cells").glob("*.json"))
+    assert len(files) == 5
+    for path in files:
         path.write_bytes(path.read_bytes()[:5])
     assert context.map(cell, range(5)) == values
+    assert sum(traces(tmp_path).values()) == 11
 
 
 def test_parallel_cells_give_the_same_numbers_and_report_steps(tmp_path: Path) -> None:
@@ -142,6 +146,9 @@ def test_parallel_cells_give_the_same_numbers_and_report_steps(tmp_path: Path) -
     class Hook:
         def message(self, text: str) -> None:
             pass
+
+        def warning(self, text: str) -> None:
+            raise AssertionError(text)
 
         def step(self, done: int, total: int) -> None:
             steps.append((done, total))
@@ -155,7 +162,7 @@ def test_parallel_cells_give_the_same_numbers_and_report_steps(tmp_path: Path) -
     context = Context(seed=2, jobs=2, check="cells", cells=CellCache(tmp_path), hook=Hook())
     assert context.map(closure, range(4)) == alone
     assert steps == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
-    assert len(list(tmp_path.glob("*.pickle"))) == 4
+    assert len(list(tmp_path.glob("*.json"))) == 4
     assert len(set(alone)) == 4
 
 

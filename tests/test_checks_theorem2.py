@@ -15,11 +15,12 @@ from torch import Tensor
 
 from discrete.gradients import adjoint, index
 from ode_stopping import StepAdjoint
+from theory_checks.cells import CellCache
 from theory_checks.checks import _cells, figure1, orders, theorem2
 from theory_checks.checks._cells import Series, run_series
 from theory_checks.checks._odeint_adjoint import odeint_adjoint
 from theory_checks.checks._problems import Setup, build
-from theory_checks.context import CellCache, Context
+from theory_checks.context import Context
 from theory_checks.registry import REGISTRY, Outcome
 
 QUADRATIC = Setup("quadratic", 1e-2, dim=6, condition=10.0)
@@ -206,10 +207,10 @@ def test_cells_are_shared_between_checks(tmp_path: Any, monkeypatch: pytest.Monk
     second = Context(check="two", cells=CellCache(tmp_path / "two"))
     series = Series(QUADRATIC, FEW[:3], rtol=1e-6)
     (found,) = run_series(first.shared(), [series])
-    assert len(list((tmp_path / "shared").glob("*.pickle"))) == 4
-    for file in (tmp_path / "shared").glob("*.pickle"):
+    assert len(list((tmp_path / "shared").glob("*.json"))) == 4
+    for file in (tmp_path / "shared").glob("*.json"):
         file.touch()
-    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "shared").glob("*.pickle")}
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "shared").glob("*.json")}
     (again,) = run_series(second.shared(), [series])
     assert again.study.gradient_errors == found.study.gradient_errors
     assert {file: file.stat().st_mtime_ns for file in times} == times

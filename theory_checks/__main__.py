@@ -27,8 +27,9 @@ def main() -> None:
         )
         raise SystemExit(2)
     from .cli import make_app
+    from .files import run_script
 
-    make_app()(prog_name="python -m theory_checks")
+    run_script(lambda: make_app()(prog_name="python -m theory_checks"))
 
 
 if __name__ == "__main__":

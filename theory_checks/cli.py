@@ -1,7 +1,7 @@
 """The command line: `python -m theory_checks list` and `python -m theory_checks run`.
 
-Exit status: 0 exactly when every selected check holds, 1 when one fails, 2 for bad usage, 130 when
-interrupted (with everything that was finished by then written).
+Exit status: 0 exactly when every selected check holds, 1 when one fails, 2 for bad usage, 3 when
+the folder cannot be written, 130 when interrupted; whatever was finished by then is kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import typer
 
 from . import terminal
 from .context import Context
+from .files import UNWRITABLE
 from .registry import REGISTRY, Check, Registry
+from .runner import StoppedError
 from .runner import run as run_checks
 
 INTERRUPTED = 130
@@ -97,7 +99,8 @@ def make_app(registry: Registry | None = None) -> typer.Typer:
             seed=seed,
             jobs=jobs or (joblib.cpu_count() if device == "cpu" else 1),
         )
-        raise typer.Exit(_run(selected, context, _folder(out, profile), fresh))
+        folder = out if out is not None else Path("reports") / profile.value
+        raise typer.Exit(_run(selected, context, folder, fresh))
 
     return app
 
@@ -115,6 +118,12 @@ def _run(selected: list[Check], context: Context, out: Path, fresh: bool) -> int
             markup=False,
         )
         return INTERRUPTED
+    except StoppedError as stopped:
+        finished = [*stopped.kept, *stopped.lost]
+        if finished:
+            terminal.show_table(console, finished)
+        typer.echo(f"{stopped}", err=True)
+        return UNWRITABLE
     terminal.show_results(console, entries, out)
     return 0 if all(entry.passed for entry in entries) else 1
 
@@ -153,16 +162,6 @@ def _device(name: str, dtype: torch.dtype) -> torch.device:
             param_hint="--device",
         ) from None
     return device
-
-
-def _folder(out: Path | None, profile: Profile) -> Path:
-    """The output folder, made and writable, or a usage error."""
-    folder = out if out is not None else Path("reports") / profile.value
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise typer.BadParameter(f"cannot make {folder}: {error}", param_hint="--out") from None
-    return folder
 
 
 @contextmanager

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 
+from .cells import MISSING, CellCache, returned
 from .fingerprint import canonical, digest, function_hash, library_hash, versions
+from .sealed import ForeignError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 PROFILES = ("quick", "paper")
 SHARED_CELLS = "shared"
-_MISSING = object()
 
 
 class ProgressHook(Protocol):
@@ -27,51 +24,11 @@ class ProgressHook(Protocol):
     def message(self, text: str) -> None:
         """Show one short line about what is going on."""
 
+    def warning(self, text: str) -> None:
+        """Show one line that has to stay: something stored is not used."""
+
     def step(self, done: int, total: int) -> None:
         """Show that `done` of `total` pieces of the running check are finished."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds either its old or its new content, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-@dataclass(frozen=True)
-class CellCache:
-    """Finished cells of `Context.map`, one file each below `folder`.
-
-    Attributes:
-        folder: Where the files are.
-        reuse: False to compute everything anew (and overwrite what is there).
-    """
-
-    folder: Path
-    reuse: bool = True
-
-    def load(self, key: str) -> Any:
-        """The result stored under `key`, or `_MISSING`; an unreadable file counts as missing."""
-        if not self.reuse:
-            return _MISSING
-        try:
-            with (self.folder / f"{key}.pickle").open("rb") as stream:
-                return pickle.load(stream)
-        except (
-            Exception
-        ):  # a truncated or foreign pickle can raise anything; computing anew is safe
-            return _MISSING
-
-    def save(self, key: str, result: Any) -> None:
-        """Store `result` under `key`."""
-        write_atomically(self.folder / f"{key}.pickle", pickle.dumps(result))
 
 
 @dataclass(frozen=True)
@@ -137,6 +94,17 @@ class Context:
         if self.hook is not None:
             self.hook.step(done, total)
 
+    def _stored(self, key: str, kind: Any) -> Any:
+        """The finished cell of this key, or `MISSING`; says so where its file is a foreign one."""
+        if self.cells is None:
+            return MISSING
+        try:
+            return self.cells.load(key, kind)
+        except ForeignError as error:
+            if self.hook is not None:
+                self.hook.warning(f"{error}: computed anew")
+            return MISSING
+
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """`[function(item) for item in items]`, over `jobs` processes, with finished cells kept.
 
@@ -146,25 +114,26 @@ class Context:
         interruption change no random number.
 
         Args:
-            function: Called with one item; what it returns has to be picklable. Settings reach
-                it through the item, `functools.partial` or a closure over plain data or this
-                context.
+            function: Called with one item; returns what `cells.encode` can store, dataclasses
+                by its return annotation. Settings reach it through the item,
+                `functools.partial` or a closure over plain data or this context.
             items: Plain data (`theory_checks.fingerprint.canonical` says what that is).
 
         Returns:
             The results in the order of `items`.
 
         Raises:
-            TypeError: An item, or something bound to `function`, that no key can be made of.
+            TypeError: An item, or something bound to `function`, that no key can be made of; a
+                result that cannot be stored.
+            WriteError: A finished cell cannot be written; those before it are kept.
             Exception: Whatever `function` raises; cells that are finished by then are kept.
         """
         entries = list(items)
         common = digest(settings_key(self), self.check, library_hash(), function_hash(function))
         keys = [digest(common, canonical(entry)) for entry in entries]
-        results: list[Any] = [
-            _MISSING if self.cells is None else self.cells.load(key) for key in keys
-        ]
-        waiting = [index for index, result in enumerate(results) if result is _MISSING]
+        kind = returned(function)
+        results = [self._stored(key, kind) for key in keys]
+        waiting = [index for index, result in enumerate(results) if result is MISSING]
         if self.cells is not None and len(waiting) < len(entries):
             self.progress(f"{len(entries) - len(waiting)} of {len(entries)} cells reused")
         done = len(entries) - len(waiting)
@@ -212,5 +181,5 @@ def _cell(
         torch.manual_seed(int(digest(str(context.seed), canonical(item))[:12], 16))
         result = function(item)
     if context.cells is not None:
-        context.cells.save(key, result)
+        context.cells.save(key, result, returned(function))
     return index, result

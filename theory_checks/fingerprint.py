@@ -27,13 +27,16 @@ LIBRARIES = ("ode_stopping", "discrete", "theory_checks")
 _PRESENTATION = (
     "plots",
     "__main__.py",
+    "cells.py",
     "cli.py",
     "context.py",
+    "files.py",
     "fingerprint.py",
     "plotting.py",
     "registry.py",
     "results.py",
     "runner.py",
+    "sealed.py",
     "terminal.py",
     "report",
 )

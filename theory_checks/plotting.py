@@ -73,11 +73,11 @@ def style() -> AbstractContextManager[None]:
     return context
 
 
-def to_png(figure: Figure) -> bytes:
-    """The figure as the bytes of a PNG file at `DPI`, without a date in it."""
+def to_png(figure: Figure, *, dpi: float = DPI) -> bytes:
+    """The figure as the bytes of a PNG file, without a date in it."""
     buffer = io.BytesIO()
     with style():  # fonts are looked up when a figure is drawn, not when it is made
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 

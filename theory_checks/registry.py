@@ -46,7 +46,7 @@ __all__ = [
     "check",
 ]
 
-_SLUG = re.compile(r"[a-z0-9]+(?:[-.][a-z0-9]+)*")
+SLUG = re.compile(r"[a-z0-9]+(?:[-.][a-z0-9]+)*")
 Numbers = float | dict[str, float]
 
 
@@ -302,5 +302,5 @@ def check(
 
 def _require_slug(what: str, name: str) -> None:
     """Raise a ValueError unless `name` is lower case words joined by hyphens or dots."""
-    if not _SLUG.fullmatch(name):
+    if not SLUG.fullmatch(name):
         raise ValueError(f"the {what} must be lower case words joined by hyphens, got {name!r}")

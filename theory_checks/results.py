@@ -5,19 +5,25 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-import json
+import hashlib
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .context import write_atomically
+from .cells import conforms
+from .files import inside, write_atomically
 from .plotting import to_png
-from .registry import Check, Outcome
+from .registry import SLUG, Check, Outcome
+from .sealed import ForeignError, read_sealed, write_sealed
 
+FORMAT = "ode-stopping result"
 RESULTS = "results"
 FIGURES = "figures"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SPECIAL = ("NaN", "Infinity", "-Infinity")
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Entry:
         details: See `Outcome`; holds `error` and `traceback` where the check raised.
         interval: See `Outcome`.
         tables: The tables as dicts of title, columns, rows and note.
-        figures: Dicts of name, caption, alt and file (relative to the output folder).
+        figures: Dicts of name, caption, alt, file (relative to the output folder) and the file's
+            sha256.
         key: What the result depends on, hashed.
         date: When it was computed.
         reused: Whether it comes from an earlier run; not stored.
@@ -66,8 +73,10 @@ class Entry:
 
 def jsonable(value: Any) -> Any:
     """`value` as strict JSON: numbers that JSON has no token for become "NaN", "Infinity", ..."""
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str(value.encode(errors="backslashreplace").decode())  # lone surrogates
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, int):
@@ -91,23 +100,27 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-def dump(content: Any) -> bytes:
-    """`content` as strict, readable JSON."""
-    return (json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
 def from_outcome(check: Check, outcome: Outcome, seconds: float, key: str, out: Path) -> Entry:
     """Turn an outcome into an entry, writing its figures below `out`.
 
     Raises:
+        WriteError: A figure cannot be written.
         Exception: Whatever drawing a figure raises.
     """
     figures = []
     for figure in outcome.figures:
-        file = f"{FIGURES}/{check.name}--{figure.name}.png"
-        write_atomically(out / file, to_png(figure.figure))
-        alt = figure.alt or figure.caption
-        figures.append({"name": figure.name, "caption": figure.caption, "alt": alt, "file": file})
+        file = figure_file(check.name, figure.name)
+        content = to_png(figure.figure)
+        write_atomically(out / file, content)
+        figures.append(
+            {
+                "name": figure.name,
+                "caption": figure.caption,
+                "alt": figure.alt or figure.caption,
+                "file": file,
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+        )
     tables = [
         {
             "title": table.title,
@@ -153,25 +166,109 @@ def now() -> str:
     return datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
 
 
+def figure_file(check: str, figure: str) -> str:
+    """Where a figure of a check is, relative to the output folder."""
+    return f"{FIGURES}/{check}--{figure}.png"
+
+
+def read_figure(file: str, out: Path) -> bytes | None:
+    """The bytes of a PNG file inside of `out`; None where there is none, or it lies elsewhere.
+
+    The report embeds them and may be handed on: a link must not draw other files into it.
+    """
+    path = out / file
+    try:
+        if not inside(path, out) or not path.is_file():
+            return None
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return content if content.startswith(_PNG) else None
+
+
 def save(entry: Entry, out: Path) -> None:
-    """Store an entry where a later run finds it."""
+    """Store an entry where a later run finds it.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
     content = {name: value for name, value in vars(entry).items() if name != "reused"}
-    write_atomically(out / RESULTS / f"{entry.name}.json", dump(content))
+    write_sealed(out / RESULTS / f"{entry.name}.json", FORMAT, content)
 
 
-def load(name: str, key: str, out: Path) -> Entry | None:
+def load(check: Check, key: str, out: Path) -> Entry | None:
     """The stored entry of a check that passed under the same key, complete with its figures.
 
     A check that failed is not reused: what made it fail may lie outside of what the key sees
     (memory, a busy machine), and its cells are kept anyway.
+
+    Raises:
+        ForeignError: A file that is not what `save` writes for this check, or a figure that is not
+            the one that was drawn.
     """
-    try:
-        content = json.loads((out / RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        entry = Entry(**content, reused=True)
-    except (OSError, ValueError, TypeError):
+    path = out / RESULTS / f"{check.name}.json"
+    content = read_sealed(path, FORMAT)
+    if content is None:
         return None
-    complete = all((out / figure["file"]).is_file() for figure in entry.figures)
-    return entry if entry.key == key and entry.passed and complete else None
+    hints = {name: kind for name, kind in _entry_hints().items() if name != "reused"}
+    if not isinstance(content, dict) or set(content) != set(hints):
+        raise ForeignError(f"{path.name} has not the fields of a result")
+    for name, kind in hints.items():
+        if not conforms(content[name], kind):
+            raise ForeignError(f"{path.name} has a {name} of the wrong type")
+    if content["key"] != key or not content["passed"]:
+        return None
+    if any(content[name] != value for name, value in _identity(check).items()):
+        raise ForeignError(f"{path.name} is the result of another check")
+    if not all(map(_is_table, content["tables"])) or not _is_outcome(content):
+        raise ForeignError(f"{path.name} has not the numbers and tables of a result")
+    for figure in content["figures"]:
+        _require_figure(figure, check.name, path.name, out)
+    return Entry(**content, reused=True)
+
+
+def _entry_hints() -> dict[str, Any]:
+    """The types of the fields of `Entry`."""
+    return typing.get_type_hints(Entry)
+
+
+def _is_outcome(content: Mapping[str, Any]) -> bool:
+    """Whether the numbers of an entry have the forms that the report shows."""
+    measured, interval = content["measured"], content["interval"]
+    named = measured if isinstance(measured, dict) else {"": measured}
+    return (
+        content["seconds"] >= 0
+        and bool(named)
+        and all(_is_number(value) for value in named.values())
+        and (interval is None or (len(interval) == 2 and all(map(_is_number, interval))))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number as `jsonable` writes it."""
+    return value in _SPECIAL if isinstance(value, str) else conforms(value, float)
+
+
+def _is_table(table: Mapping[str, Any]) -> bool:
+    """Whether a dict is a table as `from_outcome` writes it."""
+    kinds = {"title": str, "columns": list[str], "rows": list[list[Any]], "note": str}
+    if set(table) != set(kinds):
+        return False
+    return all(conforms(table[name], kind) for name, kind in kinds.items()) and all(
+        len(row) == len(table["columns"]) and not any(isinstance(c, dict | list) for c in row)
+        for row in table["rows"]
+    )
+
+
+def _require_figure(figure: Mapping[str, str], check: str, stored: str, out: Path) -> None:
+    """Raise a ForeignError unless the figure is the file that `from_outcome` wrote."""
+    if set(figure) != {"name", "caption", "alt", "file", "sha256"}:
+        raise ForeignError(f"{stored} has not the fields of a figure")
+    if not SLUG.fullmatch(figure["name"]) or figure["file"] != figure_file(check, figure["name"]):
+        raise ForeignError(f"{stored} names a figure that is not the check's own")
+    content = read_figure(figure["file"], out)
+    if content is None or hashlib.sha256(content).hexdigest() != figure["sha256"]:
+        raise ForeignError(f"{figure['file']} is not there as it was drawn")
 
 
 def _identity(check: Check) -> dict[str, Any]:

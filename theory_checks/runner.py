@@ -19,14 +19,48 @@ import numpy as np
 import torch
 
 from . import results
-from .context import SHARED_CELLS, CellCache, Context, ProgressHook, settings_key
+from .cells import CellCache
+from .context import SHARED_CELLS, Context, ProgressHook, settings_key
+from .files import WriteError, inside, require_writable
 from .fingerprint import digest, library_hash, module_source, versions
 from .plotting import style
 from .registry import Check, Outcome
 from .report import Header, write_report
 from .results import Entry
+from .sealed import ForeignError
 
 CELLS = "cells"
+
+
+class StoppedError(Exception):
+    """A run that ended because its folder takes no more files.
+
+    Attributes:
+        error: What could not be written.
+        kept: The finished checks that are stored and need not run again.
+        lost: Those that are finished and not stored.
+        cells: How many finished cells are in the folder.
+    """
+
+    def __init__(self, error: WriteError, kept: list[Entry], lost: list[Entry], cells: int) -> None:
+        super().__init__(error, kept, lost, cells)
+        self.error = error
+        self.kept = kept
+        self.lost = lost
+        self.cells = cells
+
+    def __str__(self) -> str:
+        parts = [
+            str(self.error),
+            f"finished and kept: {', '.join(entry.name for entry in self.kept) or 'nothing'}",
+        ]
+        if self.lost:
+            parts.append(f"finished and not kept: {', '.join(entry.name for entry in self.lost)}")
+        if self.cells:
+            parts.append(f"cells kept: {self.cells}")
+        if self.kept or self.cells:
+            parts.append("the same command goes on from there")
+        return "; ".join(parts)
 
 
 class Display(ProgressHook, Protocol):
@@ -43,6 +77,9 @@ class Silent:
     """Shows nothing."""
 
     def message(self, text: str) -> None:
+        """Show nothing."""
+
+    def warning(self, text: str) -> None:
         """Show nothing."""
 
     def step(self, done: int, total: int) -> None:
@@ -80,32 +117,77 @@ def run(
 
     Raises:
         ValueError: No checks.
+        StoppedError: Something cannot be written; what was finished before is kept.
         KeyboardInterrupt: Passed on once what is finished has been written.
     """
     if not checks:
         raise ValueError("checks is empty: nothing was selected")
     shown = display or Silent()
-    if fresh:
-        for folder in (SHARED_CELLS, *(check.name for check in checks)):
-            shutil.rmtree(out / CELLS / folder, ignore_errors=True)
-    keys = {check.name: check_key(check, context) for check in checks}
     finished: dict[str, Entry] = {}
-    if not fresh:
-        stored = {check.name: results.load(check.name, keys[check.name], out) for check in checks}
-        finished = {name: entry for name, entry in stored.items() if entry is not None}
-    _report(checks, finished, context, out)
-    for position, check in enumerate(checks, start=1):
-        if check.name in finished:
-            shown.finished(finished[check.name], position, len(checks))
-            continue
-        shown.started(check, position, len(checks))
-        inside = _context(context, check, out / CELLS / check.name, shown)
-        entry = _run_one(check, inside, keys[check.name], out)
-        results.save(entry, out)
-        finished[check.name] = entry
+    stored: set[str] = set()
+    try:
+        _prepare(out, checks, fresh=fresh)
+        keys = {check.name: check_key(check, context) for check in checks}
+        if not fresh:
+            finished = _stored(checks, keys, out, shown)
+            stored = set(finished)
         _report(checks, finished, context, out)
-        shown.finished(entry, position, len(checks))
+        for position, check in enumerate(checks, start=1):
+            if check.name in stored:
+                shown.finished(finished[check.name], position, len(checks))
+                continue
+            shown.started(check, position, len(checks))
+            inside_check = _context(context, check, out / CELLS / check.name, shown)
+            entry = _run_one(check, inside_check, keys[check.name], out)
+            finished[check.name] = entry
+            results.save(entry, out)
+            stored.add(check.name)
+            _report(checks, finished, context, out)
+            shown.finished(entry, position, len(checks))
+    except WriteError as error:
+        entries = [finished[check.name] for check in checks if check.name in finished]
+        kept = [entry for entry in entries if entry.name in stored]
+        lost = [entry for entry in entries if entry.name not in stored]
+        cells = sum(1 for _ in (out / CELLS).rglob("*.json"))
+        raise StoppedError(error, kept, lost, cells) from error
     return [finished[check.name] for check in checks]
+
+
+def _prepare(out: Path, checks: Sequence[Check], *, fresh: bool) -> None:
+    """Make the folders, see that they take files, and remove cells that are not to be reused.
+
+    Raises:
+        WriteError: A folder cannot be written, or is a link to a place elsewhere: what is read and
+            replaced here has to be the run's own.
+    """
+    require_writable(out)
+    for name in (results.RESULTS, results.FIGURES, CELLS):
+        if not inside(out / name, out):
+            raise WriteError(out / name, "it is a link to a place outside of the folder")
+        require_writable(out / name)
+    for name in (SHARED_CELLS, *(check.name for check in checks)) if fresh else ():
+        try:
+            shutil.rmtree(out / CELLS / name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:  # old cells that stay would be reused
+            raise WriteError(out / CELLS / name, error.strerror or str(error)) from error
+
+
+def _stored(
+    checks: Sequence[Check], keys: dict[str, str], out: Path, shown: Display
+) -> dict[str, Entry]:
+    """The results of an earlier run that hold still, by name; says which files are foreign."""
+    found: dict[str, Entry] = {}
+    for check in checks:
+        try:
+            entry = results.load(check, keys[check.name], out)
+        except ForeignError as error:
+            shown.warning(f"{error}: {check.name} is computed anew")
+            continue
+        if entry is not None:
+            found[check.name] = entry
+    return found
 
 
 def check_key(check: Check, context: Context) -> str:
@@ -119,7 +201,11 @@ def _context(context: Context, check: Check, folder: Path, display: ProgressHook
 
 
 def _run_one(check: Check, context: Context, key: str, out: Path) -> Entry:
-    """Run one check and turn whatever happens, interruptions excepted, into an entry."""
+    """Run one check and turn whatever happens into an entry, interruptions and full disks excepted.
+
+    Raises:
+        WriteError: A cell or a figure cannot be written; that says nothing about the claim.
+    """
     begin = time.perf_counter()
     try:
         # A check must not depend on those that ran before it.
@@ -135,6 +221,8 @@ def _run_one(check: Check, context: Context, key: str, out: Path) -> Entry:
             texts = [f"{w.category.__name__}: {w.message}" for w in caught]
             outcome.details["warnings"] = list(dict.fromkeys(texts))
         return results.from_outcome(check, outcome, time.perf_counter() - begin, key, out)
+    except WriteError:
+        raise
     except (Exception, SystemExit) as error:
         seconds = time.perf_counter() - begin
         return results.from_error(check, error, traceback.format_exc(), seconds, key)

@@ -65,6 +65,10 @@ class Lines:
         """Print the message, indented."""
         self._print(f"        {text}")
 
+    def warning(self, text: str) -> None:
+        """Print the message, indented."""
+        self.message(text)
+
     def step(self, done: int, total: int) -> None:
         """Print nothing: a line a step would bury the rest."""
 
@@ -93,6 +97,10 @@ class Live:
     def message(self, text: str) -> None:
         """Show the message beside the bar of the running check."""
         self._progress.update(self._current, note=escape(text))
+
+    def warning(self, text: str) -> None:
+        """Print the message above the bars, where it stays."""
+        self._progress.console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
 
     def step(self, done: int, total: int) -> None:
         """Move the bar of the running check."""
@@ -143,6 +151,20 @@ def show_checks(console: Console, checks: Iterable[Check]) -> None:
 
 def show_results(console: Console, entries: Sequence[Entry], out: Path) -> None:
     """Print the table of results, and what it comes to."""
+    show_table(console, entries)
+    failed = sum(not entry.passed for entry in entries)
+    reused = sum(entry.reused for entry in entries)
+    verdict = (
+        f"{failed} of {len(entries)} checks failed" if failed else f"all {len(entries)} checks hold"
+    )
+    if reused:
+        verdict += f"; {reused} reused from an earlier run (--fresh computes them anew)"
+    console.print(f"[{'red' if failed else 'green'}]{verdict}[/]")
+    console.print(f"report: {escape(str(out / 'index.html'))}", soft_wrap=True)
+
+
+def show_table(console: Console, entries: Sequence[Entry]) -> None:
+    """Print the table of results alone."""
     table = Table(box=None, pad_edge=False, header_style="bold", row_styles=["", "dim"])
     if console.no_color or not console.is_terminal:
         table.row_styles = []
@@ -156,15 +178,6 @@ def show_results(console: Console, entries: Sequence[Entry], out: Path) -> None:
     for entry in entries:
         table.add_row(*_result_row(entry))
     console.print(table)
-    failed = sum(not entry.passed for entry in entries)
-    reused = sum(entry.reused for entry in entries)
-    verdict = (
-        f"{failed} of {len(entries)} checks failed" if failed else f"all {len(entries)} checks hold"
-    )
-    if reused:
-        verdict += f"; {reused} reused from an earlier run (--fresh computes them anew)"
-    console.print(f"[{'red' if failed else 'green'}]{verdict}[/]")
-    console.print(f"report: {escape(str(out / 'index.html'))}", soft_wrap=True)
 
 
 def _result_row(entry: Entry) -> list[str]:

@@ -11,7 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 
 from measurements import MEASUREMENTS, measured
-from page import PAGE, written
+from page import IMAGES, PAGE, written
+
+from theory_checks.files import require_output, require_writable, run_script, write_atomically
 
 
 def main() -> None:
@@ -25,6 +27,9 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help="write the tables into the page")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args()
+    require_writable(IMAGES)
+    if options.update:
+        require_output(PAGE)
     print(f"torch {version('torch')}, torchdiffeq {version('torchdiffeq')}")
     names = options.names or list(MEASUREMENTS)
     with ProcessPoolExecutor(max_workers=options.jobs) as pool:
@@ -32,8 +37,8 @@ def main() -> None:
             print(f"\n## {name}\n\n{table}", flush=True)
             if options.update:
                 text = PAGE.read_text(encoding="utf-8")
-                PAGE.write_text(written(text, name, table), encoding="utf-8")
+                write_atomically(PAGE, written(text, name, table).encode())
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from theory_checks.plotting import COLOURS, new_figure, style
+from theory_checks.files import write_atomically
+from theory_checks.plotting import COLOURS, new_figure, style, to_png
 
 DOCS = Path(__file__).resolve().parents[1]
 IMAGES = DOCS / "images"
@@ -47,8 +48,7 @@ def canvas(name: str, *shape: int, **size: Any) -> Iterator[tuple[Any, Any]]:
     with style():
         drawing, axes = new_figure(*shape, **size)
         yield drawing, axes
-        IMAGES.mkdir(exist_ok=True)
-        drawing.savefig(IMAGES / f"{name}.png", dpi=110, metadata={"Software": None})
+        write_atomically(IMAGES / f"{name}.png", to_png(drawing, dpi=110))
 
 
 def opening(name: str) -> str:

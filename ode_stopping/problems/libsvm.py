@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import io
+import math
 import os
+import re
 import tempfile
 import urllib.error
 import urllib.request
@@ -18,12 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.validation import require_flag
-from .datasets import sklearn_datasets
+from ..core.validation import described, require_flag
 
 ADDRESS = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/"
 VARIABLE = "ODE_STOPPING_DATA"
 TIMEOUT = 30.0  # seconds without an answer; the largest file has 0.35 MB
+LARGEST_FILE = 2**26  # bytes of text that are read
+LARGEST_X = 2**27  # numbers in X, which is dense: 1 GiB in float64
+# A number in decimal notation; Python's float() would take nan, inf and 1_0 as well.
+_NUMBER = re.compile(rb"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# Eighteen digits: far beyond every size, and int() is quick.
+_INDEX = re.compile(rb"[0-9]{1,18}")
 # Checksums of the plain text; the order is that of `available_libsvm`.
 SHA256 = {
     "a1a": "eb54c45f1bdb51286f803dd092eb8202b44637a858fc6c4e533a2d64a0d94b4e",
@@ -64,20 +70,24 @@ def libsvm(
         verify: Compare the file's sha256 with the known one. Copies of mirrors may differ in line
             ends, blanks and the like, and be as good: for those, and for files of your own, False.
             This holds for a download as well.
-        dtype: Of both tensors.
+        dtype: Of both tensors; a floating type.
 
     Raises:
-        ValueError: Another name; a checksum that differs; a file that is not svmlight text with
-            indices from 1 and labels -1 and +1; download=True without a folder.
+        ValueError: Another name; a checksum that differs; download=True without a folder. By its
+            line, what is not svmlight text with labels -1 and +1 and ascending indices from 1: a
+            qid, a value that is no decimal number (nan, inf) or beyond what `dtype` holds, and an
+            index at which X would have more than 2^27 numbers. A file of more than 2^26 bytes.
         FileNotFoundError: The file is not there, and download=False.
         ConnectionError: The download failed. Whatever fails, no file is left behind.
-        ImportError: Scikit-learn, which reads the files, is not installed.
-        TypeError: `download` or `verify` is neither True nor False.
+        OSError: The file cannot be read, or a download not be stored.
+        TypeError: `download` or `verify` is neither True nor False; `dtype` is no floating type.
     """
     if name not in tuple(SHA256):
         raise ValueError(f"name must be one of {', '.join(SHA256)}; got {name!r}")
     require_flag(download, name="download")
     require_flag(verify, name="verify")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating type of torch; got {described(dtype)}")
     place = _place(folder)
     if place is None and download:
         raise ValueError(
@@ -86,14 +96,15 @@ def libsvm(
         )
     path = None if place is None else place / name
     if path is not None and path.is_file():
-        return _read(path.read_bytes(), name=name, origin=str(path), verify=verify, dtype=dtype)
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST_FILE + 1)
+        return _read(content, name=name, origin=str(path), verify=verify, dtype=dtype)
     if path is None or not download:
         looked = "no folder is named" if place is None else f"there is no {name} in {place}"
         raise FileNotFoundError(
             f"{looked}: pass the folder of the file as folder=, or name it in the environment "
             f"variable {VARIABLE}. download=True fetches the file; its address is {ADDRESS}{name}"
         )
-    sklearn_datasets()  # what cannot be read afterwards need not be fetched
     content = _fetch(name, path)
     data = _read(content, name=name, origin=ADDRESS + name, verify=verify, dtype=dtype)
     _store(content, path)  # only now: what was not as it should be is not kept
@@ -120,6 +131,8 @@ def _read(
     content: bytes, *, name: str, origin: str, verify: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(X, y) of a file's bytes, those that were compared with the checksum."""
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"{origin} has more than {LARGEST_FILE} bytes, the most that are read")
     got = hashlib.sha256(content).hexdigest()
     if verify and got != SHA256[name]:
         raise ValueError(
@@ -127,27 +140,97 @@ def _read(
             f"{SHA256[name]}. Delete a damaged copy and get another one (download=True, or "
             f"{ADDRESS}{name}); for a copy that you trust, verify=False reads it all the same"
         )
-    try:
-        # Not "auto", which guesses where indices start.
-        features, labels = sklearn_datasets().load_svmlight_file(
-            io.BytesIO(content), zero_based=False
-        )
-    except ValueError as error:
+    return _parsed(content, f"{origin} is not svmlight text as it should be: ", dtype)
+
+
+def _parsed(content: bytes, complaint: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(X, y) of svmlight text.
+
+    Raises:
+        ValueError: `complaint`, with the number of the line and what is wrong with it.
+    """
+    labels: list[float] = []
+    rows: list[int] = []
+    columns: list[int] = []
+    values: list[float] = []
+    widest = (0, 0)  # the largest index, and its line
+    largest = torch.finfo(dtype).max
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        label, *features = line.partition(b"#")[0].split() or [b""]
+        if not label:
+            continue
+        try:
+            labels.append(_label(label))
+            previous = 0
+            for feature in features:
+                previous, value = _feature(feature, previous, largest)
+                rows.append(len(labels) - 1)
+                columns.append(previous - 1)
+                values.append(value)
+        except ValueError as error:
+            raise ValueError(f"{complaint}line {number}, {error}") from None
+        if previous > widest[0]:
+            widest = (previous, number)
+    if not labels:
+        raise ValueError(f"{complaint}it has no rows")
+    width, line_of_width = widest
+    if len(labels) * width > LARGEST_X:
         raise ValueError(
-            f"{origin} is not svmlight text with indices from 1: {error}. Get another copy from "
-            f"{ADDRESS}{name}"
-        ) from error
-    found = sorted(set(labels.tolist()))
-    if not found or not set(found) <= {-1.0, 1.0}:
-        shown = ", ".join(f"{label:g}" for label in found[:5]) or "no rows"
-        raise ValueError(
-            f"{origin} must have rows labelled -1 and +1; got {shown}. Get another copy from "
-            f"{ADDRESS}{name}"
+            f"{complaint}line {line_of_width}, index {width} makes X, which is dense, "
+            f"{len(labels)} x {width} ({len(labels) * width * dtype.itemsize / 2**30:.3g} GiB); at "
+            f"most {LARGEST_X} numbers are held ({LARGEST_X * dtype.itemsize / 2**30:g} GiB)"
         )
-    return (
-        torch.as_tensor(features.toarray(), dtype=torch.float64).to(dtype),
-        torch.as_tensor(labels, dtype=torch.float64).to(dtype),
-    )
+    X = torch.zeros(len(labels), width, dtype=torch.float64)
+    X[rows, columns] = torch.tensor(values, dtype=torch.float64)
+    return X.to(dtype), torch.tensor(labels, dtype=dtype)
+
+
+def _label(text: bytes) -> float:
+    """-1.0 or 1.0.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    if abs(value) != 1.0:
+        raise ValueError(f"label {_shown(text)}: must be -1 or +1")
+    return value
+
+
+def _feature(text: bytes, previous: int, largest: float) -> tuple[int, float]:
+    """Index and value of a feature.
+
+    Args:
+        text: As in 3:0.5.
+        previous: The index before it in the row; 0 where it is the first.
+        largest: What the type of X holds.
+
+    Raises:
+        ValueError: Not of that form, a qid, an index that is not above the one before, or a value
+            that is no finite number of the type.
+    """
+    index, colon, number = text.partition(b":")
+    if index == b"qid":
+        raise ValueError(f"feature {_shown(text)}: query ids (qid), of ranking data, are not read")
+    if not colon or not _INDEX.fullmatch(index) or not number:
+        raise ValueError(
+            f"feature {_shown(text)}: must be index:value, with an index of at most 18 digits"
+        )
+    if int(index) <= previous:
+        rule = "indices start from 1" if previous == 0 else f"must be above {previous} before it"
+        raise ValueError(f"feature {_shown(text)}: {rule}")
+    value = float(number) if _NUMBER.fullmatch(number) else math.nan
+    if math.isnan(value):
+        raise ValueError(f"feature {_shown(text)}: its value is no finite number in decimals")
+    if abs(value) > largest:
+        raise ValueError(f"feature {_shown(text)}: its value is beyond {largest:.4g}, the largest")
+    return int(index), value
+
+
+def _shown(text: bytes) -> str:
+    """A piece of a file in a message: short, and without what a terminal could take for orders."""
+    short = text if len(text) <= 40 else text[:37] + b"..."
+    return ascii(short.decode("latin-1"))
 
 
 def _fetch(name: str, path: Path) -> bytes:
@@ -155,7 +238,7 @@ def _fetch(name: str, path: Path) -> bytes:
     address = ADDRESS + name
     try:
         with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
-            content: bytes = answer.read()
+            content: bytes = answer.read(LARGEST_FILE + 1)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..plotting import DPI
-from ..results import Entry
+from ..results import Entry, read_figure
 from . import numbers
 from .summary import Header
 
@@ -55,7 +55,7 @@ def render(out: Path, header: Header, entries: Sequence[Entry]) -> str:
         verdict_rows=_verdict_rows,
         cells=_cells,
         details=_details,
-        image=lambda figure: _image(out / figure["file"]),
+        image=lambda figure: _image(read_figure(figure["file"], out)),
     )
     return page
 
@@ -122,13 +122,14 @@ def _details(entry: Entry) -> list[tuple[str, str, bool]]:
     return rows
 
 
-def _image(path: Path) -> dict[str, Any]:
-    """A figure's file as a data address, with the width to show it at.
+def _image(content: bytes | None) -> dict[str, Any] | None:
+    """The bytes of a figure as a data address, with the width to show it at; None where it is gone.
 
     A width below the number of pixels keeps the figure sharp on dense screens and in print, and its
     letters about as large as the page's.
     """
-    content = path.read_bytes()
+    if content is None:
+        return None
     pixels = int.from_bytes(content[16:20], "big")  # the width in the header of a PNG file
     address = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
     return {"address": address, "width": round(pixels * _ENLARGED * 96 / DPI)}
