@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from .core.validation import (
     require_flag,
     require_instance,
 )
+from .core.warn import warn_user
 from .crossing.run import find_crossings
 from .gradients import GradientRoute, StepAdjoint
 from .gradients.attach import Inputs, attached
@@ -165,7 +165,7 @@ def _refuse_unavailable(*, batched: bool) -> None:
 
 def _checked_evidence(evidence: str) -> Literal["light", "standard", "thorough"]:
     if evidence == "cheap":
-        warnings.warn('evidence="cheap" is called "light" now', DeprecationWarning, stacklevel=4)
+        warn_user('evidence="cheap" is called "light" now', DeprecationWarning)
         return "light"
     if evidence not in ("light", "standard", "thorough"):
         raise ValueError(f'evidence must be "light", "standard" or "thorough"; got {evidence!r}')

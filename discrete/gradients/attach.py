@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -15,6 +14,7 @@ from ode_stopping.core.guards import MissedValue, ZeroWithGraph
 from ode_stopping.core.stats import Costs, Stats
 from ode_stopping.core.status import GradientError, StoppingWarning
 from ode_stopping.core.validation import refuse_lost_views
+from ode_stopping.core.warn import warn_user
 
 from ..call import Call
 from ..iterating.run import Run
@@ -143,12 +143,11 @@ def _warn_about_marks(call: Call, groups: Sequence[Group]) -> None:
     for problem, *_ in groups:
         if call.definition.whole or call.measures(problem.previous):
             continue
-        warnings.warn(
+        warn_user(
             f"step {problem.index - 1} has no value of the criterion to interpolate from (it is "
             "the start, or f went up there): the fraction of the index says nothing. Use "
             "interpolation=None",
             StoppingWarning,
-            stacklevel=4,
         )
 
 

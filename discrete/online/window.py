@@ -10,7 +10,6 @@ differentiating the gradients once more.
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ode_stopping.core.status import StoppingWarning
 from ode_stopping.core.sweep import Sweep, products
+from ode_stopping.core.warn import warn_user
 
 from .bundles import Bundle, flat, unflattened
 from .closures import Evaluation, require_second_derivatives
@@ -252,12 +252,11 @@ class Window:
                 step.go_back()
                 seen = evaluation()
                 if not step.accept(seen):
-                    warnings.warn(
+                    warn_user(
                         "the closure has another loss now than when the state was saved: the "
                         "last steps that the sensitivity goes back through are forgotten, and it "
                         "has its full horizon again after as many new ones",
                         StoppingWarning,
-                        stacklevel=6,  # where step() was called
                     )
                     self.clear()
                     return

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-
 from ..core.status import GradientAccuracyWarning, MissingGradientError, StoppingWarning
+from ..core.warn import warn_user
 from ..crossing.point import Crossing
 from .problem import StoppingProblem
 from .route import GradientRoute
@@ -24,11 +23,10 @@ def warn_about_clock(problem: StoppingProblem, route: GradientRoute, *, t0_wante
         near = _NEAR_JUMP_PER_RTOL * problem.tolerances.rtol * (hit.time - problem.start)
         for jump in problem.call.times[1:-1]:
             if abs(hit.time - jump) <= near:
-                warnings.warn(
+                warn_user(
                     f"the stopping time falls on the breakpoint {jump:g}, where it has one "
                     "derivative on each side: this is one of them. Move the target a little.",
                     GradientAccuracyWarning,
-                    stacklevel=5,
                 )
     if problem.knows_time:
         return
@@ -41,11 +39,10 @@ def warn_about_clock(problem: StoppingProblem, route: GradientRoute, *, t0_wante
             f"{what}, which {type(route).__name__} needs for dT/dt0: compute with t itself, or use "
             "StepAdjoint or InterpolatingAdjoint"
         )
-    warnings.warn(
+    warn_user(
         f"{what}: gradients do not need it, but the identity that checks them does, and is left "
         "out of the evidence. Compute with t itself (torch.sin(t)).",
         StoppingWarning,
-        stacklevel=5,
     )
 
 
@@ -55,10 +52,9 @@ def warn_about_rounding(problem: StoppingProblem, crossing: Crossing) -> None:
     start, rtol = problem.start, problem.tolerances.rtol
     allowed = rtol * max(abs(crossing.time - start), abs(crossing.time))
     if in_time > allowed:
-        warnings.warn(
+        warn_user(
             f"rounding in {crossing.state.dtype} moves the stopping time by about {in_time:.2g}, "
             f"more than the tolerance {allowed:.2g}: the criterion is too flat at the target for "
             "this dtype. Use float64, a larger target, or a larger rtol.",
             StoppingWarning,
-            stacklevel=4,
         )

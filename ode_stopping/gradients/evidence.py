@@ -20,7 +20,6 @@ promise: 50 rtol, and never more than 10 %.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..core.status import GradientAccuracyWarning
+from ..core.warn import warn_user
 from ..crossing.near_miss import NearMiss
 from ..crossing.watch import Hit
 from ..solving.solver import Tolerances
@@ -169,11 +169,10 @@ class Evidence:
         estimate = self.estimate
         if estimate is None or estimate <= self.promise:
             return
-        warnings.warn(
+        warn_user(
             f"the gradient of this stopping time may be wrong by about {estimate:.1e} (relative; "
             f"rtol = {self.rtol:.0e} promises {self.promise:.0e}): {self._reason()}",
             GradientAccuracyWarning,
-            stacklevel=2,
         )
 
     def _reason(self) -> str:
@@ -258,11 +257,10 @@ def warn_about_grazing(near_miss: NearMiss | None, tolerances: Tolerances) -> No
     relative = near_miss.margin / near_miss.rebound
     if relative >= max(_GRAZING_MARGIN, tolerances.rtol):
         return
-    warnings.warn(
+    warn_user(
         f"J came within {near_miss.margin:.2e} of the target at t = {near_miss.time:.6g}, before "
         f"it rose again by {near_miss.rebound:.2e}: under a small change of the parameters the "
         "stopping time jumps there, and its derivative does not know. Choose a target further from "
         "that dip, or treat T as discontinuous here.",
         GradientAccuracyWarning,
-        stacklevel=4,
     )

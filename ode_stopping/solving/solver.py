@@ -7,7 +7,6 @@ errors, crossings, gradients) works with any of them and asks for what they decl
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..core.status import StoppingWarning
 from ..core.validation import require_count
+from ..core.warn import warn_user
 from .step import Step
 
 __all__ = [
@@ -231,11 +231,10 @@ class Solver(ABC):
         rtol = self.rtol if self.rtol is not None else _DEFAULT_RTOL.get(dtype, 1e-3)
         floor = 10 * torch.finfo(dtype).eps
         if rtol < floor:
-            warnings.warn(
+            warn_user(
                 f"rtol = {rtol:g} is below what {dtype} can hold (about {floor:.1g}); use a "
                 "larger rtol or float64",
                 StoppingWarning,
-                stacklevel=4,
             )
         return Tolerances(rtol, self.atol)
 
