@@ -17,6 +17,7 @@ from ode_stopping.core.validation import (
     checked_state,
     checked_targets,
     described,
+    leaving_inference_mode,
     refuse_transforms,
     require_callable,
     require_count,
@@ -40,6 +41,7 @@ __all__ = ["Interpolation", "stopping_index"]
 Interpolation = Literal["log", "hermite", "partial_step"]
 
 
+@leaving_inference_mode
 def stopping_index(
     update: Callable[..., Any],
     x0: State,
