@@ -17,6 +17,7 @@ from ode_stopping.core.validation import (
     checked_state,
     checked_targets,
     described,
+    leaving_inference_mode,
     refuse_transforms,
     require_callable,
     require_count,
@@ -40,6 +41,7 @@ __all__ = ["Interpolation", "stopping_index"]
 Interpolation = Literal["log", "hermite", "partial_step"]
 
 
+@leaving_inference_mode
 def stopping_index(
     update: Callable[..., Any],
     x0: State,
@@ -71,7 +73,9 @@ def stopping_index(
             `.decrease` have shape (K,), the states a first axis of K, and `.status` is a list, all
             in the order of the targets, from one run and with one backward pass.
         t0: Start time, in flow time.
-        max_steps: Limit on the number of steps.
+        max_steps: Limit on the number of steps. A run that has come to rest above the target ends
+            before, as NOT_REACHED: the state has not changed beyond rounding for 1024 steps, and
+            update and criterion, tried at later steps, leave it there.
         gradient: Route of the derivatives; None: the index only, and no states are kept.
         interpolation: None: Definition 3, `.steps` has the value N. "log", "hermite",
             "partial_step": a fractional index N* with its exact gradient; the last two need an
@@ -86,8 +90,12 @@ def stopping_index(
         TypeError, ValueError: Bad input, naming the argument.
         StoppingError: The run diverged, and `throw` is True.
         GradientError: The update or the criterion lose part of their derivatives, or are not
-            reproducible.
+            reproducible; or, in the backward pass, the criterion is piecewise constant.
         NotImplementedError: `batched`.
+
+    Warns:
+        KinkWarning: The criterion has a kink at x_N: the derivative is one-sided.
+        StoppingWarning: The criterion jumps in the last step, or is flat at x_N.
     """
     if batched:
         raise NotImplementedError(

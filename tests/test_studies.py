@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from discrete import Heun
 from ode_stopping import ExponentialSchedule, GradientFlow, GradientNorm, Quadratic, Torchdiffeq
@@ -114,6 +115,34 @@ def test_parameters_are_those_of_the_modules_by_default() -> None:
     )
     assert found.reference.gradient.shape == (2,)
     assert found.slope.slope == pytest.approx(1.0, abs=0.2)
+
+
+def test_leaves_in_closures_are_found() -> None:
+    """x' = -theta x, J = a x^2/2: T = ln(a x0^2/(2 eps))/(2 theta), dT = (-T/theta, 1/(2 theta a)).
+
+    The criterion is a module with a parameter of its own, so that both kinds are there.
+    """
+    theta = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return self.a * 0.5 * x.square().sum()
+
+    found = convergence_study(
+        lambda t, x: -theta * x,
+        torch.tensor([2.0], dtype=torch.float64),
+        Scaled(),
+        TARGET,
+        steps=[0.05, 0.02, 0.01, 0.005],
+    )
+    time = math.log(2.0 * 4.0 / (2 * TARGET)) / (2 * 1.3)
+    expected = [1 / (2 * 1.3 * 2.0), -time / 1.3]
+    assert found.reference.gradient.tolist() == pytest.approx(expected, rel=1e-7)
+    assert found.slope.slope == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_parameter_of_the_criterion_counts() -> None:

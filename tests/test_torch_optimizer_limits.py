@@ -12,8 +12,8 @@ from optimizer_cases import Bowl, adapted, leaves, report_of, start
 from torch import Tensor
 from torch.optim import Optimizer
 
-from discrete import TorchOptimizer, check_index_gradient, stopping_index
-from ode_stopping import GradientNorm
+from discrete import DiscreteAdjoint, TorchOptimizer, check_index_gradient, stopping_index
+from ode_stopping import GradientNorm, LossValue, Quadratic
 from ode_stopping.core.status import GradientError, MissingGradientError
 
 optim = torch.optim
@@ -224,6 +224,37 @@ def test_a_hyperparameter_at_a_branch(kind: type[Optimizer], options: dict[str, 
         update.initial_state(start())
     detached = {k: v.detach() if isinstance(v, Tensor) else v for k, v in options.items()}
     TorchOptimizer(kind, Bowl(), **detached).initial_state(start())
+
+
+def test_adafactor_on_a_vector() -> None:
+    """With d = 1 the first step is on a kink for every start; a d beside it gives the same run.
+
+    As the page on torch's optimisers says.
+    """
+    objective = Quadratic(torch.tensor([1.0, 30.0], dtype=torch.float64))
+
+    def steps(lr: Any, d: float, gradient: Any = DiscreteAdjoint()) -> Tensor:  # noqa: B008
+        update = TorchOptimizer(optim.Adafactor, objective, lr=lr, d=d)
+        with torch.set_grad_enabled(gradient is not None):
+            state = update.initial_state(torch.tensor([1.3, 0.7], dtype=torch.float64))
+        criterion = LossValue(objective)
+        return stopping_index(
+            update, state, criterion, 1e-2, gradient=gradient, interpolation="log"
+        ).steps
+
+    with pytest.raises(GradientError, match="branch"):
+        steps(number(0.02), 1.0)
+    beside = 1 + 1e-9
+    assert steps(0.02, beside, None).item() == pytest.approx(steps(0.02, 1.0, None).item())
+    lr = number(0.02)
+    (found,) = torch.autograd.grad(steps(lr, beside), lr)
+    far, near = (
+        (steps(0.02 + h, 1.0, None) - steps(0.02 - h, 1.0, None)).item() / (2 * h)
+        for h in (1e-5, 5e-6)
+    )
+    assert found.item() == pytest.approx(near, rel=1e-5)
+    # A difference that has settled.
+    assert near == pytest.approx(far, rel=1e-4)
 
 
 @pytest.mark.parametrize(

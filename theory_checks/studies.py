@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from discrete import Euler, UpdateRule
-from ode_stopping import Torchdiffeq
+from ode_stopping import Torchdiffeq, stopping_time
+from ode_stopping.core.leaves import module_parameters
 
 from .measurements import Measurement, measure_index, measure_time
 from .slopes import SlopeFit, fit_slope
@@ -197,7 +199,8 @@ def convergence_study(
         steps: At least 3 different step sizes h, in flow time; their order does not matter.
         update: Makes the iteration, called as update(flow, step=h).
         interpolation: None for Definition 3, or "log", "hermite", "partial_step".
-        parameters: theta; None: all parameters of flow and criterion that require grad.
+        parameters: theta; None: every tensor that requires grad and is used in flow and criterion,
+            parameters of modules and leaves in closures alike, found by one more solve.
         t0: Start time.
         solver: Of the reference; None: dopri5 at rtol 1e-10 (1e-5 below float64).
         max_time: Horizon of the reference, in flow time; None: that of `stopping_time`.
@@ -210,7 +213,10 @@ def convergence_study(
         TypeError: What `stopping_time` and `stopping_index` raise for bad input.
     """
     sizes = _checked_steps(steps)
-    theta = _parameters(flow, criterion, parameters)
+    if parameters is None:
+        theta = _found(flow, x0, criterion, target, t0=t0, max_time=max_time)
+    else:
+        theta = _named(parameters)
     reference = measure_time(
         flow, x0, criterion, target, parameters=theta, t0=t0, solver=solver, max_time=max_time
     )
@@ -306,19 +312,46 @@ def _checked_steps(steps: Iterable[float]) -> list[float]:
     return sizes
 
 
-def _parameters(flow: object, criterion: object, given: Iterable[Tensor] | None) -> list[Tensor]:
-    if given is not None:
-        found = list(given)
-        wrong = [i for i, p in enumerate(found) if not (isinstance(p, Tensor) and p.requires_grad)]
-        if wrong:
-            raise ValueError(f"parameters[{wrong[0]}] must be a tensor that requires grad")
-    else:
-        modules = [m for m in (flow, criterion) if isinstance(m, nn.Module)]
-        every = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
-        found = list(every.values())
+def _named(given: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters that were named.
+
+    Raises:
+        ValueError: There are none, or one does not require grad.
+    """
+    found = list(given)
+    wrong = [i for i, p in enumerate(found) if not (isinstance(p, Tensor) and p.requires_grad)]
+    if wrong:
+        raise ValueError(f"parameters[{wrong[0]}] must be a tensor that requires grad")
     if not found:
-        raise ValueError(
-            "parameters: flow and criterion have none that require grad; name the tensors to "
-            "differentiate to"
-        )
+        raise ValueError("parameters must name at least one tensor to differentiate to; got none")
     return found
+
+
+def _found(
+    flow: Callable[..., Any],
+    x0: Any,
+    criterion: Callable[..., Any],
+    target: float | Tensor,
+    *,
+    t0: float | Tensor,
+    max_time: float | None,
+) -> list[Tensor]:
+    """All that flow and criterion depend on, closures included, from a run at loose tolerances.
+
+    Raises:
+        ValueError: Nothing of it requires grad.
+    """
+    found = module_parameters(flow, criterion)
+    with torch.enable_grad():
+        problem = stopping_time(
+            flow, x0, criterion, target, t0=t0, max_time=max_time, throw=False
+        ).problem
+    if problem is not None:  # else the target is not reached: the reference run says how
+        found = [*found, *problem.leaves.tensors]
+    every = list({id(p): p for p in found}.values())
+    if problem is not None and not every:
+        raise ValueError(
+            "parameters: flow and criterion use no tensor that requires grad; make one that does, "
+            "or name the tensors to differentiate to"
+        )
+    return every

@@ -20,6 +20,7 @@ from ..call import Call
 from ..iterating.run import Run
 from .backward import Group, attach_index, evaluate_index
 from .problem import IndexProblem
+from .smoothness import look_at_criterion
 from .tracing import check_functions, trace_leaves
 
 __all__ = ["Attached", "attach"]
@@ -54,11 +55,14 @@ def attach(run: Run) -> Attached:
         trace_leaves(run)
     groups = _groups(run)
     _warn_about_marks(call, groups)
+    refusals: list[str] = [""] * len(groups)
     if differentiated:
         # A view that is named counts as an input; the leaf behind it may be older all the same.
         refuse_lost_views(has_history=call.leaves.has_history)
         if groups and _needs_grad(call):
             _check(call, groups)
+            for number, group in enumerate(groups):
+                refusals[number] = _looked_at(call, group[0])
     values = [[evaluate_index(problem) for problem in group] for group in groups]
     spent = call.update.calls - run.stats.nfe_forward
     costs = Costs(run.stats + Stats(checks=spent))
@@ -70,11 +74,15 @@ def attach(run: Run) -> Attached:
     for positions, some_steps, state in found:
         for position, one in zip(positions, some_steps, strict=True):
             steps[position], states[position] = one, state
-    for hit, group in zip([hit for hit in run.hits if hit.index], groups, strict=True):
+    for hit, group, refusal in zip(
+        [hit for hit in run.hits if hit.index], groups, refusals, strict=True
+    ):
         for position, problem in zip(hit.targets, group, strict=True):
             problems[position] = problem
+            if refusal:
+                _refuse(steps[position], refusal)
             if differentiated and not call.measures(problem.previous):
-                _refuse_meaningless(steps[position], problem)
+                _refuse(steps[position], _meaningless(problem))
     return Attached(run, steps, states, problems, costs)
 
 
@@ -151,15 +159,28 @@ def _warn_about_marks(call: Call, groups: Sequence[Group]) -> None:
         )
 
 
-def _refuse_meaningless(steps: Tensor, problem: IndexProblem) -> None:
+def _looked_at(call: Call, problem: IndexProblem) -> str:
+    """Warn where J leaves the derivative in doubt; why there is none, where there is none."""
+    if not call.measures(problem.previous):
+        return ""  # J_{N-1} is a mark, which is refused by itself
+    seen = look_at_criterion(problem)
+    seen.warn(problem.index)
+    return seen.refusal
+
+
+def _meaningless(problem: IndexProblem) -> str:
     """Where J_{N-1} is a mark and no measurement, the quotient over the last step says nothing."""
     n = problem.index
-    message = (
+    return (
         f"the criterion has no value at step {n - 1} (J = {problem.previous_loss:g} there is a "
         f"mark, as at the start and after an increase), so J_N - J_(N-1) at N = {n} is no "
         "difference quotient: the index has no derivative here. Choose a smaller target, a "
         "smaller step, or gradient=None"
     )
+
+
+def _refuse(steps: Tensor, message: str) -> None:
+    """Let a non-zero cotangent on the index raise."""
 
     def refuse(cotangent: Tensor | None) -> None:
         if cotangent is not None and bool(cotangent != 0):

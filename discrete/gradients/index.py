@@ -18,6 +18,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from ode_stopping.core.consistency import check_same_value
+from ode_stopping.core.status import GradientError
 
 from .problem import IndexProblem
 
@@ -162,8 +163,11 @@ class PartialStep(IndexDefinition):
 
         s = _root(lambda u: loss_after(u) - problem.target)
         fraction = torch.tensor(s, dtype=torch.float64, device=start.device, requires_grad=True)
-        (slope,) = torch.autograd.grad(shortened(fraction), fraction, retain_graph=True)
-        return _implicit(n - 1 + s, shortened(s) - last.target, float(slope))
+        end, slope = shortened(fraction), None
+        if end.requires_grad:
+            (slope,) = torch.autograd.grad(end, fraction, retain_graph=True, allow_unused=True)
+        rate = 0.0 if slope is None else float(slope)
+        return _implicit(n - 1 + s, shortened(s) - last.target, rate)
 
 
 INTERPOLATIONS: dict[str | None, IndexDefinition] = {
@@ -202,9 +206,24 @@ def accurate_decrease(problem: IndexProblem) -> float:
 def _implicit(value: float, excess: Tensor, slope: float) -> Tensor:
     """A root of the excess with the value found, and d(root) = -d(excess) / slope.
 
-    The implicit quotient; there is no epsilon in it.
+    The implicit quotient; there is no epsilon in it. Where the slope is zero the value stands and
+    the derivative raises.
     """
+    if slope == 0.0:
+        free = excess - excess.detach()
+        if free.requires_grad:
+            free.register_hook(_refuse_zero_slope)
+        return value + free
     return value - (excess - excess.detach()) / slope
+
+
+def _refuse_zero_slope(cotangent: Tensor) -> None:
+    if bool(cotangent != 0):
+        raise GradientError(
+            "the criterion does not change along the last step where it meets the target (its "
+            "slope is exactly zero), so the index has no derivative there: a criterion that is "
+            "piecewise constant, or a flat piece of it. Use a smooth criterion, or another target"
+        )
 
 
 def _loss_and_rate(last: LastStep, k: int, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,6 +233,8 @@ def _loss_and_rate(last: LastStep, k: int, state: Tensor) -> tuple[Tensor, Tenso
     assert rule is not None
     t = problem.criterion.time_tensor(last.time(k))
     value = problem.criterion.traced(t, state)
+    if not value.requires_grad:
+        return value.to(torch.float64), torch.zeros_like(value, dtype=torch.float64)
     g, explicit = torch.autograd.grad(value, [state, t], create_graph=True, allow_unused=True)
     velocity = layout.pack(rule.flow(t, layout.unpack(state)))
     rate = (g * velocity).sum() if g is not None else torch.zeros_like(value)

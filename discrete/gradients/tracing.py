@@ -5,13 +5,16 @@ Looked at before a gradient is promised; see `core.leaves` and `core.consistency
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ode_stopping.core.consistency import check_derivatives, check_reproducible, check_time
-from ode_stopping.core.status import Status
+from ode_stopping.core.states import StateLayout
+from ode_stopping.core.status import KinkWarning, MissingGradientError, Status
+from ode_stopping.core.warn import warn_user
 
 from ..iterating.run import Run
 from .problem import IndexProblem
@@ -19,6 +22,11 @@ from .problem import IndexProblem
 __all__ = ["check_functions", "trace_leaves"]
 
 _TRACE_POINTS = 8
+# Where a kink is suspected: points nearby, at this share of the size of the state.
+_NEARBY_POINTS = 4
+_NEARBY = 1e-2
+# Share of the slope by which one-sided slopes differ at a kink.
+_KINK = 1e-3
 
 
 def trace_leaves(run: Run) -> None:
@@ -93,12 +101,13 @@ def check_functions(problem: IndexProblem, *, clock_matters: bool) -> None:
         _note_history(problem, problem.first, problem.x0)
         _check_update(problem, problem.first, problem.x0)
     _check_update(problem, last, problem.previous)
-    check_derivatives(
+    _check_derivatives(
         lambda y: criterion.plain(end, y),
         lambda y: criterion.traced(criterion.time_tensor(end), y),
         problem.state,
-        problem.leaves,
+        problem,
         name="criterion",
+        where=f"x_{problem.index}",
     )
     begin = problem.clock.time(last)
     check_time(
@@ -146,4 +155,76 @@ def _check_update(problem: IndexProblem, k: int, x: Tensor) -> None:
     def added_plain(y: Tensor) -> Tensor:
         return added(y.detach().requires_grad_(True)).detach()
 
-    check_derivatives(added_plain, added, x, problem.leaves, name="update", layout=update.layout)
+    where = f"x_{k}"
+    _check_derivatives(
+        added_plain, added, x, problem, name="update", where=where, layout=update.layout
+    )
+
+
+def _check_derivatives(
+    evaluate: Callable[[Tensor], Tensor],
+    traced: Callable[[Tensor], Tensor],
+    x: Tensor,
+    problem: IndexProblem,
+    *,
+    name: str,
+    where: str,
+    layout: StateLayout | None = None,
+) -> None:
+    """`check_derivatives`, which does not take a kink for a derivative that is missing.
+
+    Where many kinks meet in one point (a projection that starts at zero), autograd's choice need
+    not lie between the one-sided slopes. There the one-sided slopes differ however short the step,
+    and the derivative is right at points nearby; one that is missing is missing there as well.
+
+    Raises:
+        MissingGradientError: A derivative is missing or partly missing.
+
+    Warns:
+        KinkWarning: x is on a kink.
+    """
+    leaves = problem.leaves
+    try:
+        check_derivatives(evaluate, traced, x, leaves, name=name, layout=layout)
+        return
+    except MissingGradientError:
+        if not _on_kink(evaluate, x):
+            raise
+        for attempt in range(_NEARBY_POINTS):
+            point = x + _NEARBY * _random_move(x, seed=1 + attempt)
+            try:
+                check_derivatives(evaluate, traced, point, leaves, name=name, layout=layout)
+                break
+            except MissingGradientError:
+                continue
+        else:
+            raise
+    warn_user(
+        f"the {name} has kinks at {where} (a projection or a threshold that starts at its edge?): "
+        "the index has one-sided derivatives only, and the gradient is the one that torch's own "
+        "functions choose there. A start that is moved a little has a derivative",
+        KinkWarning,
+    )
+
+
+def _random_move(x: Tensor, *, seed: int) -> Tensor:
+    """A random direction at the scale of x; every element moves, also one that is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    size = x.square().mean().sqrt()
+    return noise * (x.abs() + (size if bool(size > 0) else 1.0))
+
+
+def _on_kink(evaluate: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether one-sided differences at x disagree, however short the step."""
+    move, here = _random_move(x, seed=0), evaluate(x)
+    eps = torch.finfo(x.dtype).eps
+    size, gaps = 10 * eps ** (1 / 3), []
+    for _ in range(2):
+        ahead, behind = evaluate(x + size * move), evaluate(x - size * move)
+        gaps.append(float((ahead - 2 * here + behind).norm()) / size)
+        noise = 100 * eps * float(here.norm() + x.norm()) / size
+        if not gaps[-1] > _KINK * float((ahead - behind).norm()) / size + noise:
+            return False
+        size /= 10
+    return gaps[1] > 0.5 * gaps[0]

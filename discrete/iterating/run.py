@@ -15,6 +15,7 @@ from ode_stopping.core.status import Status
 
 from ..call import Call
 from .recording import Recorder, Recording
+from .rest import Rest
 from .store import StateStore
 
 __all__ = ["Hit", "Run", "find_index"]
@@ -120,6 +121,7 @@ def _iterated(call: Call, store: StateStore | None, recorder: Recorder) -> Run:
         found = call, status, k, losses, x, previous, tuple(hits), store, Stats()
         return Run(*found, recorder.recording(), recorder.step_bytes, note)
 
+    rest = Rest(update, criterion, call.max_steps)
     highest = values[left[0]]
     while True:
         t = update.time_tensor(clock.time(k))
@@ -146,6 +148,9 @@ def _iterated(call: Call, store: StateStore | None, recorder: Recorder) -> Run:
                 note = f"the limit of {call.max_steps} steps was used up"
                 return ended(Status.NOT_REACHED, note)
             highest = values[left[0]]
+        if k >= rest.due and rest.is_resting(k, x, losses, highest):
+            note = f"at rest from step {rest.since} on: x changes by no more than rounding"
+            return ended(Status.NOT_REACHED, note)
         previous, x = x, recorder.step(k, x, t)
         k += 1
 

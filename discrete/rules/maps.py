@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from ode_stopping.core.functions import UserFunction
 from ode_stopping.core.states import StateLayout
 from ode_stopping.core.status import NotReproducibleError
+from ode_stopping.core.validation import ordinary
 
 from .updates import UpdateRule
 
@@ -44,7 +45,7 @@ class Clock:
         Raises:
             ValueError: The step, which may have been trained since, is not positive and finite.
         """
-        clock = cls(start, update.step if isinstance(update, UpdateRule) else 1.0)
+        clock = cls(start, ordinary(update.step) if isinstance(update, UpdateRule) else 1.0)
         if not (isfinite(clock.step_value) and clock.step_value > 0):
             raise ValueError(f"step must be positive and finite; got {clock.step_value:g}")
         return clock
@@ -123,7 +124,7 @@ class UpdateMap(UserFunction):
     def step_traced(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
         """x_{k+1} with graph to x_k, which requires grad; t is t_k."""
         self._indexed.index = k
-        return _depending(self.traced(self.time_tensor(t), flat), flat)
+        return _depending(ordinary(self.traced(self.time_tensor(t), flat)), flat)
 
     def step_recorded(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
         """`step_traced` for the forward run, with what `step` sees to."""
@@ -146,7 +147,8 @@ class UpdateMap(UserFunction):
             raise
         if copy is not None or flat._version != version:
             self._require_untouched(flat, version, copy)
-        return following
+        # What was made in inference mode has no version counter, and nothing is traced on it.
+        return cast("Tensor", ordinary(following))
 
     def increment(self, k: int, flat: Tensor, t: Tensor) -> Tensor:
         """x_{k+1} - x_k with graph, without the rounding of a sum where the rule knows it."""
@@ -155,8 +157,8 @@ class UpdateMap(UserFunction):
         self.calls += 1
         time = self.time_tensor(t)
         with torch.enable_grad():
-            added = self.rule.increment(time, self.layout.unpack(flat), self.rule.sized(1.0, time))
-            return self._checked(added)
+            state = self.layout.unpack(_differentiable(flat))
+            return self._checked(self.rule.increment(time, state, self.rule.sized(1.0, time)))
 
     @property
     def adds(self) -> bool:
@@ -169,10 +171,8 @@ class UpdateMap(UserFunction):
         self.calls += 1
         time = self.time_tensor(t)
         with torch.enable_grad():
-            moved = self.rule.advance(
-                time, self.layout.unpack(flat), self.rule.sized(fraction, time)
-            )
-            return self._checked(moved)
+            state = self.layout.unpack(_differentiable(flat))
+            return self._checked(self.rule.advance(time, state, self.rule.sized(fraction, time)))
 
     def require_same(self, replayed: Tensor, stored: Tensor, k: int) -> None:
         """A replay must give x_k again: bit for bit, or up to kernels that round in another order.
@@ -201,6 +201,11 @@ class UpdateMap(UserFunction):
         if flat._version == version and (copy is None or torch.equal(flat, copy)):
             return
         raise ValueError(_IN_PLACE)
+
+
+def _differentiable(flat: Tensor) -> Tensor:
+    """The state as a flow that differentiates inside has to see it: it requires grad."""
+    return flat if flat.requires_grad else flat.detach().requires_grad_(True)
 
 
 def _depending(following: Tensor, flat: Tensor) -> Tensor:

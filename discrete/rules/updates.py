@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, cast
 from torch import Tensor, nn
 
 from ode_stopping.core.states import State
+from ode_stopping.core.validation import ordinary
 
 __all__ = ["Euler", "Heun", "RungeKutta4", "SemiImplicitEuler", "UpdateRule", "combine"]
 
@@ -77,7 +78,8 @@ class UpdateRule(nn.Module, ABC):
 
     def sized(self, fraction: float | Tensor, t: Tensor) -> float | Tensor:
         """A fraction of h; a tensor comes in the dtype of t, so that t + h keeps it."""
-        step = fraction * self.step
+        # Autograd saves it, and cannot save tensors of inference mode.
+        step = fraction * ordinary(self.step)
         return step.to(dtype=t.dtype, device=t.device) if isinstance(step, Tensor) else step
 
 

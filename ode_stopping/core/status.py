@@ -16,6 +16,7 @@ __all__ = [
     "DivergedError",
     "GradientAccuracyWarning",
     "GradientError",
+    "KinkWarning",
     "MissingGradientError",
     "NotReachedError",
     "NotReproducibleError",
@@ -123,6 +124,10 @@ class StoppingWarning(UserWarning):
 
 class GradientAccuracyWarning(StoppingWarning):
     """A gradient whose estimated error exceeds the promise, with the reason and the remedy."""
+
+
+class KinkWarning(StoppingWarning):
+    """A function has a kink at the point itself: what is returned is a one-sided derivative."""
 
 
 ERROR_OF_STATUS: dict[Status, type[StoppingError]] = {

@@ -22,6 +22,7 @@ __all__ = [
     "checked_targets",
     "described",
     "leaving_inference_mode",
+    "ordinary",
     "refuse_batched_cotangent",
     "refuse_lost_views",
     "refuse_transforms",
@@ -98,21 +99,28 @@ def require_count(value: object, *, name: str) -> None:
 
 
 def leaving_inference_mode(function: Run) -> Run:
-    """Let `function(flow, x0, ...)` run outside of inference mode, without gradients, if it is on.
+    """Let `function` run outside of inference mode, without gradients, if it is on.
 
-    Flows that differentiate inside cannot work there: no graph can be built on tensors made in it.
+    Functions that differentiate inside cannot work there: no graph can be built on tensors made in
+    it. Tensors among the arguments that come from there are copied, whatever the mode is now.
     """
 
     @wraps(function)
-    def wrapper(flow: Any, x0: Any, *args: Any, **options: Any) -> Any:
+    def wrapper(*args: Any, **options: Any) -> Any:
         if not torch.is_inference_mode_enabled():
-            return function(flow, x0, *args, **options)
+            given = {name: ordinary(value) for name, value in options.items()}
+            return function(*map(ordinary, args), **given)
         with torch.inference_mode(False), torch.no_grad():
-            pieces = x0 if isinstance(x0, tuple) else (x0,)
-            plain = tuple(p.clone() if isinstance(p, Tensor) else p for p in pieces)
-            return function(flow, plain if isinstance(x0, tuple) else plain[0], *args, **options)
+            return wrapper(*args, **options)
 
     return cast("Run", wrapper)
+
+
+def ordinary(value: Any) -> Any:
+    """A copy of a tensor made in inference mode, also in a tuple; all else as it is."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    return tuple(map(ordinary, value)) if type(value) is tuple else value
 
 
 def checked_state(x0: object, *, name: str = "x0", half: bool = False) -> State:

@@ -18,6 +18,8 @@ from .problem import StoppingProblem
 __all__ = ["check_criterion", "check_functions", "check_start", "trace_leaves"]
 
 _TRACE_POINTS = 8
+# Of the time so far, at which J is looked at before and after a crossing.
+_SHARE_OF_TIME = 1e-3
 
 
 def check_start(call: Call) -> None:
@@ -126,8 +128,14 @@ def _knows_time(problem: StoppingProblem, t: float, x: Tensor, bounds: tuple[flo
 
 
 def check_criterion(call: Call, leaves: LeafSet, t: float, x: Tensor) -> None:
-    """Compare the derivatives of the criterion with differences at one point."""
+    """Compare the derivatives of the criterion with differences at a crossing.
+
+    Raises:
+        MissingGradientError: A derivative is missing or partly missing, or there is none: J is
+            piecewise constant.
+    """
     criterion = call.criterion
+    _refuse_steps(call, t, x)
     check_derivatives(
         lambda y: criterion.plain(t, y),
         lambda y: criterion.traced(criterion.time_tensor(t), y),
@@ -135,3 +143,32 @@ def check_criterion(call: Call, leaves: LeafSet, t: float, x: Tensor) -> None:
         leaves,
         name="criterion",
     )
+
+
+def _refuse_steps(call: Call, t: float, x: Tensor) -> None:
+    """Raise where J comes down through its target although its gradient is zero.
+
+    A criterion that touches its target has J' = 0 there as well, and comes up again: the difference
+    of J before and after falls with the cube of the time. That of an accuracy is a jump.
+    """
+    criterion = call.criterion
+    _, gradient, rate = criterion.gradient(t, x)
+    if rate != 0.0 or bool(gradient.any()):
+        return
+    velocity = call.flow.plain(t, x)
+
+    def fall(span: float) -> float:
+        after = min(t + span, call.times[-1])
+        return criterion.value(t - span, x - span * velocity) - criterion.value(
+            after, x + (after - t) * velocity
+        )
+
+    span = _SHARE_OF_TIME * (t - call.start)
+    far, near = fall(span), fall(span / 16)
+    if far > 0 and near > far / 64:
+        raise MissingGradientError(
+            f"the criterion is piecewise constant: it falls by {near:.3g} at t = {t:.6g}, and its "
+            "gradient is zero there (an accuracy, a counter, a rounding), so the stopping time has "
+            "no derivative. Use a smooth criterion in its place (the loss instead of the "
+            "accuracy), or gradient=None where the time alone is wanted"
+        )
