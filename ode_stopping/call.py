@@ -42,6 +42,7 @@ class Call:
         times: Start, breakpoints and horizon: the flow is smooth in t between them.
         x0: Start, shape (n,), without graph.
         targets: The values of eps, in the order given.
+        learned: The breakpoints that require grad, in the order given.
         gradient: Route of the derivatives; None: the time only, and nothing is kept.
         censored: What a miss counts as, in flow time; None: infinity.
         evidence: How much is asked of a gradient: "light", "standard" or "thorough".
@@ -56,6 +57,7 @@ class Call:
     times: tuple[float, ...]
     x0: Tensor
     targets: tuple[float, ...]
+    learned: tuple[float, ...] = ()
     gradient: Route | None = None
     censored: float | None = None
     evidence: Literal["light", "standard", "thorough"] = "light"
@@ -73,7 +75,10 @@ class Call:
     @property
     def keeps(self) -> bool:
         """Whether the forward run keeps its steps."""
-        return self.gradient is not None and (self.gradient.needs_path or not self.light)
+        if self.gradient is None:
+            return False
+        # lam at a breakpoint, and what is asked of every leaf, need the steps.
+        return self.gradient.needs_path or bool(self.learned) or not self.light
 
     @property
     def light(self) -> bool:

@@ -28,7 +28,7 @@ from .gradients import GradientRoute, StepAdjoint
 from .gradients.attach import Inputs, attached
 from .gradients.tracing import check_start
 from .result import StoppingResult, require_success, result_of
-from .solving.breakpoints import smooth_pieces
+from .solving.breakpoints import learned_times, smooth_pieces
 from .solving.flow_map import FlowMap
 from .solving.solver import Solver
 from .solving.torchdiffeq import Torchdiffeq
@@ -50,7 +50,7 @@ def stopping_time(
     solver: Solver | None = None,
     gradient: GradientRoute | None = StepAdjoint(),  # noqa: B008 - immutable
     params: Iterable[Tensor] | None = None,
-    breakpoints: Iterable[float] | None = None,
+    breakpoints: Iterable[float | Tensor] | None = None,
     censored: float | Literal["horizon"] | None = None,
     batched: bool = False,
     throw: bool = True,
@@ -80,8 +80,11 @@ def stopping_time(
             None: the time only, and no states are kept.
         params: Tensors to differentiate to that cannot be found from a traced evaluation; non-leaf
             tensors named here receive their gradient themselves instead of through their history.
-        breakpoints: Times at which the flow jumps, in flow time. Steps end there, forward and
-            backward; each side sees its own limit of the flow. T is not differentiated to them.
+        breakpoints: Times at which the flow jumps, in flow time: numbers, 0-d tensors, or one
+            tensor of shape (B,). Steps end there, forward and backward; each side sees its own
+            limit of the flow. T is differentiated to those that require grad (switching times):
+            dL/db = lam(b)^T (F(b-) - F(b+)), besides what the flow itself does with b. Outside of
+            (t0, T) the derivative is zero.
         censored: What a miss counts as: a time, or "horizon". None: infinity, which raises if a
             non-zero cotangent reaches it.
         batched: Many independent problems on one clock (not available yet).
@@ -123,6 +126,9 @@ def stopping_time(
     chosen = solver if solver is not None else Torchdiffeq()
     tolerances = chosen.tolerances(packed.dtype)
     x_start = packed.detach().clone()  # an optimiser may move x0 before the backward pass
+    if breakpoints is not None and not isinstance(breakpoints, Tensor | str):
+        breakpoints = list(breakpoints) if isinstance(breakpoints, Iterable) else breakpoints
+    learned = learned_times(breakpoints)
     times, jumps_at_start = smooth_pieces(start, horizon, breakpoints, x_start)
     call = Call(
         flow=FlowMap(flow, layout, x_start, times=times, jumps_at_start=jumps_at_start),
@@ -134,6 +140,7 @@ def stopping_time(
         times=times,
         x0=x_start,
         targets=tuple(float(one.detach()) for one in targets),
+        learned=tuple(float(one.detach()) for one in learned),
         gradient=gradient,
         censored=limit,
         evidence=level,
@@ -141,7 +148,7 @@ def stopping_time(
     if gradient is not None:
         check_start(call)
     run = find_crossings(call)
-    found = attached(run, Inputs(packed, start_time, tuple(targets)))
+    found = attached(run, Inputs(packed, start_time, tuple(targets), learned))
     several = isinstance(target, Tensor) and target.ndim == 1
     result = result_of(run, found, several=several)
     if throw:

@@ -21,7 +21,7 @@ from ..core.validation import refuse_batched_cotangent, refuse_lost_views
 from ..crossing.run import Run
 from ..crossing.watch import Hit
 from .backward import Cotangents, Gradients, differentiate
-from .caveats import warn_about_clock, warn_about_rounding
+from .caveats import warn_about_clock, warn_about_learned_times, warn_about_rounding
 from .evidence import Evidence, warn_about_grazing
 from .judge import judge
 from .problem import StoppingProblem
@@ -39,11 +39,13 @@ class Inputs:
         x0: Shape (n,).
         t0: Shape ().
         targets: Each of shape ().
+        breakpoints: Those that require grad, each of shape ().
     """
 
     x0: Tensor
     t0: Tensor
     targets: tuple[Tensor, ...]
+    breakpoints: tuple[Tensor, ...] = ()
 
 
 class Differentiation:
@@ -110,7 +112,7 @@ def attached(run: Run, inputs: Inputs) -> Attached:
     if not route.own_graph:
         refuse_lost_views(has_history=leaves.has_history)
     # An evaluation without a graph hides its leaves: then nobody knows what is needed.
-    tensors = (inputs.x0, inputs.t0, *inputs.targets)
+    tensors = (inputs.x0, inputs.t0, *inputs.targets, *inputs.breakpoints)
     needed = bool(leaves.tensors) or leaves.has_gap or any(p.requires_grad for p in tensors)
     if needed:
         for hit in run.hits:
@@ -166,6 +168,7 @@ def _solved(
     if needed:
         problem = problem.knowing(time=check_functions(problem))
         warn_about_clock(problem, route, t0_wanted=t0_wanted)
+        warn_about_learned_times(problem)
     return problem
 
 
@@ -174,11 +177,12 @@ def _attach(
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Times and states of the hits, differentiable to the inputs and to the problem's leaves."""
     problem, route = differentiation.problem, differentiation.route
-    tensors = (inputs.x0, inputs.t0, *targets, *problem.leaves.tensors)
+    learned = inputs.breakpoints
+    tensors = (inputs.x0, inputs.t0, *targets, *learned, *problem.leaves.tensors)
     if not route.own_graph:
         times, states = _Crossings.apply(differentiation, *tensors)
         return times.unbind(), states.unbind()
-    found = route.graph(problem, inputs.x0, inputs.t0, targets)
+    found = route.graph(problem, inputs.x0, inputs.t0, targets, *([learned] if learned else []))
     hook = _judged_once(differentiation, tuple(p.requires_grad for p in tensors))
     for output in (*found[0], *found[1]):
         if output.requires_grad:
@@ -193,9 +197,10 @@ def _without_quotient(
     hit = run.hit(index)
     if hit is not None and hit.status is Status.AT_START:
         # T = t0 and x_T = x0, with zero gradients to everything else.
-        zero = ZeroWithGraph.apply(target, *leaves.tensors)
+        zero = ZeroWithGraph.apply(target, *inputs.breakpoints, *leaves.tensors)
         return inputs.t0.to(torch.float64) + zero, inputs.x0 + zero.to(inputs.x0.dtype)
-    return _attach_miss(run, hit, (inputs.x0, inputs.t0, target, *leaves.tensors))
+    tensors = (inputs.x0, inputs.t0, target, *inputs.breakpoints, *leaves.tensors)
+    return _attach_miss(run, hit, tensors)
 
 
 def _attach_miss(run: Run, hit: Hit | None, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -218,7 +223,7 @@ def _attach_miss(run: Run, hit: Hit | None, tensors: Sequence[Tensor]) -> tuple[
 
 
 class _Crossings(torch.autograd.Function):
-    """(T_k, x_k) as functions of (x0, t0, *targets, *leaves), by Theorem 1."""
+    """(T_k, x_k) as functions of (x0, t0, *targets, *breakpoints, *leaves), by Theorem 1."""
 
     @staticmethod
     def forward(ctx: Any, differentiation: Differentiation, *tensors: Tensor) -> Any:
@@ -238,7 +243,7 @@ class _Crossings(torch.autograd.Function):
         found = ctx.differentiation.backward(Cotangents(on_times, on_states, wanted))
         if found is None:
             return (None, *(torch.zeros_like(tensor) for tensor in tensors))
-        to_rest = [*found.targets.unbind(), *found.leaves]
+        to_rest = [*found.targets.unbind(), *found.breakpoints.unbind(), *found.leaves]
         gradients = [
             found.x0.reshape(x0.shape),
             found.t0.to(t0.dtype),

@@ -14,6 +14,7 @@ from ..crossing.watch import Hit
 from .problem import Jump, StoppingProblem
 from .quotient import cotangent_at_crossing
 from .route import GradientRoute, PullBack
+from .steps import Transpose
 
 __all__ = ["Cotangents", "Gradients", "differentiate"]
 
@@ -25,7 +26,8 @@ class Cotangents:
     Attributes:
         times: c on the stopping times, shape (hits,).
         states: w on the states there, shape (hits, n).
-        wanted: Which gradients are asked for: to x0, t0, the targets and the leaves.
+        wanted: Which gradients are asked for: to x0, t0, the targets, the breakpoints that require
+            grad, and the leaves.
     """
 
     times: Tensor
@@ -47,6 +49,7 @@ class Gradients:
         x0: Shape (n,).
         t0: Shape ().
         targets: Shape (hits,).
+        breakpoints: To those that require grad, shape (breakpoints,).
         leaves: One tensor a leaf.
         jumps: What lam received at the hits, in order of time.
         pulled: What the route gave.
@@ -56,10 +59,17 @@ class Gradients:
     x0: Tensor
     t0: Tensor
     targets: Tensor
+    breakpoints: Tensor
     leaves: list[Tensor]
     jumps: list[Jump]
     pulled: PullBack
     stats: Stats
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """One tensor for each of x0, t0, the targets, the breakpoints and the leaves."""
+        numbers = [*self.targets.unbind(), *self.breakpoints.unbind()]
+        return [self.x0, self.t0, *numbers, *self.leaves]
 
 
 def differentiate(problem: StoppingProblem, route: GradientRoute, given: Cotangents) -> Gradients:
@@ -89,10 +99,10 @@ def differentiate(problem: StoppingProblem, route: GradientRoute, given: Cotange
         ]
     evaluations, products = call.flow.calls, call.flow.products
     if route.own_graph:
-        x0, t0, targets, totals = _by_graph(problem, route, given)
+        x0, t0, targets, breakpoints, totals = _by_graph(problem, route, given)
         pulled = PullBack(x0, totals, vjps=call.flow.calls - evaluations)
     else:
-        pulled = route.pull_back_path(problem, jumps)
+        pulled = _pulled_back(problem, route, jumps)
         x0, totals = pulled.start, [a + b for a, b in zip(pulled.leaves, explicit, strict=True)]
     stats = Stats(
         nfe_backward=call.flow.calls - evaluations,
@@ -102,9 +112,29 @@ def differentiate(problem: StoppingProblem, route: GradientRoute, given: Cotange
     )
     if not route.own_graph:
         t0 = -_start_rate(problem, jumps, pulled)
+        masses = pulled.masses or {}
+        breakpoints = targets.new_tensor([-masses.get(b, 0.0) for b in call.learned])
     return Gradients(
-        x0=x0, t0=t0, targets=targets, leaves=totals, jumps=jumps, pulled=pulled, stats=stats
+        x0=x0,
+        t0=t0,
+        targets=targets,
+        breakpoints=breakpoints,
+        leaves=totals,
+        jumps=jumps,
+        pulled=pulled,
+        stats=stats,
     )
+
+
+def _pulled_back(problem: StoppingProblem, route: GradientRoute, jumps: Sequence[Jump]) -> PullBack:
+    """The pull-back, with lam^T (F(b+) - F(b-)) where it is asked for."""
+    if problem.call.learned and not isinstance(route, Transpose):
+        # Piece by piece, so that lam is known where the flow jumps.
+        return GradientRoute.pull_back_path(route, problem, jumps)
+    pulled = route.pull_back_path(problem, jumps)
+    if problem.call.learned and pulled.masses is None:
+        return GradientRoute.pull_back_path(route, problem, jumps)
+    return pulled
 
 
 def _start_rate(problem: StoppingProblem, jumps: Sequence[Jump], pulled: PullBack) -> Tensor:
@@ -123,8 +153,8 @@ def _start_rate(problem: StoppingProblem, jumps: Sequence[Jump], pulled: PullBac
 
 def _by_graph(
     problem: StoppingProblem, route: GradientRoute, given: Cotangents
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """The gradients to x0, t0, the targets and the leaves of a route that has its own graph.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """The gradients to x0, t0, targets, breakpoints and leaves of a route that has its own graph.
 
     The graph is made anew, and its gradients taken as autograd takes those of the result's own.
     """
@@ -132,15 +162,17 @@ def _by_graph(
     clock = {"dtype": torch.float64, "device": x0.device, "requires_grad": True}
     t0 = torch.tensor(problem.start, **clock)  # type: ignore[arg-type]
     targets = [torch.tensor(hit.watch.target, **clock) for hit in problem.hits]  # type: ignore[arg-type]
+    learned = [torch.tensor(b, **clock) for b in problem.call.learned]  # type: ignore[arg-type]
     with torch.enable_grad():
-        times, states = route.graph(problem, x0, t0, targets)
+        times, states = route.graph(problem, x0, t0, targets, *([learned] if learned else []))
         total = (given.times * torch.stack(times)).sum()
         total = total + (given.states * torch.stack(states)).sum()
-    inputs = [x0, t0, *targets, *problem.leaves.tensors]
+    inputs = [x0, t0, *targets, *learned, *problem.leaves.tensors]
     grads = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
     filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, inputs, strict=True)]
-    count = len(targets)
-    return filled[0], filled[1], torch.stack(filled[2 : 2 + count]), filled[2 + count :]
+    first, second = 2 + len(targets), 2 + len(targets) + len(learned)
+    by_times = torch.stack(filled[first:second]) if learned else t0.new_zeros(0)
+    return filled[0], filled[1], torch.stack(filled[2:first]), by_times, filled[second:]
 
 
 def _of_criterion(problem: StoppingProblem, hit: Hit, scale: Tensor) -> list[Tensor]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from ..core.status import GradientAccuracyWarning, MissingGradientError, StoppingWarning
+from ..core.status import (
+    GradientAccuracyWarning,
+    KinkWarning,
+    MissingGradientError,
+    StoppingWarning,
+)
 from ..core.warn import warn_user
 from ..crossing.point import Crossing
 from .problem import StoppingProblem
 from .route import GradientRoute
 
-__all__ = ["warn_about_clock", "warn_about_rounding"]
+__all__ = ["warn_about_clock", "warn_about_learned_times", "warn_about_rounding"]
 
 _NEAR_JUMP_PER_RTOL = 50.0
 
@@ -44,6 +49,18 @@ def warn_about_clock(problem: StoppingProblem, route: GradientRoute, *, t0_wante
         "out of the evidence. Compute with t itself (torch.sin(t)).",
         StoppingWarning,
     )
+
+
+def warn_about_learned_times(problem: StoppingProblem) -> None:
+    """Warn where a breakpoint that requires grad falls on t0 or on a T."""
+    places = {problem.start: "the start"} | {hit.time: "a stopping time" for hit in problem.hits}
+    for time in problem.call.learned:
+        if time in places:
+            warn_user(
+                f"the breakpoint {time:g} falls on {places[time]}, where the derivative to it is "
+                "another on each side: this is the one of the side on which it does not matter.",
+                KinkWarning,
+            )
 
 
 def warn_about_rounding(problem: StoppingProblem, crossing: Crossing) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,11 +49,16 @@ class DirectAdjoint(GradientRoute):
         return PullBack(filled[0], filled[1:], vjps=piece.flow.calls - calls)
 
     def graph(
-        self, problem: StoppingProblem, x0: Tensor, t0: Tensor, targets: Sequence[Tensor]
+        self,
+        problem: StoppingProblem,
+        x0: Tensor,
+        t0: Tensor,
+        targets: Sequence[Tensor],
+        breakpoints: Sequence[Tensor] = (),
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """T and x_T of every hit, with an ordinary graph to x0, t0, the targets and every leaf."""
+        """See `GradientRoute.graph`."""
         times, states = [], []
-        grid = _Grid(problem, t0)
+        grid = _Grid(problem, t0, breakpoints)
         with torch.enable_grad():
             path = [x0, *_replay(problem, x0, grid, problem.steps)]
             for hit, target in zip(problem.hits, targets, strict=True):
@@ -62,27 +68,42 @@ class DirectAdjoint(GradientRoute):
                     state = _replay(problem, state, grid, jump.steps)[-1]
                 at_hit = torch.as_tensor(grid(hit.time), dtype=torch.float64, device=x0.device)
                 time, moved = differentiable_crossing(problem.call, at_hit, state, target)
+                # A breakpoint that does not matter has a derivative of zero, not none.
+                time = sum((0.0 * b.to(time) for b in breakpoints), time)
                 times.append(time)
                 states.append(moved)
         return times, states
 
 
 class _Grid:
-    """The times of the steps, stretched with t0.
+    """The times of the steps, stretched with t0 and with the breakpoints that require grad.
 
-    The end, and every jump of the flow, stays where it is: the derivative at fixed T.
+    The end, and every other jump of the flow, stays where it is: the derivative at fixed T.
     """
 
-    def __init__(self, piece: Piece, t0: Tensor | None = None) -> None:
-        _, self._first, self._fixed = piece.segments[0]
-        self._offset = None if t0 is None else t0.to(torch.float64) - self._first
+    def __init__(
+        self, piece: Piece, t0: Tensor | None = None, breakpoints: Sequence[Tensor] = ()
+    ) -> None:
+        self._offsets: dict[float, Tensor] = {}
+        self._bounds = piece.times
+        if t0 is not None:
+            self._offsets[piece.start] = t0.to(torch.float64) - piece.start
+        for time, tensor in zip(piece.call.learned, breakpoints, strict=bool(breakpoints)):
+            if piece.start < time < piece.end:
+                self._offsets[time] = tensor.to(torch.float64) - time
 
     def __call__(self, t: float) -> Any:
-        """The time, with a graph to t0."""
-        if self._offset is None:
+        """The time, with a graph to what moves it."""
+        index = max(bisect_right(self._bounds, t) - 1, 0)
+        if index == len(self._bounds) - 1:
             return t
-        share = (self._fixed - t) / (self._fixed - self._first)
-        return t + self._offset * max(share, 0.0)
+        begin, end = self._bounds[index : index + 2]
+        found: Any = t
+        share = (t - begin) / (end - begin)
+        for bound, part in ((begin, 1.0 - share), (end, share)):
+            if bound in self._offsets and part > 0.0:
+                found = found + self._offsets[bound] * part
+        return found
 
 
 def _replay(piece: Piece, y: Tensor, grid: _Grid, steps: Sequence[Step]) -> list[Tensor]:
@@ -93,7 +114,8 @@ def _replay(piece: Piece, y: Tensor, grid: _Grid, steps: Sequence[Step]) -> list
         index = next(i for i, end in enumerate(bounds) if step.t0 < end)
         flow = piece.flow.on(piece.segments[index][0])
         begin, end = grid(step.t0), grid(step.t1)
-        length = end - begin if isinstance(begin, Tensor) else step.length
+        moves = isinstance(begin, Tensor) or isinstance(end, Tensor)
+        length = end - begin if moves else step.length
         y = piece.method.replay(flow.traced, step, y, begin, length)
         found.append(y)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +11,10 @@ from torch import Tensor
 from ..core.stats import Stats
 from ..crossing.point import lam_change
 from .backward import Cotangents, Gradients, differentiate
-from .evidence import Evidence, identity_residual, relative_difference, relative_size
+from .evidence import Evidence, identity_residual, relative_size
 from .interpolating import InterpolatingAdjoint
 from .problem import StoppingProblem
-from .refinement import Refined, refined
+from .refinement import FLOOR, Refined, refined
 from .route import GradientRoute, PullBack
 from .steps import StepAdjoint
 
@@ -81,7 +80,7 @@ def _of_the_path(
         figures["second_route"] = better.between
     elif not vouched:
         other = differentiate(problem, InterpolatingAdjoint(), given)
-        figures["second_route"] = _difference(found, other)
+        figures["second_route"] = _difference(found, other, given)
         witness, vouched = other.pulled, InterpolatingAdjoint.figures
     at_end = sum(float(jump.cotangent @ jump.velocity) for jump in found.jumps)
     if "identity" in vouched and problem.knows_time:
@@ -116,10 +115,18 @@ def _quadrature(witness: PullBack) -> float:
     return max(map(relative_size, witness.quadrature_errors, norms), default=0.0)
 
 
-def _difference(found: Gradients, other: Gradients) -> float:
-    """Largest relative difference over x0, the targets and the leaves."""
-    first: Sequence[Tensor] = [found.x0, found.targets, *found.leaves]
-    return relative_difference(first, [other.x0, other.targets, *other.leaves])
+def _difference(found: Gradients, other: Gradients, given: Cotangents) -> float:
+    """Largest relative difference over all that is asked for."""
+    # A derivative to a time is a sum of lam_i F_i, and may cancel.
+    floor = FLOOR * sum(float((j.cotangent * j.velocity).abs().sum()) for j in found.jumps)
+    first = 2 + len(given.times)
+    of_times = {1, *range(first, first + len(other.breakpoints))}
+    worst = 0.0
+    for index, (a, b) in enumerate(zip(found.parts, other.parts, strict=True)):
+        if given.wanted[index]:
+            size = max(float(b.norm()), floor if index in of_times else 0.0)
+            worst = max(worst, relative_size(float((a - b).norm()), size))
+    return worst
 
 
 def _clock(problem: StoppingProblem, *, depends_on_time: bool) -> float:

@@ -13,15 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
-from torch import Tensor
-
 from .backward import Cotangents, Gradients, differentiate
 from .problem import StoppingProblem
 from .regridded import halved, merged
 from .route import GradientRoute
 from .steps import StepAdjoint, Transpose
 
-__all__ = ["LeafError", "Refined", "refined"]
+__all__ = ["FLOOR", "LeafError", "Refined", "refined"]
 
 # Where the error on merged steps is below this share of the promise, it is believed.
 _BELIEVED = 0.3
@@ -29,7 +27,7 @@ _BELIEVED = 0.3
 _AT_LEAST = 5.0
 _HALVINGS = 3
 # A gradient that has cancelled below this share of its parts is judged by that share.
-_FLOOR = 1e-3
+FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -137,20 +135,23 @@ class _Comparison:
     def _names(self) -> list[str]:
         hits = self._problem.hits
         targets = ["target"] if len(hits) == 1 else [f"target[{h.watch.index}]" for h in hits]
-        return ["x0", "t0", *targets, *self._problem.names]
+        learned = range(len(self._problem.call.learned))
+        breakpoints = [f"breakpoints[{index}]" for index in learned]
+        return ["x0", "t0", *targets, *breakpoints, *self._problem.names]
 
     def errors(self, first: Gradients, second: Gradients, factor: float = 1.0) -> list[float]:
         """|a - b| / factor of every tensor, relative to b, or to what b is without cancellation."""
         found = []
-        for a, b, natural in zip(_parts(first), _parts(second), self._natural(second), strict=True):
-            gap, size = float((a - b).norm()), max(float(b.norm()), _FLOOR * natural)
+        for a, b, natural in zip(first.parts, second.parts, self._natural(second), strict=True):
+            gap, size = float((a - b).norm()), max(float(b.norm()), FLOOR * natural)
             error = 0.0 if gap == 0.0 else gap / size / factor if size > 0.0 else inf
             found.append(error if isfinite(error) else inf)
         return found
 
     def _natural(self, gradients: Gradients) -> list[float]:
         """How large each gradient would be if nothing cancelled; 0 where that is not known."""
-        targets, sizes = [0.0] * len(self._problem.hits), gradients.pulled.sizes
+        sizes = gradients.pulled.sizes
+        targets = [0.0] * (len(self._problem.hits) + len(self._problem.call.learned))
         leaves = self._problem.leaves.tensors
         if sizes is None:
             return [0.0, 0.0, *targets, *[0.0] * len(leaves)]
@@ -170,14 +171,9 @@ class _Comparison:
         rows = [
             LeafError(name, float(part.norm()), error)
             for name, part, error, asked in zip(
-                self._names(), _parts(gradients), errors, wanted, strict=True
+                self._names(), gradients.parts, errors, wanted, strict=True
             )
             if asked
         ]
         asked_for = [e for e, asked in zip(between or [], wanted, strict=False) if asked]
         return Refined(gradients, tuple(rows), max(asked_for, default=None) if between else None)
-
-
-def _parts(gradients: Gradients) -> list[Tensor]:
-    """What is compared: x0, t0, the targets and the leaves."""
-    return [gradients.x0, gradients.t0, *gradients.targets.unbind(), *gradients.leaves]

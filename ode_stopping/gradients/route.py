@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -40,6 +40,8 @@ class PullBack:
         sizes: What lam(t0), lam^T F and each entry of `leaves` would be without cancellation: the
             largest |lam| and the largest sum_i |lam_i F_i| on the path, and sums of the norms of
             the parts; None: not known.
+        masses: lam^T (F(b+) - F(b-)) at the times b at which the flow jumps, by the time; None: not
+            known.
         vjps: Vector-Jacobian products that it took; None: those that the flow was asked for.
         route: Name of the route that made it; None: the one that was asked for.
         fallback: Why it is another one.
@@ -54,6 +56,7 @@ class PullBack:
     departure: float | None = None
     start_rate: float | None = None
     sizes: tuple[float, ...] | None = None
+    masses: Mapping[float, float] | None = None
     vjps: int | None = None
     route: str | None = None
     fallback: str | None = None
@@ -145,6 +148,7 @@ class GradientRoute(ABC):
             jumps: What lam gains at the hits, in order of time.
         """
         lam, found = torch.zeros_like(path.x0), None
+        masses: dict[float, float] = {}
         for piece, gained in reversed(_stretches(path, jumps)):
             for jump in gained:
                 if jump.steps:
@@ -155,15 +159,29 @@ class GradientRoute(ABC):
                     lam = lam + jump.cotangent
             if piece is not None:
                 pulled = self.pull_back(piece, lam)
-                found = pulled if found is None else pulled.before(found, _mass(path, piece, lam))
+                mass = masses[piece.end] = _mass(path, piece, lam)
+                found = pulled if found is None else pulled.before(found, mass)
                 lam = pulled.start
         assert found is not None
-        return replace(found, start=lam)
+        return replace(found, start=lam, masses=masses)
 
     def graph(
-        self, problem: StoppingProblem, x0: Tensor, t0: Tensor, targets: Sequence[Tensor]
+        self,
+        problem: StoppingProblem,
+        x0: Tensor,
+        t0: Tensor,
+        targets: Sequence[Tensor],
+        breakpoints: Sequence[Tensor] = (),
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """T and x_T of every hit with an ordinary graph; for a route with `own_graph`."""
+        """T and x_T of every hit with an ordinary graph; for a route with `own_graph`.
+
+        Args:
+            problem: The solved problem.
+            x0: The start, shape (n,).
+            t0: The start time, shape ().
+            targets: One a hit, each of shape ().
+            breakpoints: Those that require grad, each of shape ().
+        """
         raise NotImplementedError("a route with own_graph = True writes graph()")
 
 

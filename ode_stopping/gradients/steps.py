@@ -145,6 +145,7 @@ class _Transpose:
         # lam^T F at the latest jump on the way back, and int lam^T F_t from there on.
         self._anchor = self._since = zero
         self._largest = zero
+        self._masses: dict[float, Tensor] = {}
         self._products = 0
 
     @property
@@ -154,7 +155,9 @@ class _Transpose:
     def over_the_jump(self, node: int) -> None:
         """F_t has a point mass where the flow jumps."""
         before, after = self._path.steps[node - 1 : node + 1]
-        self._time = self._time + self._lam @ (after.f0 - before.f1)
+        mass = self._lam @ (after.f0 - before.f1)
+        self._masses[after.t0] = mass
+        self._time = self._time + mass
         self._anchor, self._since = self._lam @ before.f1, torch.zeros_like(self._since)
 
     def through(self, begin: int, end: int) -> None:
@@ -250,6 +253,7 @@ class _Transpose:
             departure=departure,
             start_rate=rate,
             sizes=tuple(natural),
+            masses={t: float(mass) for t, mass in self._masses.items()},
             vjps=self._products,
         )
 

@@ -9,11 +9,21 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-__all__ = ["smooth_pieces"]
+__all__ = ["learned_times", "smooth_pieces"]
+
+
+def learned_times(breakpoints: object) -> tuple[Tensor, ...]:
+    """Those of the breakpoints that require grad, each of shape ()."""
+    if isinstance(breakpoints, Tensor):
+        breakpoints = breakpoints.reshape(-1).unbind()
+    if not isinstance(breakpoints, list | tuple):
+        return ()
+    tensors = [one for one in breakpoints if isinstance(one, Tensor) and one.requires_grad]
+    return tuple(one.reshape(()) for one in tensors)
 
 
 def smooth_pieces(
-    start: float, horizon: float, breakpoints: Iterable[float] | None, like: Tensor
+    start: float, horizon: float, breakpoints: Iterable[float | Tensor] | None, like: Tensor
 ) -> tuple[tuple[float, ...], bool]:
     """The start, the breakpoints in between in order, and the horizon.
 
@@ -28,8 +38,7 @@ def smooth_pieces(
 
     Raises:
         TypeError: Not a collection of numbers.
-        ValueError: NaN or infinite; a tensor that requires grad; two that the dtype cannot tell
-            apart.
+        ValueError: NaN or infinite; two that the dtype cannot tell apart.
     """
     if breakpoints is None:
         return (start, horizon), False
@@ -55,13 +64,7 @@ def smooth_pieces(
 
 def _checked(value: object) -> float:
     if isinstance(value, Tensor):
-        if value.requires_grad:
-            raise ValueError(
-                "breakpoints must be constants; got a tensor that requires grad. The stopping time "
-                "is not differentiated to the times of the jumps: detach them, or make the jump a "
-                "steep smooth function of t - b"
-            )
-        value = value.item() if value.numel() == 1 else None
+        value = value.detach().item() if value.numel() == 1 else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"breakpoints must hold numbers; got {type(value).__name__}")
     if not isfinite(value):
