@@ -16,7 +16,8 @@ from dummy_checks import Dummies, good, pictured, run, summary, wrong
 from theory_checks.context import Context
 from theory_checks.plotting import new_figure
 from theory_checks.registry import Figure, Outcome, Table
-from theory_checks.results import dump, jsonable
+from theory_checks.results import jsonable
+from theory_checks.sealed import dump
 
 # --- verdicts and exit status ------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from ode_stopping import BacksolveAdjoint
 from ode_stopping.core.functions import CriterionMap, Vjp
 from ode_stopping.core.sweep import Sweep
 from ode_stopping.crossing.point import Crossing
-from ode_stopping.gradients import judge as backward
+from ode_stopping.gradients import backward
 from ode_stopping.gradients import quotient as implicit
 from ode_stopping.gradients.route import PullBack
 from ode_stopping.solving.flow_map import FlowMap

@@ -12,7 +12,7 @@ from torch import Tensor
 from ode_stopping import InterpolatingAdjoint
 from ode_stopping.core.functions import CriterionMap, Vjp
 from ode_stopping.crossing.point import Crossing
-from ode_stopping.gradients import judge as backward
+from ode_stopping.gradients import backward
 from ode_stopping.gradients.quotient import cotangent_at_crossing
 from theory_checks.closed_forms import CLOSED_FORMS
 
