@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .functions import sum_of_products
-from .leaves import LeafSet
+from .leaves import LeafSet, walk
 from .states import StateLayout
 from .status import MissingGradientError, NotReproducibleError
 from .substitution import Substitution
@@ -26,18 +26,28 @@ _SHARE_OF_STEP = 1e-2
 # Leaves beyond these are compared together.
 _SINGLE_LEAVES = 12
 
+_USUAL = (
+    "The usual cause is a call of torch.autograd.grad without create_graph=True inside; others are "
+    ".detach(), .item(), torch.no_grad() and NumPy."
+)
+_HOOKS = (
+    "A hook on a tensor or a module (register_hook, register_full_backward_hook) changes gradients "
+    "on the way: what it makes of them is not the derivative. Remove it."
+)
+
 
 @dataclass(frozen=True)
 class _Thresholds:
-    """Relative size of the perturbation, and of a mismatch that counts."""
+    """Relative size of the perturbation, of a mismatch that counts, and of a rounding."""
 
     perturbation: float
     mismatch: float
+    eps: float
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> _Thresholds:
         eps = torch.finfo(dtype).eps
-        return cls(perturbation=eps ** (1 / 3), mismatch=max(1e-4, 20 * eps ** (2 / 3)))
+        return cls(eps ** (1 / 3), max(1e-4, 20 * eps ** (2 / 3)), eps)
 
 
 def check_reproducible(first: Tensor, second: Tensor, *, name: str) -> None:
@@ -82,7 +92,10 @@ def check_derivatives(
     Raises:
         MissingGradientError: A derivative is missing or partly missing.
     """
-    limits = _Thresholds.of(x.dtype)
+    # A function may compute in the coarsest of the types that it is given.
+    types = {x.dtype, *(p.dtype for p in leaves.tensors if p.is_floating_point())}
+    coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)
+    limits = _Thresholds.of(coarsest)
     generator = torch.Generator().manual_seed(0)
 
     def random_like(tensor: Tensor) -> Tensor:
@@ -107,10 +120,11 @@ def check_derivatives(
     x_direction = random_like(x) * (x.abs() + 1e-2 * _rms(x) + _tiny_scale(x))
     exact = float((grads[0] * x_direction).sum()) if grads[0] is not None else 0.0
 
-    def along_x(size: float) -> Tensor:
-        return evaluate(x + size * x_direction)
+    def along_x(size: float) -> float:
+        return float((cotangent * evaluate(x + size * x_direction)).sum())
 
-    _compare(along_x, cotangent, exact, limits, f"the state in the {name}", value)
+    hooked = _has_hooks(value, leaves)
+    _compare(along_x, cotangent, exact, limits, f"the state in the {name}", value, hooked)
     # Each leaf by itself: a small one must not hide behind a large one.
     groups = [[k] for k in range(min(len(parameters), _SINGLE_LEAVES))]
     rest = list(range(len(groups), len(parameters)))
@@ -124,7 +138,7 @@ def check_derivatives(
             for g, p in zip((grads[1 + k] for k in group), moved, strict=True)
         ]
         _compare_leaves(
-            lambda: evaluate(x), moved, directions, filled, cotangent, limits, name, value
+            lambda: evaluate(x), moved, directions, filled, cotangent, limits, name, value, hooked
         )
 
 
@@ -137,6 +151,7 @@ def _compare_leaves(
     limits: _Thresholds,
     name: str,
     value: Tensor,
+    hooked: bool,
 ) -> None:
     with Substitution(leaves, leaves) as looked:
         evaluate()
@@ -146,13 +161,20 @@ def _compare_leaves(
         return
     moved = [leaves[k] for k in met]
 
-    def along(size: float) -> Tensor:
-        values = [leaves[k].detach() + size * directions[k] for k in met]
+    def along(size: float) -> float:
+        values = [(leaves[k].detach() + size * directions[k]).to(leaves[k].dtype) for k in met]
         with Substitution(moved, values):
-            return evaluate()
+            found = float((cotangent * evaluate()).sum())
+        # A leaf of low precision moves by what it can hold: to first order, what is missing.
+        for k, there in zip(met, values, strict=True):
+            wanted = leaves[k].detach().double() + size * directions[k].double()
+            found += float((gradients[k].double() * (wanted - there.double())).sum())
+        return found
 
-    exact = float(sum_of_products([gradients[k] for k in met], [directions[k] for k in met]))
-    _compare(along, cotangent, exact, limits, f"the parameters of the {name}", value)
+    exact = float(
+        sum_of_products([gradients[k].double() for k in met], [directions[k].double() for k in met])
+    )
+    _compare(along, cotangent, exact, limits, f"the parameters of the {name}", value, hooked)
 
 
 def check_time(
@@ -202,7 +224,12 @@ def check_time(
         )
         exact = 0.0 if gradient is None else float(gradient) * span
     _compare(
-        lambda h: evaluate(middle + h * span), cotangent, exact, limits, f"t in the {name}", value
+        lambda h: float((cotangent * evaluate(middle + h * span)).sum()),
+        cotangent,
+        exact,
+        limits,
+        f"t in the {name}",
+        value,
     )
 
 
@@ -236,25 +263,34 @@ def _piece_sizes(value: Tensor, layout: StateLayout | None) -> Tensor:
     return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
 
 
+def _has_hooks(value: Tensor, leaves: LeafSet) -> bool:
+    """Whether a hook of the user's, on a tensor or a module, changes gradients on the way."""
+    if any(getattr(p, "_backward_hooks", None) for p in leaves.tensors):
+        return True
+    _, nodes = walk([value])
+    return any("BackwardHook" in node.name() for node in nodes)
+
+
 def _compare(
-    path: Callable[[float], Tensor],
+    path: Callable[[float], float],
     cotangent: Tensor,
     exact: float,
     limits: _Thresholds,
     what: str,
     value: Tensor,
+    hooked: bool = False,
 ) -> None:
     size = limits.perturbation
 
     def difference(h: float) -> float:
-        return float((cotangent * (path(h) - path(-h))).sum()) / (2 * h)
+        return (path(h) - path(-h)) / (2 * h)
 
     def one_sided() -> tuple[float, float]:
-        ahead, here, behind = (float((cotangent * path(h)).sum()) for h in (size, 0.0, -size))
+        ahead, here, behind = (path(h) for h in (size, 0.0, -size))
         return (here - behind) / size, (ahead - here) / size
 
     fine = difference(0.5 * size)
-    noise = torch.finfo(value.dtype).eps * float((cotangent * value.detach()).abs().sum()) / size
+    noise = limits.eps * float((cotangent * value.detach()).abs().sum()) / size
     gap = abs(fine - exact)
     allowed = limits.mismatch * max(abs(fine), abs(exact)) + 100 * noise
     # A difference that has not settled (a kink nearby) is no witness.
@@ -267,9 +303,7 @@ def _compare(
         raise MissingGradientError(
             f"the derivative with respect to {what} is wrong or missing: autograd gives "
             f"{exact:.6g} along a "
-            f"random direction, a central difference {fine:.6g}. The usual cause is a call of "
-            "torch.autograd.grad without create_graph=True inside; others are .detach(), .item(), "
-            "torch.no_grad() and NumPy."
+            f"random direction, a central difference {fine:.6g}. " + (_HOOKS if hooked else _USUAL)
         )
 
 

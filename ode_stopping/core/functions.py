@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .leaves import LeafSet
+from .names import tensors_in
 from .states import State, StateLayout
 
 __all__ = ["CriterionMap", "UserFunction", "Vjp", "sum_of_products"]
@@ -123,7 +124,23 @@ class UserFunction:
                     flat.requires_grad_(False)
         with torch.enable_grad():
             leaf = flat.detach().requires_grad_(True)
-            return self._call(time, leaf).detach()
+            try:
+                return self._call(time, leaf).detach()
+            except RuntimeError as error:
+                self._explain(error)
+                raise
+
+    def _explain(self, error: RuntimeError) -> None:
+        """Raise a TypeError that names both dtypes where a function fails because they differ."""
+        if "dtype" not in str(error) and "scalar type" not in str(error):
+            return
+        for name, tensor in tensors_in(self.function, self.name):
+            if tensor.is_floating_point() and tensor.dtype != self.dtype:
+                raise TypeError(
+                    f"{self.name} mixes dtypes: the state is {self.dtype}, and {name} is "
+                    f"{tensor.dtype} ({error}). Give both one dtype, as with module.to(x0.dtype) "
+                    "or x0.to(dtype)"
+                ) from error
 
     def _refuse_change(self) -> None:
         """Raise, for the function changed the state that it was given: it is the run's own."""

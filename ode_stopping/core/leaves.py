@@ -78,6 +78,15 @@ def module_parameters(*functions: object) -> list[Tensor]:
     return tensors
 
 
+def _refuse_complex(tensor: Tensor) -> None:
+    if tensor.is_complex():
+        raise TypeError(
+            f"{describe_tensor(tensor)} that requires grad is used: complex tensors are not "
+            "differentiated to. Keep its real and imaginary part in a real tensor, and make the "
+            "complex one of it inside (torch.view_as_complex)"
+        )
+
+
 def describe_tensor(tensor: Tensor) -> str:
     """A short description for error messages."""
     return f"a tensor of shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
@@ -122,6 +131,8 @@ class LeafSet:
                     f"params holds {describe_tensor(tensor)} (entry {position}) that does not "
                     "require grad"
                 )
+        for tensor in (*module_parameters(*functions), *named):
+            _refuse_complex(tensor)
         unique: dict[int, Tensor] = {}
         for tensor in (*module_parameters(*functions), *named):
             unique.setdefault(id(tensor), tensor)
@@ -140,6 +151,7 @@ class LeafSet:
             self.has_gap = True
         for leaf in leaves:
             if id(leaf) not in self._ids and id(leaf) not in own:
+                _refuse_complex(leaf)
                 self._ids.add(id(leaf))
                 self.tensors.append(leaf)
         return nodes

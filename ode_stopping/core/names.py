@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["names_of"]
+__all__ = ["names_of", "tensors_in"]
 
 _DEPTH = 4
 _LONGEST = 64
@@ -30,7 +30,7 @@ def names_of(
     """
     known: dict[int, str] = {}
     for prefix, function in functions.items():
-        for name, tensor in _tensors_in(function, prefix, _DEPTH, set()):
+        for name, tensor in tensors_in(function, prefix):
             known.setdefault(id(tensor), name)
     for index, tensor in enumerate(params or ()):
         known.setdefault(id(tensor), f"params[{index}]")
@@ -42,10 +42,14 @@ def names_of(
     return names
 
 
+def tensors_in(thing: object, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that an object holds, with the way to them."""
+    return _tensors_in(thing, name, _DEPTH, set())
+
+
 def _tensors_in(
     thing: object, name: str, depth: int, seen: set[int]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that an object holds, with the way to them."""
     if isinstance(thing, Tensor):
         yield name, thing
         return

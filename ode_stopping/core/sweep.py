@@ -25,14 +25,17 @@ class Sweep:
 
     Attributes:
         lam: The cotangents where the sweep stands.
-        sums: One accumulator a leaf.
+        sums: One accumulator a leaf, of its dtype, or in single precision for half types.
         sizes: Of each, the sum of the norms of what the segments left, 0-d.
     """
 
     def __init__(self, lam: Sequence[Tensor], leaves: Sequence[Tensor] = ()) -> None:
         self.lam = list(lam)
-        self.sums = [torch.zeros_like(leaf) for leaf in leaves]
-        self.sizes = [leaf.new_zeros(()) for leaf in leaves]
+        # Many small parts do not add up in half precision.
+        types = [torch.float32 if leaf.element_size() < 4 else leaf.dtype for leaf in leaves]
+        pairs = list(zip(leaves, types, strict=True))
+        self.sums = [torch.zeros_like(leaf, dtype=dtype) for leaf, dtype in pairs]
+        self.sizes = [leaf.new_zeros((), dtype=dtype) for leaf, dtype in pairs]
         self._leaves = list(leaves)
 
     def join(self, cotangents: Sequence[Tensor]) -> None:
