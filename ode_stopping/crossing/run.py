@@ -30,7 +30,7 @@ from .polish import approach, polished
 from .refine import refine
 from .rest import Rest
 from .scan import Met, NonFiniteCriterion, Scan, scan_step
-from .stiffness import fastest_rate
+from .stiffness import if_stiff
 from .watch import Hit, Watch
 
 __all__ = ["Run", "find_crossings"]
@@ -45,9 +45,6 @@ _POLISH_AFTER = 20
 # limited by the flow, and J is looked at more often inside.
 _EASY = 1e-3
 _EASY_AFTER = 4
-# A run whose last steps are this long against the fastest rate of the flow is held by stability.
-_RECENT_STEPS = 64
-_AT_THE_LIMIT = 1.0
 
 
 @dataclass(frozen=True)
@@ -257,7 +254,8 @@ class _Loop:
         """A step, or None where it was rejected."""
         limit = self.call.solver.max_steps
         if self.path.node + self.rejected + stepper.rejected >= limit:
-            note = f"the step limit of {limit} was used up" + self._if_stiff(stepper)
+            note = f"the step limit of {limit} was used up"
+            note += if_stiff(self.call.flow, stepper.time, stepper.value, self.path.grid)
             raise _Ended(Status.STALLED, stepper.time, stepper.value, note)
         try:
             return stepper.attempt()
@@ -268,25 +266,12 @@ class _Loop:
             status = Status.DIVERGED if failure.nonfinite else Status.STALLED
             raise _Ended(status, stepper.time, stepper.value, str(failure)) from failure
 
-    def _if_stiff(self, stepper: Stepper) -> str:
-        """What to say where the steps are held by stability and not by the error; else nothing."""
-        last = self.path.grid[-_RECENT_STEPS:]
-        if len(last) < 2:
-            return ""
-        length = (last[-1] - last[0]) / (len(last) - 1)
-        rate = fastest_rate(self.call.flow, stepper.time, stepper.value)
-        if not length * rate > _AT_THE_LIMIT:
-            return ""
-        return (
-            f"; the flow is stiff: its fastest rate is about {rate:.3g}, and steps of {length:.3g} "
-            f"are {length * rate:.1f} over that, the limit of stability of an explicit method, "
-            "which no tolerance moves. Scale or precondition the flow, or choose a larger target"
-        )
-
     def _look(self, step: Step, stepper: Stepper, retakes: _Retakes) -> Scan | None:
         """What J did in an accepted step, or None where the step was given back for it."""
         shortest = max(_SHORTEST, 16 * torch.finfo(step.y1.dtype).eps)
-        long_enough = step.length > shortest * (step.t1 - self.call.start)
+        # (What jumps at a named time is looked at from both sides there.)
+        ends_piece = step.t1 >= stepper.end
+        long_enough = ends_piece or step.length > shortest * (step.t1 - self.call.start)
         try:
             scan = self._scan(
                 step,

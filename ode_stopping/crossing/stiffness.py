@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..solving.flow_map import FlowMap
 
-__all__ = ["fastest_rate"]
+__all__ = ["fastest_rate", "if_stiff"]
 
 _POWERS = 24
+# A run whose last steps are this long against the fastest rate of the flow is held by stability.
+_RECENT = 64
+_AT_THE_LIMIT = 1.0
+
+
+def if_stiff(flow: FlowMap, t: float, x: Tensor, grid: Sequence[float]) -> str:
+    """What to say where steps are held by stability and not by the error; else nothing.
+
+    Args:
+        flow: The flow.
+        t: Where the run stands.
+        x: The state there, shape (n,).
+        grid: The ends of the accepted steps.
+    """
+    last = grid[-_RECENT:]
+    if len(last) < 2:
+        return ""
+    length, rate = (last[-1] - last[0]) / (len(last) - 1), fastest_rate(flow, t, x)
+    if not length * rate > _AT_THE_LIMIT:
+        return ""
+    return (
+        f"; the flow is stiff: its fastest rate is about {rate:.3g}, and steps of {length:.3g} are "
+        f"{length * rate:.1f} over that, the limit of stability of an explicit method, which no "
+        "tolerance moves. Scale or precondition the flow, or choose a larger target"
+    )
 
 
 def fastest_rate(flow: FlowMap, t: float, x: Tensor) -> float:

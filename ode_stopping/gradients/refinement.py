@@ -75,13 +75,13 @@ def refined(
     on twice as many.
     """
     judge = _Comparison(problem, given, found)
-    own = isinstance(route, StepAdjoint) and type(route) is StepAdjoint
-    transposed = found if own else differentiate(problem, Transpose(), given)
-    if own and found.pulled.fallback is not None:
-        return judge.on_halves(replaces=True, share=_AT_LEAST)
-    departs = not own and (transposed.pulled.departure or 0.0) > problem.call.promise
+    own = type(route) is StepAdjoint
     if problem.call.thorough:
         return judge.until_settled(replaces=own)
+    if own and found.pulled.fallback is not None:
+        return judge.on_halves(replaces=True, share=_AT_LEAST)
+    transposed = found if own else differentiate(problem, Transpose(), given)
+    departs = not own and (transposed.pulled.departure or 0.0) > problem.call.promise
     between = judge.errors(found, transposed) if not own and not departs else None
     coarse = None if departs else merged(problem)
     if coarse is not None:
@@ -111,7 +111,8 @@ class _Comparison:
         if fine is None:
             return self.result(self._found, [inf] * len(self._names()), between)
         other = differentiate(fine, StepAdjoint(), self._given)
-        errors = self.errors(self._found, other, share)
+        # A continuous adjoint has an error of its own, which finer steps do not take away.
+        errors = self.errors(self._found, other, share if other.pulled.fallback is None else 1.0)
         return self.result(other if replaces else self._found, errors, between)
 
     def until_settled(self, *, replaces: bool) -> Refined:
@@ -140,12 +141,17 @@ class _Comparison:
         return ["x0", "t0", *targets, *breakpoints, *self._problem.names]
 
     def errors(self, first: Gradients, second: Gradients, factor: float = 1.0) -> list[float]:
-        """|a - b| / factor of every tensor, relative to b, or to what b is without cancellation."""
+        """|a - b| / factor of every tensor, relative to b, or to what b is without cancellation.
+
+        Zero for what is not asked for.
+        """
         found = []
-        for a, b, natural in zip(first.parts, second.parts, self._natural(second), strict=True):
+        sizes, asked = self._natural(second), self._given.wanted
+        rows = zip(first.parts, second.parts, sizes, asked, strict=True)
+        for a, b, natural, wanted in rows:
             gap, size = float((a - b).norm()), max(float(b.norm()), FLOOR * natural)
             error = 0.0 if gap == 0.0 else gap / size / factor if size > 0.0 else inf
-            found.append(error if isfinite(error) else inf)
+            found.append((error if isfinite(error) else inf) if wanted else 0.0)
         return found
 
     def _natural(self, gradients: Gradients) -> list[float]:
