@@ -125,9 +125,15 @@ def check_derivatives(
 
     hooked = _has_hooks(value, leaves)
     _compare(along_x, cotangent, exact, limits, f"the state in the {name}", value, hooked)
+    if not parameters:
+        return
+    with Substitution(parameters, parameters) as looked:
+        evaluate(x)
+    # What a compiled function holds inside of itself cannot be moved, or is not used here.
+    met = [k for k, seen in enumerate(looked.met) if seen]
     # Each leaf by itself: a small one must not hide behind a large one.
-    groups = [[k] for k in range(min(len(parameters), _SINGLE_LEAVES))]
-    rest = list(range(len(groups), len(parameters)))
+    groups = [[k] for k in met[:_SINGLE_LEAVES]]
+    rest = met[_SINGLE_LEAVES:]
     for group in [*groups, rest] if rest else groups:
         moved = [parameters[k] for k in group]
         directions = [
@@ -153,26 +159,20 @@ def _compare_leaves(
     value: Tensor,
     hooked: bool,
 ) -> None:
-    with Substitution(leaves, leaves) as looked:
-        evaluate()
-    # What a compiled function holds inside of itself cannot be moved, or is not used here.
-    met = [k for k, seen in enumerate(looked.met) if seen]
-    if not met:
-        return
-    moved = [leaves[k] for k in met]
-
     def along(size: float) -> float:
-        values = [(leaves[k].detach() + size * directions[k]).to(leaves[k].dtype) for k in met]
-        with Substitution(moved, values):
+        values = [
+            (p.detach() + size * d).to(p.dtype) for p, d in zip(leaves, directions, strict=True)
+        ]
+        with Substitution(leaves, values):
             found = float((cotangent * evaluate()).sum())
         # A leaf of low precision moves by what it can hold: to first order, what is missing.
-        for k, there in zip(met, values, strict=True):
-            wanted = leaves[k].detach().double() + size * directions[k].double()
-            found += float((gradients[k].double() * (wanted - there.double())).sum())
+        for p, d, g, there in zip(leaves, directions, gradients, values, strict=True):
+            wanted = p.detach().double() + size * d.double()
+            found += float((g.double() * (wanted - there.double())).sum())
         return found
 
     exact = float(
-        sum_of_products([gradients[k].double() for k in met], [directions[k].double() for k in met])
+        sum_of_products([g.double() for g in gradients], [d.double() for d in directions])
     )
     _compare(along, cotangent, exact, limits, f"the parameters of the {name}", value, hooked)
 

@@ -20,7 +20,6 @@ promise: 50 rtol, and never more than 10 %.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -39,7 +38,6 @@ from .refinement import LeafError
 __all__ = [
     "Evidence",
     "identity_residual",
-    "relative_difference",
     "relative_size",
     "warn_about_grazing",
 ]
@@ -220,15 +218,6 @@ class Evidence:
                 f"tolerance is too loose for it. Use {tighter}."
             )
         return f"the tolerance is too loose for this flow. Use {tighter}."
-
-
-def relative_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Largest of |a - b| / |b| over pairs of tensors; 0 where both are zero."""
-    worst = 0.0
-    for a, b in zip(first, second, strict=True):
-        gap, size = float((a - b).norm()), float(b.norm())
-        worst = max(worst, relative_size(gap, size))
-    return worst
 
 
 def relative_size(gap: float, size: float) -> float:
