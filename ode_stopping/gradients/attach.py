@@ -24,6 +24,7 @@ from .backward import Cotangents, Gradients, differentiate
 from .caveats import warn_about_clock, warn_about_learned_times, warn_about_rounding
 from .evidence import Evidence, warn_about_grazing
 from .judge import judge
+from .jumps import warn_about_moved_times
 from .problem import StoppingProblem
 from .route import GradientRoute
 from .tracing import check_criterion, check_functions, trace_leaves
@@ -169,6 +170,7 @@ def _solved(
         problem = problem.knowing(time=check_functions(problem))
         warn_about_clock(problem, route, t0_wanted=t0_wanted)
         warn_about_learned_times(problem)
+        warn_about_moved_times(problem)
     return problem
 
 

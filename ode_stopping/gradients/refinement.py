@@ -18,7 +18,7 @@ import torch
 
 from .backward import Cotangents, Gradients, differentiate
 from .directional import contradictions
-from .jumps import shares_of_jumps
+from .jumps import shares_of_jumps, warn_about_moved_jumps
 from .problem import StoppingProblem
 from .regridded import halved, merged
 from .route import GradientRoute
@@ -164,6 +164,7 @@ class _Comparison:
         shares = shares_of_jumps(self._problem, coarse)
         if not shares:
             return None
+        warn_about_moved_jumps(self._problem, shares)
         if transposed is None:
             transposed = differentiate(self._problem, Transpose(), self._given)
         other = differentiate(self._problem, OverJumps(shares=shares), self._given)
