@@ -157,7 +157,11 @@ class _Difference:
             ):
                 total += float(by_state @ x)
                 if by_value != 0.0:
-                    value = self._problem.criterion.value(hit.time, x)
+                    assert hit.point is not None
+                    aside = hit.point.aside
+                    value = self._problem.criterion.value(
+                        hit.time - aside, x - aside * hit.point.velocity
+                    )
                     total += by_value * (value - hit.watch.target)
         self._met |= {k for k, met in enumerate(seen.met, 1) if met}
         return total
