@@ -60,7 +60,7 @@ class Call:
     learned: tuple[float, ...] = ()
     gradient: Route | None = None
     censored: float | None = None
-    evidence: Literal["light", "standard", "thorough"] = "light"
+    evidence: Literal["light", "standard", "thorough"] = "standard"
 
     @property
     def layout(self) -> StateLayout:
