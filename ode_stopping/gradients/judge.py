@@ -84,7 +84,9 @@ def _of_the_path(
         figures["second_route"] = _difference(found, other, given)
         witness, vouched = other.pulled, InterpolatingAdjoint.figures
     at_end = sum(float(jump.cotangent @ jump.velocity) for jump in found.jumps)
-    if "identity" in vouched and problem.knows_time:
+    # Without a cotangent on a time lam^T F is 0 throughout, and its rounding has no scale.
+    meaningful = better is None or bool(given.times.any())
+    if "identity" in vouched and problem.knows_time and meaningful:
         figures["identity"] = _identity(problem, witness, at_end)
     if "quadrature" in vouched:
         figures["quadrature"] = _quadrature(witness)

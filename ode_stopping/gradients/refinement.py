@@ -31,8 +31,9 @@ _BELIEVED = 0.3
 # A difference to halved steps is at least so many errors of the gradient there.
 _AT_LEAST = 5.0
 _HALVINGS = 3
-# A gradient that has cancelled below this share of its parts is judged by that share.
-FLOOR = 1e-3
+# A gradient that has cancelled below this share of its parts is judged by that share: with a
+# promise of 50 rtol, what is off by less than rtol of the parts is right.
+FLOOR = 1 / 50
 
 Cause = Literal["steps", "lost", "jump"]
 
@@ -119,15 +120,28 @@ class _Comparison:
     def on_halves(
         self, *, replaces: bool, share: float, between: list[float] | None = None
     ) -> Refined:
-        """The steps in halves: the gradient there, or the one that was found."""
+        """The steps in halves: the gradient there, or the one that was found.
+
+        Where the one on halves is to be returned and is not settled either, they are halved again:
+        what was wrong by much on the accepted steps may be right on these.
+        """
         fine = halved(self._problem)
         if fine is None:
             return self.result(self._found, [inf] * len(self._names()), between=between)
-        other = differentiate(fine, StepAdjoint(), self._given)
+        first, other = fine, differentiate(fine, StepAdjoint(), self._given)
         # A continuous adjoint has an error of its own, which finer steps do not take away.
         errors = self.errors(self._found, other, share if other.pulled.fallback is None else 1.0)
+        lost, over = self._lost(first, other), self.over_jumps(None, None)
+        for _ in range(_HALVINGS - 1):
+            settled = max(errors, default=0.0) <= self._problem.call.promise
+            if settled or not replaces or over is not None or max(lost) > 0.0:
+                break
+            finer = halved(fine)
+            if finer is None:
+                break
+            before, fine, other = other, finer, differentiate(finer, StepAdjoint(), self._given)
+            errors = self.errors(before, other, share if other.pulled.fallback is None else 1.0)
         returned = other if replaces else self._found
-        lost, over = self._lost(fine, other), self.over_jumps(None, None)
         return self.result(returned, errors, between=between, lost=lost, over=over)
 
     def until_settled(self, *, replaces: bool) -> Refined:
@@ -183,10 +197,11 @@ class _Comparison:
         Zero for what is not asked for.
         """
         found = []
+        natural = map(max, self._natural(first), self._natural(second))
         rows = zip(
             first.parts,
             second.parts,
-            self._natural(second),
+            natural,
             self._roundings(),
             self._given.wanted,
             strict=True,
