@@ -1,0 +1,88 @@
+"""How close to a target J has to be for rounding to decide on which side it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite, nextafter
+
+import torch
+from torch import Tensor
+
+from .functions import CriterionMap
+from .status import StoppingWarning
+from .warn import warn_user
+
+__all__ = ["Rounding", "may_stand_on", "warn_of_the_start"]
+
+# Roundings that J at a point which was computed to lie on the target may be off by: those of the
+# last step, of J itself and of the root.
+_ROUNDINGS = 8.0
+# A crossing is solved for to this, relative to the target (`crossing.refine`), and some room.
+_SOLVED = 2e-13
+# How much larger than that a distance may be for which the derivatives of J are asked.
+_ROOM = 100.0
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How well J is known at a point.
+
+        8 eps_machine (|J| + |target| + sum_i |g_i| max(|x_i|, |x|) + |J_t t|),
+
+    |x| the largest root mean square of a piece: an entry that is 0 where J meets its target (an
+    angle, say) was computed among others that are not, and errs by their rounding. At least what a
+    crossing is solved for to, 2e-13 of the target.
+
+    Attributes:
+        eps: Of the dtype of the state.
+        size: The sum, without the target.
+    """
+
+    eps: float
+    size: float
+
+    @classmethod
+    def at(cls, criterion: CriterionMap, t: float, x: Tensor) -> Rounding:
+        """At time t and state x, shape (n,), by one gradient of J."""
+        value, gradient, by_time = criterion.gradient(t, x)
+        entries = x.abs().clamp(min=float(criterion.layout.norm(x)))
+        size = abs(value) + float((gradient.abs() * entries).sum()) + abs(by_time * t)
+        # A derivative that is not finite (a norm at zero) says nothing.
+        return cls(torch.finfo(x.dtype).eps, size if isfinite(size) else abs(value))
+
+    def around(self, target: float) -> float:
+        """Half the width of the band around a target in which J cannot be told from it."""
+        return max(_ROUNDINGS * self.eps * (self.size + abs(target)), _SOLVED * abs(target))
+
+    def beyond(self, target: float) -> float:
+        """The value that J has to exceed to have left a target; above it in any case."""
+        return max(target + self.around(target), nextafter(target, inf))
+
+
+def may_stand_on(value: float, x: Tensor, target: float) -> bool:
+    """Whether J is so close to the target that its rounding has to be looked at.
+
+    A cheap look, since most runs begin far from their targets: no derivative is taken.
+    """
+    size = max(abs(value), abs(target), float(x.abs().max()))
+    room = max(_ROUNDINGS * torch.finfo(x.dtype).eps * size, _SOLVED * abs(target))
+    return abs(value - target) <= _ROOM * room
+
+
+def warn_of_the_start(criterion: CriterionMap, value: float, target: float) -> None:
+    """Warn of a run that starts on its target and moves away from it.
+
+    Args:
+        criterion: J.
+        value: J at the start.
+        target: eps.
+    """
+    gap = criterion.shown(value - target)
+    warn_user(
+        "the criterion is within its rounding of the target "
+        f"{criterion.shown(target):g} at the start ({gap:+.2g} from it) and moves away from it, so "
+        "a rounding decides whether the target is met at the start or at the next crossing. "
+        "leave_first=True asks for the next crossing; where the start is meant, choose a target "
+        "that it has clearly met",
+        StoppingWarning,
+    )
