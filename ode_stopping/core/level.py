@@ -14,11 +14,10 @@ from .warn import warn_user
 
 __all__ = ["Rounding", "may_stand_on", "warn_of_the_start"]
 
-# Roundings that J at a point which was computed to lie on the target may be off by: those of the
-# last step, of J itself and of the root.
+# By this J may miss a target that a point was computed to lie on: by some roundings of the last
+# step and of J itself, and by one of T, which is large against the motion of x where T is.
 _ROUNDINGS = 8.0
-# A crossing is solved for to this, relative to the target (`crossing.refine`), and some room.
-_SOLVED = 2e-13
+_OF_TIME = 1e-12
 # How much larger than that a distance may be for which the derivatives of J are asked.
 _ROOM = 100.0
 
@@ -27,18 +26,17 @@ _ROOM = 100.0
 class Rounding:
     """How well J is known at a point.
 
-        8 eps_machine (|J| + |target| + sum_i |g_i| max(|x_i|, |x|) + |J_t t|),
+        max(8 eps_machine, 1e-12) (|J| + |target| + sum_i |g_i| max(|x_i|, |x|) + |J_t t|),
 
     |x| the largest root mean square of a piece: an entry that is 0 where J meets its target (an
-    angle, say) was computed among others that are not, and errs by their rounding. At least what a
-    crossing is solved for to, 2e-13 of the target.
+    angle, say) was computed among others that are not, and errs by their rounding.
 
     Attributes:
-        eps: Of the dtype of the state.
+        unit: The factor, for the dtype of the state.
         size: The sum, without the target.
     """
 
-    eps: float
+    unit: float
     size: float
 
     @classmethod
@@ -48,15 +46,19 @@ class Rounding:
         entries = x.abs().clamp(min=float(criterion.layout.norm(x)))
         size = abs(value) + float((gradient.abs() * entries).sum()) + abs(by_time * t)
         # A derivative that is not finite (a norm at zero) says nothing.
-        return cls(torch.finfo(x.dtype).eps, size if isfinite(size) else abs(value))
+        return cls(_unit(x), size if isfinite(size) else abs(value))
 
     def around(self, target: float) -> float:
         """Half the width of the band around a target in which J cannot be told from it."""
-        return max(_ROUNDINGS * self.eps * (self.size + abs(target)), _SOLVED * abs(target))
+        return self.unit * (self.size + abs(target))
 
     def beyond(self, target: float) -> float:
         """The value that J has to exceed to have left a target; above it in any case."""
         return max(target + self.around(target), nextafter(target, inf))
+
+
+def _unit(x: Tensor) -> float:
+    return max(_ROUNDINGS * torch.finfo(x.dtype).eps, _OF_TIME)
 
 
 def may_stand_on(value: float, x: Tensor, target: float) -> bool:
@@ -65,8 +67,7 @@ def may_stand_on(value: float, x: Tensor, target: float) -> bool:
     A cheap look, since most runs begin far from their targets: no derivative is taken.
     """
     size = max(abs(value), abs(target), float(x.abs().max()))
-    room = max(_ROUNDINGS * torch.finfo(x.dtype).eps * size, _SOLVED * abs(target))
-    return abs(value - target) <= _ROOM * room
+    return abs(value - target) <= _ROOM * _unit(x) * size
 
 
 def warn_of_the_start(criterion: CriterionMap, value: float, target: float) -> None:

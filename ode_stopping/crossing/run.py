@@ -426,7 +426,7 @@ class _Loop:
                 )
             )
             self._end_if_met(Status.DEGENERATE, point.time, state, note)
-        self.watches.jumped(value)
+        self.watches.jumped(value, path.grid[-1])
         path.values[-1] = value
         path.best = min(path.best, (value, path.grid[-1]))
 

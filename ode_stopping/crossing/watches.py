@@ -72,19 +72,23 @@ class Watches:
     def look(self, scan: Scan, until: float) -> None:
         """Note what J did inside a step, up to a time."""
         self._dips.add(point for point in scan.points if point[0] < until)
+        for watch, time in scan.left:
+            self._turns[watch.index].left(time)
         for watch in self.waiting:
             if watch.index in self._turns:
-                left = next((t for other, t in scan.left if other.index == watch.index), inf)
-                self._turns[watch.index].add(scan.points, left, until)
+                self._turns[watch.index].add(scan.points, until)
 
     def passed(self, scan: Scan) -> bool:
         """After a step: the targets that J has left count now; whether there are any."""
         left = {watch.index for watch, _ in scan.left}
         return self._counting(left)
 
-    def jumped(self, value: float) -> None:
-        """J has jumped to a value."""
-        self._counting({w.index for w in self.waiting if w.leave is not None and value > w.leave})
+    def jumped(self, value: float, time: float) -> None:
+        """J has jumped to a value: it may have left targets by that."""
+        left = {w.index for w in self.waiting if w.leave is not None and value > w.leave}
+        for index in left:
+            self._turns[index].left(time)
+        self._counting(left)
 
     def _counting(self, left: set[int]) -> bool:
         self.waiting = [w.counting() if w.index in left else w for w in self.waiting]
@@ -118,9 +122,12 @@ class _Turns:
         self._left = inf
         self._below.add((t, -value) for t, value in start)
 
-    def add(self, points: Iterable[tuple[float, float]], left: float, until: float) -> None:
-        """Go on with points (t, J) before `until`; J is above the target from `left` on."""
-        self._left = min(self._left, left)
+    def left(self, time: float) -> None:
+        """From this time on J is above the target."""
+        self._left = min(self._left, time)
+
+    def add(self, points: Iterable[tuple[float, float]], until: float) -> None:
+        """Go on with points (t, J) before a time."""
         points = [(t, value) for t, value in points if t < until]
         self._below.add((t, -value) for t, value in points if t < self._left)
         self._above.add((t, value) for t, value in points if t >= self._left)

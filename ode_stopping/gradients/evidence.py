@@ -42,7 +42,7 @@ __all__ = [
     "warn_about_grazing",
 ]
 
-# A dip of J that came this close to the target, relative to how far J rose again, is worth a word.
+# A turn of J this close to the target, relative to how far J went back, is worth a word.
 _GRAZING_MARGIN = 1e-2
 
 # Below this, J'(T) is mostly cancellation, and that is the reason to name.
@@ -248,8 +248,8 @@ def warn_about_grazing(near_miss: NearMiss | None, tolerances: Tolerances) -> No
         return
     warn_user(
         f"J came within {near_miss.margin:.2e} of the target at t = {near_miss.time:.6g}, before "
-        f"it rose again by {near_miss.rebound:.2e}: under a small change of the parameters the "
+        f"it went back by {near_miss.rebound:.2e}: under a small change of the parameters the "
         "stopping time jumps there, and its derivative does not know. Choose a target further from "
-        "that dip, or treat T as discontinuous here.",
+        "that turn, or treat T as discontinuous here.",
         GradientAccuracyWarning,
     )

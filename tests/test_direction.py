@@ -1,0 +1,542 @@
+"""direction="rising": the same as -J that falls to -eps, with everything in the sign of J."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from turning import F64, Turning, largest_gap, leaf
+
+from discrete import (
+    DiscreteAdjoint,
+    Euler,
+    RungeKutta4,
+    StepDecrease,
+    StoppingIndexTask,
+    Truncated,
+    Unrolled,
+    minimise_stopping_index,
+    stopping_index,
+)
+from discrete.check import check_index_gradient
+from ode_stopping import (
+    AllOf,
+    AnyOf,
+    BacksolveAdjoint,
+    DirectAdjoint,
+    DivergedError,
+    ForwardSensitivity,
+    GradientError,
+    GradientRoute,
+    InterpolatingAdjoint,
+    Quadratic,
+    Status,
+    StepAdjoint,
+    StoppingTask,
+    Torchdiffeq,
+    check_stopping_gradient,
+    minimise_stopping_time,
+    stopping_time,
+)
+from theory_checks import convergence_study
+
+ROUTES = (
+    StepAdjoint(),
+    InterpolatingAdjoint(),
+    BacksolveAdjoint(),
+    DirectAdjoint(),
+    ForwardSensitivity(),
+)
+every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+def growth(theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """x' = theta x."""
+    return lambda t, x: theta.to(x.dtype) * x
+
+
+def first(t: Tensor, x: Tensor) -> Tensor:
+    """J = x_1."""
+    return x[0].clone()
+
+
+# --- closed forms -------------------------------------------------------------------------------
+
+
+@every_route
+def test_growth(route: GradientRoute) -> None:
+    """T = t0 + log(eps/(phi x0))/theta and all its derivatives, from below; J' = theta eps."""
+    theta, phi, x0, eps, t0 = leaf(0.7), leaf(1.3), leaf([0.2]), leaf(2.0), leaf(0.4)
+    result = stopping_time(
+        growth(theta),
+        x0,
+        lambda t, x: phi * x.sum(),
+        eps,
+        t0=t0,
+        direction="rising",
+        gradient=route,
+        solver=Torchdiffeq(rtol=1e-10),
+    )
+    truth = t0 + torch.log(eps / (phi * x0.sum())) / theta
+    leaves = [theta, phi, x0, eps, t0]
+    assert result.status is Status.REACHED
+    assert result.time.item() == pytest.approx(truth.item(), rel=1e-9)
+    assert result.rate.item() == pytest.approx(1.4, rel=1e-8)
+    found = torch.autograd.grad(result.time, leaves)
+    assert largest_gap(list(found), list(torch.autograd.grad(truth, leaves))) < 1e-8
+
+
+@every_route
+def test_several_targets_are_met_from_the_lowest(route: GradientRoute) -> None:
+    theta, eps = leaf(0.7), leaf([2.0, 0.1, 0.5, 3.0])
+    x0 = leaf([0.2])
+    result = stopping_time(
+        growth(theta),
+        x0,
+        first,
+        eps,
+        direction="rising",
+        gradient=route,
+        solver=Torchdiffeq(rtol=1e-10),
+    )
+    assert [status.name for status in result.status] == ["REACHED", "AT_START", *["REACHED"] * 2]
+    truth = torch.log(eps / x0) / theta * torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64)
+    assert result.time.tolist() == pytest.approx(truth.tolist(), rel=1e-9)
+    weights = torch.tensor([1.0, 5.0, -2.0, 0.5], dtype=F64)
+    leaves = [theta, x0, eps]
+    found = torch.autograd.grad((weights * result.time).sum(), leaves)
+    expected = torch.autograd.grad((weights * truth).sum(), leaves)
+    assert largest_gap(list(found), list(expected)) < 1e-8
+
+
+@pytest.mark.parametrize("interpolation", [None, "log", "hermite", "partial_step"])
+def test_growth_by_steps(interpolation: Any) -> None:
+    """x_k = x0 (1 + h theta)^k; "log" is exact: N* = log(eps/x0)/log(1 + h theta)."""
+    theta, x0, eps, h = leaf(0.7), leaf([0.2]), leaf(2.0), leaf(0.1)
+    rule = Euler(growth(theta), step=h)
+    result = stopping_index(rule, x0, first, eps, direction="rising", interpolation=interpolation)
+    leaves = [theta, x0, eps, h]
+    exact = torch.log(eps / x0.sum()) / torch.log1p(h * theta)
+    n = math.ceil(exact.item())
+    assert result.index == n
+    J = [x0.sum() * (1 + h * theta) ** k for k in (n - 1, n)]
+    assert result.decrease.item() == pytest.approx((J[1] - J[0]).item(), rel=1e-12)
+    assert result.decrease.item() > 0
+    found = list(torch.autograd.grad(result.steps, leaves))
+    if interpolation == "log":
+        assert result.steps.item() == pytest.approx(exact.item(), rel=1e-12)
+        assert largest_gap(found, list(torch.autograd.grad(exact, leaves))) < 1e-10
+    elif interpolation is None:
+        assert result.steps.item() == n
+        excess = -(J[1] - eps) / (J[1] - J[0]).detach()
+        assert largest_gap(found, list(torch.autograd.grad(excess, leaves))) < 1e-10
+    else:
+        assert n - 1 < result.steps.item() <= n
+        assert largest_gap(found, list(torch.autograd.grad(exact, leaves))) < 0.05
+
+
+# --- the same as -J and -eps --------------------------------------------------------------------
+
+
+def both_times(
+    turning: Turning, eps: Tensor, **options: Any
+) -> tuple[list[Any], list[list[Tensor]]]:
+    """The run of J that rises to eps, and that of -J that falls to -eps, with their gradients."""
+    results, gradients = [], []
+    x0 = turning.x0.to(options.pop("dtype", F64))
+    for criterion, target, direction in (
+        (turning.first, eps, "rising"),
+        (turning.minus, -eps, "falling"),
+    ):
+        result = stopping_time(
+            turning.flow,
+            x0,
+            criterion,
+            target,
+            t0=turning.t0,
+            direction=direction,  # type: ignore[arg-type]
+            **options,
+        )
+        total = result.time.sum() + result.state.double().square().sum()
+        results.append(result)
+        leaves = [*turning.leaves[:3], turning.t0, eps]
+        gradients.append(list(torch.autograd.grad(total, leaves)))
+    return results, gradients
+
+
+@every_route
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_equal_to_the_mirror_image_bit_by_bit(route: GradientRoute, dtype: torch.dtype) -> None:
+    turning = Turning([-0.7, 0.2], 0.3)
+    solver = Torchdiffeq(rtol=1e-9 if dtype == F64 else 1e-4)
+    results, gradients = both_times(
+        turning, turning.eps, gradient=route, solver=solver, dtype=dtype
+    )
+    rising, falling = results
+    assert rising.status is falling.status is Status.REACHED
+    assert rising.time.item() == falling.time.item()
+    assert torch.equal(rising.state, falling.state)
+    assert rising.rate.item() == -falling.rate.item() > 0
+    assert rising.best == -falling.best
+    assert rising.best_time == falling.best_time
+    assert torch.equal(rising.trajectory.values, -falling.trajectory.values)
+    assert torch.equal(rising.trajectory.times, falling.trajectory.times)
+    assert rising.near_miss == falling.near_miss
+    assert rising.evidence.figures == falling.evidence.figures
+    assert rising.evidence.rate == -falling.evidence.rate
+    assert rising.stats == falling.stats
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+    assert turning.eps.item() == 0.3
+
+
+@pytest.mark.parametrize("evidence", ["standard", "thorough"])
+def test_equal_with_the_error_of_every_leaf(evidence: str) -> None:
+    turning = Turning([-0.7, 0.2], 0.3)
+    eps = leaf([0.3, -0.1, 0.5])
+    results, gradients = both_times(turning, eps, evidence=evidence)
+    assert results[0].time.tolist() == results[1].time.tolist()
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+    assert [e.leaves for e in results[0].evidence] == [e.leaves for e in results[1].evidence]
+
+
+def test_equal_second_derivatives() -> None:
+    turning = Turning([-0.7, 0.2], 0.3)
+    found = []
+    for criterion, sign, direction in (
+        (turning.first, 1, "rising"),
+        (turning.minus, -1, "falling"),
+    ):
+        result = stopping_time(
+            turning.flow,
+            turning.x0,
+            criterion,
+            sign * turning.eps,
+            t0=turning.t0,
+            direction=direction,  # type: ignore[arg-type]
+            gradient=DirectAdjoint(),
+        )
+        leaves = [turning.w, turning.x0, turning.eps]
+        grads = torch.autograd.grad(result.time, leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum((g * g).sum() for g in grads), leaves))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        DiscreteAdjoint(),
+        DiscreteAdjoint(memory=1),
+        DiscreteAdjoint(chunk=3),
+        Unrolled(),
+        Truncated(steps=2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("interpolation", [None, "hermite", "partial_step"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_indices_are_equal_bit_by_bit(route: Any, interpolation: Any, dtype: torch.dtype) -> None:
+    """By every route, for every index, with the step, t0 and the criterion's own leaf."""
+    turning, h, phi = Turning([-0.7, 0.2], 0.3), leaf(0.11), leaf(1.2)
+    results, gradients = [], []
+    x0 = turning.x0.detach().to(dtype)
+    if not isinstance(route, Truncated):
+        x0.requires_grad_(True)
+    criterion: Criterion = lambda t, x: (phi * x[0] + 0.1 * torch.sin(t)).to(x.dtype)  # noqa: E731
+    for sign, direction in ((1, "rising"), (-1, "falling")):
+        result = stopping_index(
+            RungeKutta4(turning.flow, step=h),
+            x0,
+            lambda t, x, sign=sign: sign * criterion(t, x),
+            sign * turning.eps,
+            t0=turning.t0,
+            direction=direction,  # type: ignore[arg-type]
+            interpolation=interpolation,
+            gradient=route,
+        )
+        results.append(result)
+        leaves = [turning.a, turning.w, turning.eps, turning.t0, h, phi]
+        if x0.requires_grad:
+            leaves.append(x0)
+        assert result.time is not None
+        total = result.steps + result.time + result.state.double().square().sum()
+        gradients.append(torch.autograd.grad(total, leaves))
+    rising, falling = results
+    assert rising.index == falling.index > 3
+    assert rising.steps.item() == falling.steps.item()
+    assert rising.decrease.item() == -falling.decrease.item() > 0
+    assert rising.best == -falling.best
+    assert torch.equal(rising.trajectory.losses, -falling.trajectory.losses)
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+    assert sum(float(g.abs().sum()) for g in gradients[0]) > 1
+
+
+def test_several_targets_of_an_iteration() -> None:
+    theta, eps = leaf(0.7), leaf([2.0, 0.1, 0.5, 0.51])
+    found = []
+    for sign, direction in ((1, "rising"), (-1, "falling")):
+        result = stopping_index(
+            Euler(growth(theta), step=0.1),
+            torch.tensor([0.2], dtype=F64),
+            lambda t, x, sign=sign: sign * x[0],
+            sign * eps,
+            direction=direction,  # type: ignore[arg-type]
+        )
+        assert [one.name for one in result.status] == ["REACHED", "AT_START", "REACHED", "REACHED"]
+        assert result.index.tolist() == [35, 0, 14, 14]
+        weights = torch.tensor([1.0, 2.0, 3.0, -1.0], dtype=F64)
+        found.append(torch.autograd.grad((weights * result.steps).sum(), [theta, eps]))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+# --- what is shown ------------------------------------------------------------------------------
+
+
+def test_results_are_in_the_sign_of_j() -> None:
+    theta = leaf(0.7)
+    time = stopping_time(growth(theta), leaf([0.2]), first, 2.0, direction="rising")
+    time.time.backward()
+    steps = stopping_index(
+        Euler(growth(theta), step=0.1), leaf([0.2]), first, 2.0, direction="rising"
+    )
+    for result in (time, pickle.loads(pickle.dumps(time)), steps, pickle.loads(pickle.dumps(steps))):  # fmt: skip # noqa: E501
+        assert result.best >= 2.0 - 1e-9
+        numbers = json.loads(json.dumps(result.to_dict()))
+        assert numbers["best"] == result.best
+        assert numbers.get("rate", 1.0) > 0
+        assert numbers.get("decrease", 1.0) > 0
+        assert " best        2" in repr(result)
+    assert time.evidence.to_dict()["rate"] == pytest.approx(1.4, rel=1e-4)
+    assert time.trajectory.values[0] == 0.2
+    assert time.trajectory.values[-1].item() == pytest.approx(2.0)
+    assert steps.trajectory.losses[0] == 0.2
+
+
+def test_pictures_are_in_the_sign_of_j() -> None:
+    pytest.importorskip("matplotlib").use("Agg")
+    flow = growth(leaf(0.7))
+    for result in (
+        stopping_time(flow, leaf([0.2]), first, 2.0, direction="rising"),
+        stopping_index(Euler(flow, step=0.1), leaf([0.2]), first, 2.0, direction="rising"),
+    ):
+        axes = result.plot()
+        heights = [list(map(float, line.get_ydata())) for line in axes.get_lines()]
+        assert [2.0, 2.0] in heights
+        assert all(value > 0 for some in heights for value in some)
+
+
+def test_errors_are_in_the_sign_of_j() -> None:
+    """The flow, or J, ends in NaN or inf, and J = -x never rises."""
+    with pytest.raises(DivergedError, match=r"target 5: .*best J = -1 at t = 0\]") as caught:
+        stopping_time(
+            lambda t, x: torch.where(t > 1, math.nan, 1.0) * x,
+            torch.ones(1, dtype=F64),
+            lambda t, x: -x.sum(),
+            torch.tensor([5.0, 7.0, -3.0], dtype=F64),
+            direction="rising",
+        )
+    assert caught.value.best == -1.0
+    assert caught.value.result.reached.tolist() == [False, False, True]
+    with pytest.raises(DivergedError, match=r"target 5: .*J is -inf.*best J = -1 at step 0\]"):
+        stopping_index(
+            lambda k, x: 1e200 * x,
+            torch.ones(1, dtype=F64),
+            lambda t, x: -x.sum(),
+            torch.tensor([5.0, 7.0, -3.0], dtype=F64),
+            direction="rising",
+        )
+
+
+def test_a_jump_over_the_target_is_in_the_sign_of_j() -> None:
+    result = stopping_time(
+        lambda t, x: torch.ones_like(x),
+        torch.zeros(1, dtype=F64),
+        lambda t, x: torch.where(t > 1, 3.0, 0.0) + 0.1 * x[0],
+        1.0,
+        direction="rising",
+        breakpoints=[1.0],
+        throw=False,
+    )
+    assert result.status is Status.DEGENERATE
+    assert "J(T) - eps = 2.1" in result.note
+
+
+def test_a_touch_from_below_is_degenerate() -> None:
+    """J = sin t touches 1."""
+    result = stopping_time(
+        lambda t, x: torch.ones_like(x),
+        torch.zeros(1, dtype=F64),
+        lambda t, x: torch.sin(x[0]),
+        1.0,
+        direction="rising",
+        throw=False,
+    )
+    assert result.status is Status.DEGENERATE
+    assert result.time.item() == pytest.approx(math.pi / 2, abs=1e-3)
+
+
+def test_a_miss_has_the_largest_value() -> None:
+    """J = sin t below 1.5; the iteration likewise."""
+    flow: Criterion = lambda t, x: torch.ones_like(x)  # noqa: E731
+    wave: Criterion = lambda t, x: torch.sin(x[0])  # noqa: E731
+    x0 = torch.zeros(1, dtype=F64)
+    missed = stopping_time(flow, x0, wave, 1.5, direction="rising", max_time=7.0)
+    assert missed.status is Status.NOT_REACHED
+    assert missed.best == pytest.approx(1.0, abs=1e-2)
+    assert missed.near_miss is not None
+    assert missed.near_miss.margin == pytest.approx(0.5, abs=1e-3)
+    index = stopping_index(Euler(flow, step=0.01), x0, wave, 1.5, direction="rising", max_steps=700)
+    assert (index.status, index.index) == (Status.NOT_REACHED, -1)
+    assert index.best == pytest.approx(1.0, abs=1e-4)
+
+
+def test_at_rest_below_a_target_it_should_rise_to() -> None:
+    x0 = torch.tensor([0.1], dtype=F64)
+    logistic: Criterion = lambda t, x: 3 * x * (1 - x)  # noqa: E731
+    time = stopping_time(logistic, x0, first, 1.5, direction="rising")
+    assert "come to rest" in time.note
+    assert time.best == pytest.approx(1.0)
+    index = stopping_index(Euler(logistic, step=0.1), x0, first, 1.5, direction="rising")
+    assert "at rest" in index.note
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def test_the_piecewise_constant_criterion_is_refused() -> None:
+    """A counter that rises: a step that autograd knows nothing of."""
+    theta = leaf(0.7)
+    result = stopping_index(
+        Euler(growth(theta), step=0.1),
+        torch.tensor([0.2], dtype=F64),
+        lambda t, x: torch.round(x[0]),
+        2.0,
+        direction="rising",
+    )
+    with pytest.raises(GradientError, match="changes in jumps"):
+        result.steps.backward()
+    with pytest.raises(GradientError, match="changes by 1"):
+        stopping_time(
+            growth(theta),
+            torch.tensor([0.2], dtype=F64),
+            lambda t, x: torch.round(x[0]),
+            2.0,
+            direction="rising",
+        )
+
+
+def test_log_needs_a_positive_criterion_all_the_way() -> None:
+    """The value before the target is the smaller one here."""
+    with pytest.raises(ValueError, match=r"stays positive; got J = -0.1 at step 0"):
+        stopping_index(
+            lambda k, x: x + 0.5,
+            torch.tensor([-0.1], dtype=F64),
+            first,
+            0.3,
+            direction="rising",
+            interpolation="log",
+        )
+
+
+def test_a_step_decrease_does_not_rise() -> None:
+    criterion = StepDecrease(Quadratic(torch.ones(2, dtype=F64)))
+    rule = Euler(lambda t, x: -x, step=0.1)
+    with pytest.raises(ValueError, match='direction must be "falling" for a StepDecrease'):
+        stopping_index(
+            criterion.wrap(rule),
+            criterion.initial_state(torch.ones(2, dtype=F64)),
+            criterion,
+            1e-3,
+            direction="rising",
+        )
+
+
+# --- through the library ------------------------------------------------------------------------
+
+
+def test_any_and_all_change_places() -> None:
+    """x_i = x_i(0) e^t with eps_i = 1: the minimum rises last."""
+    x0 = torch.tensor([0.5, 0.1], dtype=F64)
+    members = [lambda t, x: x[0].clone(), lambda t, x: x[1].clone()]
+    for kind, start in ((AnyOf, 0.1), (AllOf, 0.5)):
+        criterion = kind(*members, targets=[1.0, 1.0])
+        time = stopping_time(lambda t, x: x, x0, criterion, 1.0, direction="rising")
+        assert time.time.item() == pytest.approx(math.log(1 / start), rel=1e-6)
+        steps = stopping_index(lambda k, x: 2 * x, x0, criterion, 1.0, direction="rising")
+        assert steps.index == math.ceil(math.log2(1 / start))
+
+
+def test_checks() -> None:
+    theta, eps = leaf(0.7), leaf(2.0)
+    time = check_stopping_gradient(
+        growth(theta), leaf([0.2, 0.1]), first, eps, direction="rising", directions=1
+    )
+    assert time.passed
+    assert time.rate > 0
+    index = check_index_gradient(
+        Euler(growth(theta), step=0.1),
+        leaf([0.2, 0.1]),
+        first,
+        eps,
+        direction="rising",
+        directions=1,
+    )
+    assert index.passed
+    assert index.rate > 0
+
+
+def test_tuning() -> None:
+    """T = log 10 / theta: descending T + theta makes theta larger towards sqrt(log 10)."""
+    x0 = torch.tensor([0.2], dtype=F64)
+    theta = leaf(0.7)
+    tasks: tuple[tuple[Any, Any], ...] = (
+        (minimise_stopping_time, StoppingTask(growth(theta), x0, first, 2.0, direction="rising")),
+        (
+            minimise_stopping_index,
+            StoppingIndexTask(Euler(growth(theta), step=0.1), x0, first, 2.0, direction="rising"),
+        ),
+    )
+    for minimise, task in tasks:
+        with torch.no_grad():
+            theta.fill_(0.7)
+        before = getattr(task.run(), task.quantity).item()
+        minimise(
+            task,
+            theta,
+            optimizer=torch.optim.Adam([theta], lr=0.1),
+            iterations=5,
+            progress=False,
+            on_error="raise",
+        )
+        assert theta.item() > 1.0
+        assert getattr(task.run(), task.quantity).item() < 0.8 * before
+
+
+def test_theorem_2_for_a_criterion_that_rises() -> None:
+    theta = leaf(0.7)
+    study = convergence_study(
+        growth(theta),
+        torch.tensor([0.2], dtype=F64),
+        first,
+        2.0,
+        steps=[0.08, 0.04, 0.02, 0.01],
+        interpolation="log",
+        direction="rising",
+    )
+    assert study.reference.time == pytest.approx(math.log(10) / 0.7, rel=1e-8)
+    # N* = log 10/log(1 + h theta): the first order cancels in the derivative, not in the value.
+    assert study.slope.slope == pytest.approx(2.0, abs=0.05)
+    assert study.time_slope is not None
+    assert study.time_slope.slope == pytest.approx(1.0, abs=0.05)
+    assert all(row.decrease > 0 for row in study.rows)
