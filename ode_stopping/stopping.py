@@ -81,7 +81,10 @@ def stopping_time(
             in the sign of J. AnyOf and AllOf change places (see there).
         leave_first: J has to be on the other side of the target first (above it for "falling"), by
             more than its rounding, and T is the first crossing after that: for restarts at x_T, and
-            for "falls below again". Judged target by target; nothing is AT_START.
+            for "falls below again". Judged target by target; nothing is AT_START. (Where J starts
+            on the target and goes on through it, T jumps to t0 under a change of x0 or target that
+            lifts J off it, as after a detached x_T; its derivatives are those of the next
+            crossing.)
         max_time: Absolute horizon, in flow time; None: t0 + 1e6.
         solver: Adaptive method with its tolerances: `Torchdiffeq(...)`, or a `Solver` of one's own;
             None: `Torchdiffeq()`.

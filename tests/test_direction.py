@@ -33,6 +33,7 @@ from ode_stopping import (
     DivergedError,
     ForwardSensitivity,
     GradientError,
+    GradientNorm,
     GradientRoute,
     InterpolatingAdjoint,
     Quadratic,
@@ -298,6 +299,27 @@ def test_several_targets_of_an_iteration() -> None:
         found.append(torch.autograd.grad((weights * result.steps).sum(), [theta, eps]))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_criteria_that_take_rows_and_those_that_differentiate(inside: bool) -> None:
+    """x' = x on curvatures 1 and 2, J = |grad f|^2 = e^{2t} (x_1^2 + 4 x_2^2)."""
+    objective = Quadratic(torch.tensor([1.0, 2.0], dtype=F64))
+    x0 = leaf([0.1, 0.05])
+
+    def differentiates(t: Tensor, x: Tensor) -> Tensor:
+        (g,) = torch.autograd.grad(objective(x), x, create_graph=True)
+        return g.square().sum()
+
+    criterion = differentiates if inside else GradientNorm(objective)
+    result = stopping_time(
+        lambda t, x: x, x0, criterion, 1.0, direction="rising", solver=Torchdiffeq(rtol=1e-10)
+    )
+    truth = -0.5 * torch.log(x0[0] ** 2 + 4 * x0[1] ** 2)
+    assert result.time.item() == pytest.approx(truth.item(), rel=1e-9)
+    found = torch.autograd.grad(result.time, x0) + torch.autograd.grad(truth, x0)
+    assert torch.allclose(*found, rtol=1e-8)
+    assert bool((result.trajectory.values > 0).all())
 
 
 # --- what is shown ------------------------------------------------------------------------------

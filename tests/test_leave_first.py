@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scripted import Keeping, Scene, Script, indices
@@ -323,6 +324,51 @@ def test_a_jump_of_j_leaves_the_target() -> None:
     )
     assert result.status is Status.REACHED
     assert result.time.item() == pytest.approx(3.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("leave", [True, False])
+@both_directions
+@pytest.mark.parametrize("seed", range(5))
+def test_against_dense_samples_of_random_waves(seed: int, direction: str, leave: bool) -> None:
+    """J = sum_i a_i sin(w_i t + p_i) on oscillators, 4 targets: J at 300,000 times says when."""
+    random = np.random.default_rng(seed)
+    a, w, p = random.normal(size=3), random.uniform(0.3, 6.0, size=3), random.uniform(0, 6.28, 3)
+    targets = 0.5 * np.abs(a).sum() * random.normal(size=4)
+    targets[0] = (a * np.sin(p)).sum()  # where J starts
+    clock = np.linspace(0.0, 15.0, 300_001)
+    sign = 1.0 if direction == "falling" else -1.0
+    levels = sign * (a * np.sin(clock[:, None] * w + p)).sum(-1)
+    expected, safe = [], []
+    for target in sign * targets:
+        above = levels > target + 1e-10
+        first = int(above.argmax()) if leave else 0
+        met = (levels[first:] <= target + (0.0 if first else 1e-12)) & (
+            bool(above.any()) or not leave
+        )
+        end = first + int(met.argmax()) if met.any() else len(levels) - 1
+        expected.append(clock[end] if met.any() else math.inf)
+        turns = np.flatnonzero(np.diff(np.sign(np.diff(levels[: end + 1])))) + 1
+        safe.append(bool((np.abs(levels[turns] - target) > 1e-3).all()))
+    rates = torch.from_numpy(w)
+    weights = torch.from_numpy(a)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of starts on the target, and of turns near one
+        result = stopping_time(
+            lambda t, x: torch.stack([rates * x[1], -rates * x[0]]),
+            torch.from_numpy(np.stack([np.sin(p), np.cos(p)])),
+            lambda t, x: (weights * x[0]).sum(),
+            torch.from_numpy(targets),
+            direction=direction,  # type: ignore[arg-type]
+            leave_first=leave,
+            max_time=15.0,
+            solver=Torchdiffeq(rtol=1e-8),
+            throw=False,
+        )
+    found = result.time.tolist()
+    assert any(safe)
+    for time, truth, certain in zip(found, expected, safe, strict=True):
+        if certain:
+            assert time == pytest.approx(truth, abs=1e-4)
 
 
 # --- misses -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -162,6 +163,39 @@ def test_each_target_by_itself(direction: Any) -> None:
     assert [one.name for one in without.status] == (
         names if direction == "falling" else ["REACHED", "AT_START", "REACHED", "AT_START"]
     )
+
+
+@pytest.mark.parametrize("leave", [True, False])
+@pytest.mark.parametrize("direction", ["falling", "rising"])
+def test_against_loops_over_random_tables(direction: Any, leave: bool) -> None:
+    """J_k from a table of 60 numbers, 6 targets, one of them J_0: 40 tables."""
+    random = np.random.default_rng(0)
+    sign = 1.0 if direction == "falling" else -1.0
+    misses = 0
+    for _ in range(40):
+        table = torch.from_numpy(random.normal(size=61))
+        targets = torch.from_numpy(random.normal(size=6) * 1.5)
+        targets[2] = table[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the start on the target
+            result = stopping_index(
+                lambda k, x, table=table: table[k + 1 : k + 2].clone(),
+                table[:1].clone(),
+                lambda t, x: x[0].clone(),
+                targets,
+                direction=direction,
+                leave_first=leave,
+                max_steps=60,
+                gradient=None,
+            )
+        expected = []
+        for target in targets.tolist():
+            excess = [sign * (value - target) for value in table.tolist()]
+            first = next((k for k, e in enumerate(excess) if e > 1e-9), 61) if leave else 0
+            expected.append(next((k for k in range(first, 61) if excess[k] <= 0), -1))
+        misses += expected.count(-1)
+        assert result.index.tolist() == expected
+    assert misses > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

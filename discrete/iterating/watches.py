@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from ode_stopping.core.level import Rounding, may_stand_on, warn_of_the_start
+from ode_stopping.core.level import Rounding, near_targets, warn_of_the_start
 
 from ..call import Call
 
@@ -77,7 +77,7 @@ class Watches:
 
 def _warn_of_the_start(call: Call, value: float) -> None:
     """Warn where a rounding decides whether a target is met at the start."""
-    near = [target for target in call.values if may_stand_on(value, call.begin, target)]
+    near = near_targets(value, call.begin, call.values)
     if not near:
         return
     criterion, update, clock = call.criterion, call.update, call.update.clock

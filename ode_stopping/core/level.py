@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, isfinite, nextafter
 
@@ -12,7 +13,7 @@ from .functions import CriterionMap
 from .status import StoppingWarning
 from .warn import warn_user
 
-__all__ = ["Rounding", "may_stand_on", "warn_of_the_start"]
+__all__ = ["Rounding", "near_targets", "warn_of_the_start"]
 
 # By this J may miss a target that a point was computed to lie on: by some roundings of the last
 # step and of J itself, and by one of T, which is large against the motion of x where T is.
@@ -61,13 +62,13 @@ def _unit(x: Tensor) -> float:
     return max(_ROUNDINGS * torch.finfo(x.dtype).eps, _OF_TIME)
 
 
-def may_stand_on(value: float, x: Tensor, target: float) -> bool:
-    """Whether J is so close to the target that its rounding has to be looked at.
+def near_targets(value: float, x: Tensor, targets: Iterable[float]) -> list[float]:
+    """Targets to which J is so close that its rounding has to be looked at.
 
     A cheap look, since most runs begin far from their targets: no derivative is taken.
     """
-    size = max(abs(value), abs(target), float(x.abs().max()))
-    return abs(value - target) <= _ROOM * _unit(x) * size
+    size, room = max(abs(value), float(x.abs().max())), _ROOM * _unit(x)
+    return [eps for eps in targets if abs(value - eps) <= room * max(size, abs(eps))]
 
 
 def warn_of_the_start(criterion: CriterionMap, value: float, target: float) -> None:

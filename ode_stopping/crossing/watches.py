@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import inf
 
 from ..call import Call
-from ..core.level import Rounding, may_stand_on, warn_of_the_start
+from ..core.level import Rounding, near_targets, warn_of_the_start
 from ..solving.solver import StepFailed
 from ..solving.stepper import Stepper
 from .near_miss import Dips, NearMiss, closest
@@ -139,7 +139,7 @@ class _Turns:
 
 def _warn_of_the_start(call: Call, watches: Sequence[Watch], value: float) -> None:
     """Warn where a rounding decides whether a target is met at the start."""
-    near = [watch.target for watch in watches if may_stand_on(value, call.x0, watch.target)]
+    near = near_targets(value, call.x0, [watch.target for watch in watches])
     if not near:
         return
     rounding = Rounding.at(call.criterion, call.start, call.x0)

@@ -184,7 +184,9 @@ class Evidence:
                 f"target, or use {tighter}."
             )
         if "rounding" in large:
-            remedy = "Use float64" if self.dtype != torch.float64 else "Use a larger target"
+            remedy = (
+                "Use float64" if self.dtype != torch.float64 else "Use a target that is met earlier"
+            )
             return (
                 f"one rounding of x_T in {self.dtype} changes grad J / J' by "
                 f"{self.rounding:.1e}. {remedy}."
