@@ -9,12 +9,16 @@ theorem on the formula: nothing of the library is in them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from ode_stopping import StoppingResult, Torchdiffeq, stopping_time
+
 F64 = torch.float64
+TIGHT = Torchdiffeq(rtol=1e-10)
 
 
 def leaf(value: float | list[float]) -> Tensor:
@@ -86,6 +90,23 @@ class Turning:
         excess = self.level(t) - self.eps
         rate, *parts = torch.autograd.grad(excess, [t, *self.leaves])
         return [-part / rate for part in parts]
+
+
+def growth(theta: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """x' = theta x."""
+    return lambda t, x: theta.to(x.dtype) * x
+
+
+def first(t: Tensor, x: Tensor) -> Tensor:
+    """J = x_1."""
+    return x[0].clone()
+
+
+def run(turning: Turning, target: Any = None, **options: Any) -> StoppingResult:
+    """The stopping time of a turning, with leave_first=True and a tight tolerance."""
+    arguments = {"t0": turning.t0, "solver": TIGHT, "leave_first": True, **options}
+    target = turning.eps if target is None else target
+    return stopping_time(turning.flow, turning.x0, turning.first, target, **arguments)
 
 
 def hand_loop(
