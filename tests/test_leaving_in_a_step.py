@@ -47,6 +47,18 @@ def test_left_in_one_step_and_met_in_another() -> None:
         assert run.time == pytest.approx(high, abs=1e-11)
 
 
+def test_a_sample_just_above_the_target_is_no_touch() -> None:
+    """y rises by the clock until t = 2; at t = 0.36, which is looked at, it is 1e-9 above of 1."""
+
+    def script(t: float) -> tuple[float, float]:
+        return (0.64 + 1e-9 + t, 1.0) if t <= 2 else (4.64 + 1e-9 - t, -1.0)
+
+    run, _ = Scene(script, (1.0,), times=(0.0, 2.0, 100.0), leave_first=True).run()
+    (hit,) = run.hits
+    assert hit.status is Status.REACHED
+    assert hit.time == pytest.approx(3.64 + 1e-9, abs=1e-12)
+
+
 def test_targets_that_are_left_and_others_in_one_step() -> None:
     """J = 10 t (0.5 - t) (1 - t) from 0: up to 0.48 and down again below 0."""
 
