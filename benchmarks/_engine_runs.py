@@ -41,8 +41,9 @@ Run = Callable[[], Sample]
 
 
 def solve(subject: Subject, route: GradientRoute | None = None) -> StoppingResult:
-    """The library's stopping time; without a route by its default one."""
-    options: dict[str, Any] = {} if route is None else {"gradient": route}
+    """The library's stopping time, judged by its by-products; by the default route or another."""
+    options: dict[str, Any] = {"evidence": "light"}
+    options |= {} if route is None else {"gradient": route}
     solver = Torchdiffeq(rtol=RTOL)
     flow, x0, criterion = subject.flow, subject.x0, subject.criterion
     return stopping_time(flow, x0, criterion, subject.target, solver=solver, **options)

@@ -99,6 +99,7 @@ class Rotated:
                 target,
                 gradient=InterpolatingAdjoint(),
                 solver=Torchdiffeq(rtol=rtol),
+                evidence="light",
             )
             middle = time.perf_counter()
             gradients = torch.autograd.grad(result.time, [self.p, self.x0])
@@ -198,6 +199,7 @@ def _gradients(
         criterion,
         target,
         solver=Torchdiffeq(rtol=1e-10),
+        evidence="light",
     )
     return [g.numpy() for g in torch.autograd.grad(result.time, [problem.p, problem.x0])]
 

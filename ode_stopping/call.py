@@ -61,7 +61,7 @@ class Call:
     learned: tuple[float, ...] = ()
     gradient: Route | None = None
     censored: float | None = None
-    evidence: Literal["light", "standard", "thorough"] = "light"
+    evidence: Literal["light", "standard", "thorough"] = "standard"
     leave_first: bool = False
 
     @property
@@ -79,8 +79,8 @@ class Call:
         """Whether the forward run keeps its steps."""
         if self.gradient is None:
             return False
-        # lam at a breakpoint, and what is asked of every leaf, need the steps.
-        return self.gradient.needs_path or bool(self.learned) or not self.light
+        # x and lam at a breakpoint, and what is asked of every leaf, need the steps.
+        return self.gradient.needs_path or len(self.times) > 2 or not self.light
 
     @property
     def light(self) -> bool:

@@ -58,7 +58,7 @@ def stopping_time(
     censored: float | Literal["horizon"] | None = None,
     batched: bool = False,
     throw: bool = True,
-    evidence: Literal["light", "standard", "thorough", "cheap"] = "light",
+    evidence: Literal["light", "standard", "thorough", "cheap"] = "standard",
 ) -> StoppingResult:
     """First time at which the criterion is down to the target, with its derivatives.
 
@@ -103,11 +103,13 @@ def stopping_time(
         batched: Many independent problems on one clock (not available yet).
         throw: Raise for DEGENERATE, DIVERGED and STALLED instead of returning the status.
         evidence: Every backward pass leaves estimates of its error on `result.evidence`, and warns
-            (`GradientAccuracyWarning`) where they exceed 50 rtol. "light": from what the solves
-            know, for two evaluations of flow and criterion; for inner loops. "standard": the error
-            of every leaf, from the gradient on half as many steps; where that does not settle it,
-            on twice as many, whose gradient is returned. "thorough": steps are halved until two
-            gradients in a row agree. ("cheap" is the former name of "light".)
+            (`GradientAccuracyWarning`) where they exceed 50 rtol. "standard": the error of every
+            leaf, from the gradient on half as many steps; where that does not settle it, on twice
+            as many, whose gradient is returned; besides, one difference of T along all leaves,
+            which sees derivatives that are lost on the path, and jumps of the flow in the state.
+            "light": from what the solves know, for two evaluations of flow and criterion; for inner
+            loops. "thorough": steps are halved until two gradients in a row agree. ("cheap" is the
+            former name of "light".)
 
     Raises:
         TypeError, ValueError: Bad input, naming the argument.

@@ -88,6 +88,7 @@ def measure_time(
         gradient=InterpolatingAdjoint(),
         params=parameters,
         throw=False,
+        evidence="light",
     )
     _require_crossing(result.status, "the flow", f"up to t = {result.trajectory.end:.6g}")
     middle = time.perf_counter()

@@ -187,6 +187,7 @@ class _Job:
             params=params if params is not None else self.params,
             breakpoints=self.breakpoints,
             throw=False,
+            evidence="light",  # the route itself is looked at, from all sides
         )
 
 

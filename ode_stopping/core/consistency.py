@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,16 @@ from .states import StateLayout
 from .status import MissingGradientError, NotReproducibleError
 from .substitution import Substitution
 
-__all__ = ["check_derivatives", "check_reproducible", "check_same_value", "check_time"]
+__all__ = [
+    "Thresholds",
+    "check_derivatives",
+    "check_reproducible",
+    "check_same_value",
+    "check_time",
+    "disagreement",
+    "natural_size",
+    "noise_like",
+]
 
 _SHARE_OF_STEP = 1e-2
 
@@ -37,17 +47,41 @@ _HOOKS = (
 
 
 @dataclass(frozen=True)
-class _Thresholds:
-    """Relative size of the perturbation, of a mismatch that counts, and of a rounding."""
+class Thresholds:
+    """Sizes of a comparison with differences, all relative.
+
+    Attributes:
+        perturbation: By how much is moved.
+        mismatch: The difference that counts.
+        eps: One rounding.
+    """
 
     perturbation: float
     mismatch: float
     eps: float
 
     @classmethod
-    def of(cls, dtype: torch.dtype) -> _Thresholds:
-        eps = torch.finfo(dtype).eps
+    def of(cls, *tensors: Tensor) -> Thresholds:
+        """For a function of these: it may compute in the coarsest of their types."""
+        eps = max(torch.finfo(p.dtype).eps for p in tensors if p.is_floating_point())
         return cls(eps ** (1 / 3), max(1e-4, 20 * eps ** (2 / 3)), eps)
+
+
+def noise_like(*, seed: int) -> Callable[[Tensor], Tensor]:
+    """Normal numbers of the shape, dtype and device of a tensor, the same ones on every device."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(tensor: Tensor) -> Tensor:
+        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        return drawn.to(dtype=tensor.dtype, device=tensor.device)
+
+    return noise
+
+
+def natural_size(tensor: Tensor) -> Tensor:
+    """By how much each element is moved where it is moved by its own size, > 0."""
+    tensor = tensor.detach()
+    return tensor.abs() + _rms(tensor) + _tiny_scale(tensor)
 
 
 def check_reproducible(first: Tensor, second: Tensor, *, name: str) -> None:
@@ -56,6 +90,8 @@ def check_reproducible(first: Tensor, second: Tensor, *, name: str) -> None:
     Raises:
         NotReproducibleError: Naming the function.
     """
+    if torch.equal(first, second):
+        return
     eps = torch.finfo(first.dtype).eps
     finite = first[torch.isfinite(first)]
     allowed = 1e3 * eps * float(finite.abs().max()) if finite.numel() else 0.0
@@ -92,16 +128,8 @@ def check_derivatives(
     Raises:
         MissingGradientError: A derivative is missing or partly missing.
     """
-    # A function may compute in the coarsest of the types that it is given.
-    types = {x.dtype, *(p.dtype for p in leaves.tensors if p.is_floating_point())}
-    coarsest = max(types, key=lambda dtype: torch.finfo(dtype).eps)
-    limits = _Thresholds.of(coarsest)
-    generator = torch.Generator().manual_seed(0)
-
-    def random_like(tensor: Tensor) -> Tensor:
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        return noise.to(dtype=tensor.dtype, device=tensor.device)
-
+    limits = Thresholds.of(x, *leaves.tensors)
+    random_like = noise_like(seed=0)
     point = x.detach().clone().requires_grad_(True)
     value = traced(point)
     cotangent = random_like(value) / _piece_sizes(value.detach(), layout)
@@ -123,7 +151,7 @@ def check_derivatives(
     def along_x(size: float) -> float:
         return float((cotangent * evaluate(x + size * x_direction)).sum())
 
-    hooked = _has_hooks(value, leaves)
+    hooked = partial(_has_hooks, value, leaves)
     _compare(along_x, cotangent, exact, limits, f"the state in the {name}", value, hooked)
     if not parameters:
         return
@@ -136,9 +164,7 @@ def check_derivatives(
     rest = met[_SINGLE_LEAVES:]
     for group in [*groups, rest] if rest else groups:
         moved = [parameters[k] for k in group]
-        directions = [
-            random_like(p) * (p.detach().abs() + _rms(p.detach()) + _tiny_scale(p)) for p in moved
-        ]
+        directions = [random_like(p) * natural_size(p) for p in moved]
         filled = [
             torch.zeros_like(p) if g is None else g
             for g, p in zip((grads[1 + k] for k in group), moved, strict=True)
@@ -154,10 +180,10 @@ def _compare_leaves(
     directions: list[Tensor],
     gradients: list[Tensor],
     cotangent: Tensor,
-    limits: _Thresholds,
+    limits: Thresholds,
     name: str,
     value: Tensor,
-    hooked: bool,
+    hooked: Callable[[], bool],
 ) -> None:
     def along(size: float) -> float:
         values = [
@@ -204,7 +230,7 @@ def check_time(
     """
     # The scale of t is known, that of a step: larger differences see through a clock that is
     # rounded to single precision on the way.
-    limits = replace(_Thresholds.of(like.dtype), perturbation=_SHARE_OF_STEP)
+    limits = replace(Thresholds.of(like), perturbation=_SHARE_OF_STEP)
     low, high = bounds
     span = high - low
     reach = limits.perturbation * span
@@ -214,9 +240,7 @@ def check_time(
     middle = min(max(t, low + reach), high - reach)
     time = torch.tensor(middle, dtype=like.dtype, device=like.device, requires_grad=True)
     value = traced(time)
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-    cotangent = noise.to(value) / _piece_sizes(value.detach(), layout)
+    cotangent = noise_like(seed=1)(value) / _piece_sizes(value.detach(), layout)
     exact = 0.0
     if value.requires_grad:
         (gradient,) = torch.autograd.grad(
@@ -275,36 +299,57 @@ def _compare(
     path: Callable[[float], float],
     cotangent: Tensor,
     exact: float,
-    limits: _Thresholds,
+    limits: Thresholds,
     what: str,
     value: Tensor,
-    hooked: bool = False,
+    hooked: Callable[[], bool] = lambda: False,
 ) -> None:
-    size = limits.perturbation
+    rounding = float((cotangent * value.detach()).abs().sum())
+    found = disagreement(path, exact, limits, rounding)
+    if found is not None:
+        raise MissingGradientError(
+            f"the derivative with respect to {what} is wrong or missing: autograd gives "
+            f"{exact:.6g} along a "
+            f"random direction, a central difference {found:.6g}. "
+            + (_HOOKS if hooked() else _USUAL)
+        )
+
+
+def disagreement(
+    path: Callable[[float], float],
+    exact: float,
+    limits: Thresholds,
+    size: float,
+    *,
+    least: float = 0.0,
+) -> float | None:
+    """The central difference of `path` at 0 where it contradicts a derivative; None where not.
+
+    Args:
+        path: A function of a small number.
+        exact: Its derivative at 0, as somebody claims.
+        limits: How far to go, and what counts.
+        size: Of the numbers that the values of `path` are made of, for rounding.
+        least: A difference that does not count, relative to which `limits.mismatch` is taken.
+    """
+    length = limits.perturbation
 
     def difference(h: float) -> float:
         return (path(h) - path(-h)) / (2 * h)
 
-    def one_sided() -> tuple[float, float]:
-        ahead, here, behind = (path(h) for h in (size, 0.0, -size))
-        return (here - behind) / size, (ahead - here) / size
-
-    fine = difference(0.5 * size)
-    noise = limits.eps * float((cotangent * value.detach()).abs().sum()) / size
+    fine = difference(0.5 * length)
     gap = abs(fine - exact)
-    allowed = limits.mismatch * max(abs(fine), abs(exact)) + 100 * noise
+    allowed = limits.mismatch * max(abs(fine), abs(exact), least)
+    allowed += 100 * limits.eps * size / length
     # A difference that has not settled (a kink nearby) is no witness.
-    if gap > allowed and abs(fine - difference(size)) < 0.1 * gap:
-        slopes = one_sided()
-        # With room for the curvature of the sides: on a kink, autograd's value is one of the ends.
-        inside = min(slopes) - allowed <= exact <= max(slopes) + allowed
-        if max(slopes) - min(slopes) > gap and inside:
-            return  # on a kink, or next to it: autograd takes one side, a central difference both
-        raise MissingGradientError(
-            f"the derivative with respect to {what} is wrong or missing: autograd gives "
-            f"{exact:.6g} along a "
-            f"random direction, a central difference {fine:.6g}. " + (_HOOKS if hooked else _USUAL)
-        )
+    if not gap > allowed or not abs(fine - difference(length)) < 0.1 * gap:
+        return None
+    ahead, here, behind = (path(h) for h in (length, 0.0, -length))
+    slopes = (here - behind) / length, (ahead - here) / length
+    # With room for the curvature of the sides: on a kink, autograd's value is one of the ends, and
+    # a central difference takes both.
+    inside = min(slopes) - allowed <= exact <= max(slopes) + allowed
+    return None if max(slopes) - min(slopes) > gap and inside else fine
 
 
 def _rms(tensor: Tensor) -> Tensor:

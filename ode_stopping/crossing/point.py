@@ -25,6 +25,8 @@ class Crossing:
         velocity: F(T, x_T), shape (n,).
         gradient: g = grad J, shape (n,).
         explicit_rate: dJ/dt at fixed x.
+        aside: How long before T, in flow time, g and dJ/dt were taken, on the line along F: > 0
+            where J has a kink, so that they are those of one side.
     """
 
     time: float
@@ -33,12 +35,20 @@ class Crossing:
     velocity: Tensor
     gradient: Tensor
     explicit_rate: float
+    aside: float = 0.0
 
     @classmethod
     def at(cls, call: Call, time: float, state: Tensor, velocity: Tensor) -> Crossing:
         """The point, with the criterion evaluated and differentiated there."""
         value, gradient, explicit = call.criterion.gradient(time, state)
         return cls(time, state, value, velocity, gradient, explicit)
+
+    @property
+    def seen_at(self) -> tuple[float, Tensor]:
+        """Where the derivatives were taken: at T, or just before it on the side of a kink."""
+        if self.aside == 0.0:
+            return self.time, self.state
+        return self.time - self.aside, self.state - self.aside * self.velocity
 
     @property
     def rate(self) -> float:

@@ -24,6 +24,8 @@ from .backward import Cotangents, Gradients, differentiate
 from .caveats import warn_about_clock, warn_about_learned_times, warn_about_rounding
 from .evidence import Evidence, warn_about_grazing
 from .judge import judge
+from .jumps import warn_about_moved_times
+from .kinks import with_kinks
 from .problem import StoppingProblem
 from .route import GradientRoute
 from .tracing import check_criterion, check_functions, trace_leaves
@@ -166,9 +168,10 @@ def _solved(
         warn_about_rounding(problem, hit.point)
         warn_about_grazing(hit.near_miss, problem.tolerances)
     if needed:
-        problem = problem.knowing(time=check_functions(problem))
+        problem = with_kinks(problem.knowing(time=check_functions(problem)))
         warn_about_clock(problem, route, t0_wanted=t0_wanted)
         warn_about_learned_times(problem)
+        warn_about_moved_times(problem)
     return problem
 
 

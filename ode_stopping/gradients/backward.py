@@ -182,7 +182,9 @@ def _of_criterion(problem: StoppingProblem, hit: Hit, scale: Tensor) -> list[Ten
     """
     point, criterion = hit.point, problem.criterion
     assert point is not None
-    explicit = criterion.vjp(point.time, point.state, scale, problem.leaves, look=True)
+    explicit = criterion.vjp(*point.seen_at, scale, problem.leaves, look=True)
+    if point.aside > 0.0:
+        return explicit.leaves
     rounding = torch.finfo(point.state.dtype).eps / torch.finfo(torch.float64).eps
     size = float((point.gradient * point.state).abs().sum()) + abs(hit.watch.target)
     check_same_value(float(explicit.value), point.value, rounding * size, name="criterion")

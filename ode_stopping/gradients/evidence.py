@@ -177,6 +177,21 @@ class Evidence:
         """Why, and what to do: the first of the possible reasons that is large enough by itself."""
         tighter = f"solver=Torchdiffeq(rtol={max(self.rtol * 0.1, 1e-13):.0e})"
         large = {name for name, value in self.figures.items() if not value <= self.promise}
+        lost = [leaf.name for leaf in self.leaves if leaf.cause == "lost"]
+        if lost:
+            return (
+                f"moving {', '.join(lost)} a little changes the result by something else than the "
+                "derivatives of flow and criterion say. One of them is lost or wrong somewhere on "
+                "the path: a .detach(), .item() or torch.no_grad() on a branch, a hook, a "
+                "torch.autograd.Function."
+            )
+        if self.worst is not None and "refinement" in large and self.worst.cause == "jump":
+            return (
+                f"the flow jumps in the state (a kink of the objective, a threshold, a contact), "
+                f"and the jump of lam there, which changes that of {self.worst.name} by "
+                f"{self.worst.error:.1e}, is missing: no setting mends it. Smooth the flow, or, "
+                "where the time of the jump is known, name it in breakpoints=."
+            )
         if abs(self.rate) < _GRAZING_RATE * self.rate_scale and large != {"identity"}:
             return (
                 f"the crossing is nearly grazing (J'(T) = {self.rate:.2e} against a scale of "

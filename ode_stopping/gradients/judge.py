@@ -47,12 +47,13 @@ def judge(
         if arrives:
             assert hit.point is not None
             assert hit.state_error is not None
-            evidence = replace(
-                evidence,
-                noise=lam_change(call, hit.point, hit.state_error),
-                rounding=lam_change(call, hit.point, _rounding(hit.state)),
-                **common,
-            )
+            evidence = replace(evidence, **common)
+            if hit.point.aside == 0.0:  # (On a kink a small move changes the side, as was said.)
+                evidence = replace(
+                    evidence,
+                    noise=lam_change(call, hit.point, hit.state_error),
+                    rounding=lam_change(call, hit.point, _rounding(hit.state)),
+                )
         parts.append(evidence)
     worst = max(parts, key=lambda evidence: evidence.estimate or 0.0)
     worst.warn()

@@ -43,7 +43,7 @@ def cotangent_at_crossing(
 
 
 def differentiable_crossing(
-    call: Call, time: Tensor, state: Tensor, target: Tensor
+    call: Call, time: Tensor, state: Tensor, target: Tensor, *, aside: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """T and x_T as differentiable functions of a state that was solved to the fixed time `time`.
 
@@ -56,6 +56,7 @@ def differentiable_crossing(
         time: T0, numerically the stopping time, shape (), float64; it may have a graph, too.
         state: x(T0) with its graph, shape (n,).
         target: eps, shape ().
+        aside: How long before T the criterion is looked at (`Crossing.aside`).
 
     Returns:
         T, shape (), and x_T, shape (n,); their values are T0 and x(T0).
@@ -70,15 +71,18 @@ def differentiable_crossing(
         return state + dt * velocity + 0.5 * dt.square() * acceleration
 
     for _ in range(2):
-        x = _requiring_grad(path(shift))
-        t = _requiring_grad(base + shift)
+        # On a kink, from the side of the run; the path there is a straight line.
+        x = _requiring_grad(path(shift) - aside * velocity.detach())
+        t = _requiring_grad(base + shift - aside)
         value = criterion.traced(t, x)
         g, explicit = torch.autograd.grad(value, [x, t], create_graph=True, allow_unused=True)
         speed = velocity + shift * acceleration
         rate = (g * speed).sum() if g is not None else torch.zeros_like(value)
         if explicit is not None:
             rate = rate + explicit
-        shift = shift - (value - target) / rate
+        # (What J has fallen by since then is no error of T.)
+        fallen = (value - target).detach() if aside > 0.0 else 0.0
+        shift = shift - (value - target - fallen) / rate
     # The values are T0 and x(T0) exactly; what the shift holds beyond its derivatives is rounding.
     shift = shift - shift.detach()
     return time + shift, path(shift)

@@ -12,12 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
+from typing import Literal
+
+import torch
 
 from .backward import Cotangents, Gradients, differentiate
+from .directional import contradictions
+from .jumps import shares_of_jumps, warn_about_moved_jumps
 from .problem import StoppingProblem
 from .regridded import halved, merged
 from .route import GradientRoute
-from .steps import StepAdjoint, Transpose
+from .steps import OverJumps, StepAdjoint, Transpose
 
 __all__ = ["FLOOR", "LeafError", "Refined", "refined"]
 
@@ -29,6 +34,8 @@ _HALVINGS = 3
 # A gradient that has cancelled below this share of its parts is judged by that share.
 FLOOR = 1e-3
 
+Cause = Literal["steps", "lost", "jump"]
+
 
 @dataclass(frozen=True)
 class LeafError:
@@ -38,11 +45,14 @@ class LeafError:
         name: Of the tensor.
         norm: |dL/dtensor|.
         error: Estimate of its relative error.
+        cause: Where it comes from: "steps" that are too long, a "lost" derivative (a difference of
+            the result contradicts it), or a "jump" of the flow in the state.
     """
 
     name: str
     norm: float
     error: float
+    cause: Cause = "steps"
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,10 @@ class Refined:
 def refined(
     problem: StoppingProblem, route: GradientRoute, found: Gradients, given: Cotangents
 ) -> Refined:
-    """Hold a gradient against those on other steps.
+    """Hold a gradient against those on other steps, and against a difference of the result.
 
-    Costs a forward and a backward pass on half as many steps; where those do not settle it, also
-    on twice as many.
+    Costs a forward and a backward pass on half as many steps, and two more forward; where those do
+    not settle it, also a forward and a backward pass on twice as many.
     """
     judge = _Comparison(problem, given, found)
     own = type(route) is StepAdjoint
@@ -86,11 +96,14 @@ def refined(
     coarse = None if departs else merged(problem)
     if coarse is not None:
         factor = 2.0**problem.method.order - 1.0
-        errors = judge.errors(transposed, differentiate(coarse, Transpose(), given), factor)
+        on_coarse = differentiate(coarse, Transpose(), given)
+        errors = judge.errors(transposed, on_coarse, factor)
         if between is not None:
             errors = [a + b for a, b in zip(errors, between, strict=True)]
         if max(errors, default=0.0) <= _BELIEVED * problem.call.promise:
-            return judge.result(found, errors, between)
+            lost = contradictions(coarse, on_coarse, given)
+            over = judge.over_jumps(transposed, coarse)
+            return judge.result(found, errors, between=between, lost=lost, over=over)
     share = min(_AT_LEAST, 2.0**problem.method.order - 1.0) if own else 1.0
     return judge.on_halves(replaces=own, share=share, between=between)
 
@@ -109,16 +122,19 @@ class _Comparison:
         """The steps in halves: the gradient there, or the one that was found."""
         fine = halved(self._problem)
         if fine is None:
-            return self.result(self._found, [inf] * len(self._names()), between)
+            return self.result(self._found, [inf] * len(self._names()), between=between)
         other = differentiate(fine, StepAdjoint(), self._given)
         # A continuous adjoint has an error of its own, which finer steps do not take away.
         errors = self.errors(self._found, other, share if other.pulled.fallback is None else 1.0)
-        return self.result(other if replaces else self._found, errors, between)
+        returned = other if replaces else self._found
+        lost, over = self._lost(fine, other), self.over_jumps(None, None)
+        return self.result(returned, errors, between=between, lost=lost, over=over)
 
     def until_settled(self, *, replaces: bool) -> Refined:
         """Halves of halves until two gradients in a row agree."""
         problem: StoppingProblem | None = self._problem
         before, errors = self._found, [inf] * len(self._names())
+        lost: list[float] | None = None
         for _ in range(_HALVINGS):
             assert problem is not None
             problem = halved(problem)
@@ -126,12 +142,33 @@ class _Comparison:
                 errors = [inf] * len(errors)
                 break
             other = differentiate(problem, StepAdjoint(), self._given)
+            lost = self._lost(problem, other) if lost is None else lost
             errors = self.errors(before if replaces else self._found, other)
             settled = self.errors(before, other)
             before = other
             if max(settled, default=0.0) <= self._problem.call.promise:
                 break
-        return self.result(before if replaces else self._found, errors, None)
+        over = self.over_jumps(None, None)
+        return self.result(before if replaces else self._found, errors, lost=lost, over=over)
+
+    def _lost(self, problem: StoppingProblem, gradients: Gradients) -> list[float]:
+        """What a difference says against the transpose of the steps."""
+        if gradients.pulled.fallback is not None:
+            gradients = differentiate(problem, Transpose(), self._given)
+        return contradictions(problem, gradients, self._given)
+
+    def over_jumps(
+        self, transposed: Gradients | None, coarse: StoppingProblem | None
+    ) -> list[float] | None:
+        """By how much the transpose is wrong for going over jumps of the flow in the state."""
+        shares = shares_of_jumps(self._problem, coarse)
+        if not shares:
+            return None
+        warn_about_moved_jumps(self._problem, shares)
+        if transposed is None:
+            transposed = differentiate(self._problem, Transpose(), self._given)
+        other = differentiate(self._problem, OverJumps(shares=shares), self._given)
+        return self.errors(transposed, other)
 
     def _names(self) -> list[str]:
         hits = self._problem.hits
@@ -146,13 +183,28 @@ class _Comparison:
         Zero for what is not asked for.
         """
         found = []
-        sizes, asked = self._natural(second), self._given.wanted
-        rows = zip(first.parts, second.parts, sizes, asked, strict=True)
-        for a, b, natural, wanted in rows:
-            gap, size = float((a - b).norm()), max(float(b.norm()), FLOOR * natural)
+        rows = zip(
+            first.parts,
+            second.parts,
+            self._natural(second),
+            self._roundings(),
+            self._given.wanted,
+            strict=True,
+        )
+        for a, b, natural, rounding, wanted in rows:
+            size = float(b.norm())
+            gap = max(float((a - b).norm()) - rounding * max(size, natural), 0.0)
+            size = max(size, FLOOR * natural)
             error = 0.0 if gap == 0.0 else gap / size / factor if size > 0.0 else inf
             found.append((error if isfinite(error) else inf) if wanted else 0.0)
         return found
+
+    def _roundings(self) -> list[float]:
+        """What a gradient is rounded by on its way, relative to its parts, where that is coarse."""
+        own = torch.finfo(self._problem.x0.dtype).eps
+        leaves = [torch.finfo(leaf.dtype).eps for leaf in self._problem.leaves.tensors]
+        others = len(self._given.wanted) - len(leaves)
+        return [0.0] * others + [2 * eps if eps > own else 0.0 for eps in leaves]
 
     def _natural(self, gradients: Gradients) -> list[float]:
         """How large each gradient would be if nothing cancelled; 0 where that is not known."""
@@ -170,16 +222,37 @@ class _Comparison:
         return [lam, rate, *targets, *parts]
 
     def result(
-        self, gradients: Gradients, errors: Sequence[float], between: Sequence[float] | None
+        self,
+        gradients: Gradients,
+        errors: Sequence[float],
+        *,
+        between: Sequence[float] | None = None,
+        lost: Sequence[float] | None = None,
+        over: Sequence[float] | None = None,
     ) -> Refined:
         """With names, of the tensors that are asked for."""
         wanted = self._given.wanted
+        nothing = [0.0] * len(errors)
         rows = [
-            LeafError(name, float(part.norm()), error)
-            for name, part, error, asked in zip(
-                self._names(), gradients.parts, errors, wanted, strict=True
+            LeafError(name, float(part.norm()), *_largest(error, gap, jump))
+            for name, part, error, gap, jump, asked in zip(
+                self._names(),
+                gradients.parts,
+                errors,
+                lost or nothing,
+                over or nothing,
+                wanted,
+                strict=True,
             )
             if asked
         ]
         asked_for = [e for e, asked in zip(between or [], wanted, strict=False) if asked]
         return Refined(gradients, tuple(rows), max(asked_for, default=None) if between else None)
+
+
+def _largest(steps: float, lost: float, jump: float) -> tuple[float, Cause]:
+    """The error of a leaf, and where it comes from."""
+    if lost > 0.0:
+        return max(steps, lost, jump), "lost"
+    # (A jump shows on finer steps as well.)
+    return max(steps, jump), "jump" if jump > 0.5 * steps else "steps"

@@ -20,6 +20,7 @@ from ..crossing.point import Crossing
 from ..crossing.watch import Hit
 from ..solving.flow_map import FlowPiece
 from ..solving.step import Step
+from .kinks import one_sided
 from .problem import StoppingProblem
 
 __all__ = ["halved", "merged"]
@@ -192,7 +193,9 @@ class _Regridded:
                 break
             residual = point.value - target
             if abs(residual) <= max(_MET * abs(target), _ROUNDINGS * point.rounding):
-                return steps, point
+                # The same side of a kink as on the accepted steps.
+                known = hit.point is not None and hit.point.aside > 0.0
+                return steps, one_sided(call, point) if known else point
             moved = ends[-1] - start - residual / point.rate
             stretch = min(moved, longest) / length
             if not stretch > 0.0:

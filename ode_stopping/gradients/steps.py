@@ -17,8 +17,8 @@ transpose.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import isfinite
 from typing import ClassVar
@@ -34,7 +34,7 @@ from .interpolating import InterpolatingAdjoint
 from .problem import Jump, Piece
 from .route import GradientRoute, PullBack
 
-__all__ = ["StepAdjoint", "Transpose"]
+__all__ = ["OverJumps", "StepAdjoint", "Transpose"]
 
 # A residual that is this large against what lam received is no error of a solver.
 _GARBAGE = 0.1
@@ -69,15 +69,23 @@ class Transpose(GradientRoute):
         """See `GradientRoute.pull_back_path`."""
         return self._solve(path, jumps)
 
+    @property
+    def _over(self) -> Mapping[int, Tensor]:
+        """What lam loses where steps begin that go over jumps, by the number of the step."""
+        return {}
+
     def _solve(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
-        transpose = _Transpose(path, jumps)
+        transpose, over = _Transpose(path, jumps), self._over
         # The steps of a hit branch off from the step of the path after their node.
         last = max(jump.node + bool(jump.steps) for jump in jumps)
-        nodes = [i for i, step in enumerate(path.steps[:last]) if step.t0 in path.times[1:-1]]
-        for begin, end in reversed(list(pairwise([0, *nodes, last]))):
+        named = {i for i, step in enumerate(path.steps[:last]) if step.t0 in path.times[1:-1]}
+        nodes = sorted({0, last, *named, *(i for i in over if i < last)})
+        for begin, end in reversed(list(pairwise(nodes))):
             for stop in range(end, begin, -self._chunk(path)):
                 transpose.through(max(stop - self._chunk(path), begin), stop)
-            if begin > 0:
+            if begin in over:
+                transpose.correct(over[begin])
+            if begin in named:
                 transpose.over_the_jump(begin)
         return transpose.result()
 
@@ -85,6 +93,21 @@ class Transpose(GradientRoute):
         if self.chunk is not None:
             return self.chunk
         return min(max(_CHUNK_NUMBERS // max(path.x0.numel(), 1), 1), _LONGEST_CHUNK)
+
+
+@dataclass(frozen=True)
+class OverJumps(Transpose):
+    """The transpose with what it lacks where steps go over jumps of the flow in the state.
+
+    Args:
+        shares: r by the number of the step: lam - r lam at its start (see `jumps`).
+    """
+
+    shares: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def _over(self) -> Mapping[int, Tensor]:
+        return self.shares
 
 
 @dataclass(frozen=True)
@@ -151,6 +174,10 @@ class _Transpose:
     @property
     def _lam(self) -> Tensor:
         return self._sweep.lam[0]
+
+    def correct(self, share: Tensor) -> None:
+        """lam - r lam: the step that starts here went over a jump in the state."""
+        self._sweep.lam[0] = self._lam - share * self._lam
 
     def over_the_jump(self, node: int) -> None:
         """F_t has a point mass where the flow jumps."""

@@ -63,9 +63,10 @@ def _points(run: Run) -> list[tuple[float, Tensor]]:
         return []
     stride = max(len(steps) // _TRACE_POINTS, 1)
     times = [0.5 * (step.t0 + step.t1) for step in steps[::stride][:_TRACE_POINTS]]
-    # A parameter that acts between two jumps of the flow only.
     bounds = [t for t in run.call.times if t < run.time] + [run.time]
-    times += [0.5 * (a + b) for a, b in pairwise(bounds)]
+    if len(bounds) > 2:
+        # A parameter that acts between two jumps of the flow only.
+        times += [0.5 * (a + b) for a, b in pairwise(bounds)]
     return [(t, path.flat(t)) for t in times]
 
 

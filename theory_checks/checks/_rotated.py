@@ -141,6 +141,7 @@ def by_route(cell: Cell, route: GradientRoute, method: str = "dopri5") -> Answer
         max_time=1e3,
         solver=Torchdiffeq(method=method, rtol=cell.rtol),
         gradient=route,
+        evidence="light",
     )
     time = float(result.time.detach())
     try:

@@ -90,7 +90,7 @@ def orders_dynamics(context: Context) -> Outcome:
     error.
     """
     ranges = context.choose(quick=RANGES, paper=PAPER_RANGES)
-    levels, phases = context.choose(quick=(4, 2), paper=(9, 4))
+    levels, phases = context.choose(quick=(3, 2), paper=(9, 4))
     return judge_orders(context, tuple(FLOWS), ranges, levels=levels, phases=phases)
 
 

@@ -100,6 +100,7 @@ def along_the_path(cell: Cell) -> Course:
         max_time=1e4,
         solver=Torchdiffeq(rtol=cell.rtol),
         gradient=InterpolatingAdjoint(),
+        evidence="light",
     )
     end = float(result.time.detach())
     times = np.linspace(START, end, SAMPLES).tolist()
@@ -157,6 +158,7 @@ def start_derivatives(case: Start) -> tuple[float, float, float]:
             max_time=1e4,
             solver=solver,
             gradient=InterpolatingAdjoint(),
+            evidence="light",
         )
     else:
         scheduled = RescaledGradientFlow(objective, schedule=ExponentialSchedule(1.0, 0.1))
@@ -169,6 +171,7 @@ def start_derivatives(case: Start) -> tuple[float, float, float]:
             max_time=1e4,
             solver=solver,
             gradient=InterpolatingAdjoint(),
+            evidence="light",
         )
     return (*two_forms(result), float("nan"))
 
