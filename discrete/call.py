@@ -43,18 +43,19 @@ class Call:
 
     Attributes:
         update: G_k on flat vectors, with its clock.
-        criterion: J on flat vectors.
+        criterion: J on flat vectors; it falls, whatever `direction` the user's J has.
         leaves: Tensors that receive gradients, besides x0, t0 and the targets.
         definition: Of the index.
         x0: Start, shape (n,), with the graph that it came with.
         begin: A copy without graph, which no function of the user's has seen.
         t0: Start time, shape (), with its graph.
-        targets: eps, each shape (), with their graphs; no value twice.
+        targets: The eps that it falls to, each shape (), with their graphs; no value twice.
         several: Whether the result has an axis of targets.
         missed: What a miss counts as, in steps, shape ().
         max_steps: Limit on k.
         route: Of the derivatives; None where no gradient is wanted.
         throw: Raise where the run failed.
+        leave_first: Whether J has to be above a target before a fall to it counts.
     """
 
     update: UpdateMap
@@ -70,6 +71,7 @@ class Call:
     max_steps: int
     route: Route | None
     throw: bool
+    leave_first: bool = False
 
     @property
     def layout(self) -> StateLayout:

@@ -23,7 +23,7 @@ from ode_stopping.checking.report import FINITE_DIFFERENCES, Finding, GradientRe
 from ode_stopping.checking.subjects import Call, Directions, Subject, directions_for, subjects_of
 from ode_stopping.core.states import State
 from ode_stopping.core.status import GradientError, Status
-from ode_stopping.core.validation import require_instance
+from ode_stopping.core.validation import Direction, require_instance
 
 from .gradients.adjoint import DiscreteAdjoint, IndexRoute, Truncated, Unrolled
 from .gradients.problem import IndexProblem
@@ -56,6 +56,8 @@ def check_index_gradient(
     gradient: IndexRoute = DiscreteAdjoint(),  # noqa: B008 - immutable
     interpolation: Interpolation | None = "log",
     t0: float | Tensor = 0.0,
+    direction: Direction = "falling",
+    leave_first: bool = False,
     max_steps: int = 1_000_000,
     directions: int = 3,
     seed: int = 0,
@@ -89,6 +91,8 @@ def check_index_gradient(
             be, unless its sum is full.
         interpolation: The fractional index; None has no differences to be held against.
         t0: As for `stopping_index`.
+        direction: As for `stopping_index`.
+        leave_first: As for `stopping_index`.
         max_steps: As for `stopping_index`.
         directions: Random directions a leaf.
         seed: Seed of the directions.
@@ -114,7 +118,7 @@ def check_index_gradient(
     require_directions(directions)
     call = Call.of(x0, target, t0)
     named = None if params is None else list(params)
-    job = _Job(update, criterion, interpolation, max_steps, named)
+    job = _Job(update, criterion, interpolation, direction, leave_first, max_steps, named)
     with torch.enable_grad():
         return _checked(job, call, gradient, directions, seed)
 
@@ -130,6 +134,8 @@ class _Job:
     update: Callable[..., Any]
     criterion: Callable[..., Any]
     interpolation: Interpolation
+    direction: Direction
+    leave_first: bool
     max_steps: int
     params: list[Tensor] | None
     runs: int = 0
@@ -145,6 +151,8 @@ class _Job:
             self.criterion,
             call.target,
             t0=call.t0,
+            direction=self.direction,
+            leave_first=self.leave_first,
             max_steps=self.max_steps if limit is None else min(limit, self.max_steps),
             gradient=route,
             interpolation=self.interpolation,
@@ -230,7 +238,9 @@ def _subjects(
         {"update": job.update, "criterion": job.criterion},
         job.params,
         span=problem.clock.step_value * problem.index,
-        height=float(result.trajectory.losses[0]) - problem.target,
+        height=float(
+            (result.trajectory.losses - problem.criterion.shown(problem.target)).abs().max()
+        ),
     )
     require_subjects(subjects, "N*")
     return subjects

@@ -89,10 +89,11 @@ class StoppingIndexResult:
         state: x_N, differentiable with N held fixed.
         status: How the run ended.
         reached: bool tensor, shape ().
-        decrease: J(x_N) - J(x_{N-1}), shape (), float64; NaN where N < 1.
+        decrease: J(x_N) - J(x_{N-1}), shape (), float64; NaN where N < 1. Positive with
+            direction="rising".
         trajectory: The losses, and the states that were kept.
         costs: Counts of the run, and of the latest backward pass.
-        best: Smallest J that was seen.
+        best: Smallest J that was seen; the largest with direction="rising".
         best_index: Its step.
         note: One more sentence on how the run ended.
         problem: The solved problem, for studies of the adjoint; None without a gradient and after
@@ -146,7 +147,8 @@ class StoppingIndexResult:
 
         `ode_stopping.plots.plot_criterion` takes several runs and has more options.
         """
-        target = None if self.problem is None else self.problem.target
+        problem = self.problem
+        target = None if problem is None else problem.criterion.shown(problem.target)
         return pictures().plot_criterion(self, axes=axes, target=target)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -191,6 +193,7 @@ def finished(attached: Attached) -> StoppingIndexResult:
     hits = [run.hit(k) for k in range(len(call.targets))]
     times = [_time(clock, steps) for steps in attached.steps] if ruled else []
     best, best_index = run.best
+    shown = call.criterion.shown
     given: dict[str, Any] = {
         "index": torch.tensor([-1 if hit is None else hit.index for hit in hits]),
         "steps": torch.stack(attached.steps),
@@ -199,7 +202,7 @@ def finished(attached: Attached) -> StoppingIndexResult:
         "status": [run.status_of(k) for k in range(len(hits))],
         "reached": torch.tensor([hit is not None for hit in hits], device=device),
         "decrease": torch.tensor(
-            [nan if problem is None else problem.decrease for problem in attached.problems],
+            [nan if problem is None else shown(problem.decrease) for problem in attached.problems],
             dtype=torch.float64,
             device=device,
         ),
@@ -212,7 +215,7 @@ def finished(attached: Attached) -> StoppingIndexResult:
         **given,
         trajectory=IndexTrajectory(
             call.layout,
-            run.losses,
+            [shown(loss) for loss in run.losses],
             run.store,
             clock=(clock.start_value, clock.step_value) if ruled else None,
         ),
@@ -238,7 +241,7 @@ def _raise_failure(run: Run, result: StoppingIndexResult) -> None:
         return
     best, best_index = run.best
     missed = [value for k, value in enumerate(run.call.values) if run.hit(k) is None]
-    where = f"target {max(missed):g}: " if run.call.several else ""
+    where = f"target {run.call.criterion.shown(max(missed)):g}: " if run.call.several else ""
     raise error(
         f"{where}{run.status.name}: {run.status.value} [{run.note}; best J = {best:.6g} at step "
         f"{best_index}]",

@@ -13,6 +13,8 @@ from ode_stopping.core.functions import CriterionMap
 from ode_stopping.core.leaves import LeafSet
 from ode_stopping.core.states import State, StateLayout
 from ode_stopping.core.validation import (
+    Direction,
+    checked_direction,
     checked_scalar,
     checked_state,
     checked_targets,
@@ -49,6 +51,8 @@ def stopping_index(
     target: float | Tensor,
     *,
     t0: float | Tensor = 0.0,
+    direction: Direction = "falling",
+    leave_first: bool = False,
     max_steps: int = 1_000_000,
     gradient: IndexRoute | None = DiscreteAdjoint(),  # noqa: B008 - immutable
     interpolation: Interpolation | None = None,
@@ -73,6 +77,13 @@ def stopping_index(
             `.decrease` have shape (K,), the states a first axis of K, and `.status` is a list, all
             in the order of the targets, from one run and with one backward pass.
         t0: Start time, in flow time.
+        direction: "rising": N = min{ k : J >= target }, as if J and target had the other sign; one
+            for all targets. `.decrease` (then positive), `.best` (the largest J) and `.trajectory`
+            stay in the sign of J. AnyOf and AllOf change places (see there).
+        leave_first: J has to be on the other side of the target first (above it for "falling"), by
+            more than its rounding, and N is the first step after that which meets the target: for
+            restarts at x_N, and for "falls below again". Judged target by target; nothing is
+            AT_START.
         max_steps: Limit on the number of steps. A run that has come to rest above the target ends
             before, as NOT_REACHED: the state has not changed beyond rounding for 1024 steps, and
             update and criterion, tried at later steps, leave it there.
@@ -95,7 +106,9 @@ def stopping_index(
 
     Warns:
         KinkWarning: The criterion has a kink at x_N: the derivative is one-sided.
-        StoppingWarning: The criterion jumps in the last step, or is flat at x_N.
+        StoppingWarning: The criterion jumps in the last step, or is flat at x_N; or J is within its
+            rounding of the target at the start and moves away from it (the warning names
+            `leave_first=True`).
     """
     if batched:
         raise NotImplementedError(
@@ -106,32 +119,37 @@ def stopping_index(
     state = checked_state(x0, half=True)
     _checked_objects(update, criterion, gradient)
     require_flag(throw, name="throw")
+    rises = checked_direction(direction)
+    require_flag(leave_first, name="leave_first")
     layout = StateLayout.of(state)
     packed = layout.pack(state)
     start = checked_scalar(t0, name="t0", like=packed)
     targets = checked_targets(target, like=packed, criterion=criterion)
     values = [float(one.detach()) for one in targets]
     if isinstance(criterion, StepDecrease):
+        criterion.check_direction(rises=rises)
         for value in values:
             criterion.check_target(value)
     definition = _checked_definition(interpolation, update, min(values))
     limit = _checked_limits(max_steps, censored)
     # A copy: an update that changes its argument in place is refused, but not before it did so.
     begin = packed.detach().clone()
+    measured = CriterionMap(criterion, layout, begin, rises=rises)
     call = Call(
         update=UpdateMap(update, layout, begin, Clock.of(update, start.to(torch.float64))),
-        criterion=CriterionMap(criterion, layout, begin),
+        criterion=measured,
         leaves=LeafSet.collect(update, criterion, params=params),
         definition=definition,
         x0=packed,
         begin=begin,
         t0=start,
-        targets=tuple(targets),
+        targets=tuple(measured.oriented(one) for one in targets),
         several=isinstance(target, Tensor) and target.ndim == 1,
         missed=scalar(float("inf") if limit is None else limit, begin),
         max_steps=max_steps,
         route=gradient,
         throw=throw,
+        leave_first=leave_first,
     )
     if gradient is None:
         return finished(attach(find_index(call, None)))

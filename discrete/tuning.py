@@ -8,7 +8,13 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ode_stopping.core.validation import require_callable, require_instance
+from ode_stopping.core.validation import (
+    Direction,
+    checked_direction,
+    require_callable,
+    require_flag,
+    require_instance,
+)
 from ode_stopping.tuning import TuningHistory, TuningOptions, TuningRecord, TuningTask, minimise
 from ode_stopping.tuning.parameters import OptimizerLike
 from ode_stopping.tuning.tasks import Censored, Start
@@ -33,6 +39,8 @@ class StoppingIndexTask(TuningTask):
         criterion: Module or callable (t, x) -> J.
         target: eps, one number.
         t0: Start time, in flow time.
+        direction: As for `stopping_index`.
+        leave_first: As for `stopping_index`.
         max_steps: Limit on the number of steps.
         interpolation: As for `stopping_index`. None: the objective is the whole number N and the
             gradient Definition 3's, of a smooth curve through the steps of N: it descends, but the
@@ -42,7 +50,8 @@ class StoppingIndexTask(TuningTask):
         name: For messages.
 
     Raises:
-        TypeError: Update or criterion cannot be called.
+        TypeError: Update or criterion cannot be called; leave_first is no flag.
+        ValueError: An unknown direction.
     """
 
     quantity: ClassVar[str] = "steps"
@@ -53,6 +62,8 @@ class StoppingIndexTask(TuningTask):
     target: float | Tensor
     _: KW_ONLY
     t0: float | Tensor = 0.0
+    direction: Direction = "falling"
+    leave_first: bool = False
     max_steps: int = 1_000_000
     interpolation: Interpolation | None = None
     params: Sequence[Tensor] | None = None
@@ -61,6 +72,8 @@ class StoppingIndexTask(TuningTask):
     def __post_init__(self) -> None:
         require_callable(self.update, name="update", call="(k, x) -> x_next")
         require_callable(self.criterion, name="criterion")
+        checked_direction(self.direction)
+        require_flag(self.leave_first, name="leave_first")
 
     def run(
         self,
@@ -88,6 +101,8 @@ class StoppingIndexTask(TuningTask):
             self.criterion,
             self.target,
             t0=self.t0,
+            direction=self.direction,
+            leave_first=self.leave_first,
             max_steps=self.max_steps,
             interpolation=self.interpolation,
             params=self.params,

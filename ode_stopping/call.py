@@ -34,18 +34,19 @@ class Call:
 
     Attributes:
         flow: dx/dt on flat vectors.
-        criterion: J on flat vectors.
+        criterion: J on flat vectors; it falls, whatever `direction` the user's J has.
         leaves: Tensors that receive gradients as far as they are known before any evaluation.
         solver: Of the forward run.
         method: The solver's, for the dtype of the state.
         tolerances: Likewise.
         times: Start, breakpoints and horizon: the flow is smooth in t between them.
         x0: Start, shape (n,), without graph.
-        targets: The values of eps, in the order given.
+        targets: The values of eps that it falls to, in the order given.
         learned: The breakpoints that require grad, in the order given.
         gradient: Route of the derivatives; None: the time only, and nothing is kept.
         censored: What a miss counts as, in flow time; None: infinity.
         evidence: How much is asked of a gradient: "light", "standard" or "thorough".
+        leave_first: Whether J has to be above a target before a fall to it counts.
     """
 
     flow: FlowMap
@@ -61,6 +62,7 @@ class Call:
     gradient: Route | None = None
     censored: float | None = None
     evidence: Literal["light", "standard", "thorough"] = "standard"
+    leave_first: bool = False
 
     @property
     def layout(self) -> StateLayout:

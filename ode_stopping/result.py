@@ -13,7 +13,7 @@ from .core.optional import optional_module, pictures
 from .core.states import State
 from .core.stats import Costs, Stats
 from .core.status import ERROR_OF_STATUS, Status
-from .crossing.near_miss import NearMiss
+from .crossing.near_miss import NearMiss, closest
 from .crossing.run import Run
 from .gradients.attach import Attached, Differentiation
 from .gradients.problem import StoppingProblem
@@ -67,11 +67,12 @@ class StoppingResult:
         rate: J'(T) = grad J^T F + dJ/dt, shape (), without gradient; NaN where there is no
             crossing.
         trajectory: The path on [t0, T].
-        best: Smallest value of J that was seen.
+        best: Smallest value of J that was seen; the largest with direction="rising".
         best_time: Where it was seen, in flow time.
         note: One more sentence on how the run ended; may be empty.
         near_miss: The interior minimum of J before T that came closest to the target (a small
-            margin means that T is about to jump); None where J only fell.
+            margin means that T is about to jump); None where J only fell. Where J rises to the
+            target, or has to leave it first: the turn that came closest.
         problem: The solved problem, for studies of the adjoint (None if no gradient was asked for,
             and after pickling).
         stats: Counts; those of the backward pass are None until a gradient was taken, then those of
@@ -136,7 +137,8 @@ class StoppingResult:
 
         `ode_stopping.plots.plot_criterion` takes several runs and has more options.
         """
-        target = None if self.problem is None else self.problem.target
+        problem = self.problem
+        target = None if problem is None else problem.criterion.shown(problem.target)
         return pictures().plot_criterion(self, axes=axes, target=target)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,10 +196,10 @@ def result_of(run: Run, found: Attached, *, several: bool) -> StoppingResult:
     hits = [run.hit(index) for index in range(len(call.targets))]
     status = [run.status if hit is None else hit.status for hit in hits]
     reached = torch.tensor([s in _HITS for s in status], device=run.state.device)
-    rates = [h.point.rate if h is not None and h.point is not None else float("nan") for h in hits]
+    shown, nan = call.criterion.shown, float("nan")
+    rates = [nan if h is None or h.point is None else shown(h.point.rate) for h in hits]
     rate = torch.tensor(rates, dtype=torch.float64, device=run.state.device)
     misses = [run.near_miss if hit is None else hit.near_miss for hit in hits]
-    near = [miss for miss in misses if miss is not None]
     differentiation = found.differentiation
     time, state = torch.stack(found.times), torch.stack(found.states)
     return StoppingResult(
@@ -210,7 +212,7 @@ def result_of(run: Run, found: Attached, *, several: bool) -> StoppingResult:
         best=run.best[0],
         best_time=run.best[1],
         note=run.note,
-        near_miss=min(near, key=lambda miss: miss.margin, default=None),
+        near_miss=closest(misses),
         _costs=found.costs,
         _evidence=_Evidences((None,) * len(hits), differentiation),
         problem=None if differentiation is None else differentiation.problem,
@@ -231,7 +233,8 @@ def require_success(run: Run, result: StoppingResult) -> None:
         if error is None:
             continue
         time, note = (run.time, run.note) if hit is None else (hit.time, hit.note)
-        where = f"target {run.call.targets[index]:g}: " if several else ""
+        target = run.call.criterion.shown(run.call.targets[index])
+        where = f"target {target:g}: " if several else ""
         raise error(
             f"{where}{status.name}: {status.value} [{note}; t = {time:.9g}, "
             f"{run.stats.accepted} steps, best J = {run.best[0]:.6g} at t = {run.best[1]:.6g}]",

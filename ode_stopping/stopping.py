@@ -12,6 +12,8 @@ from .core.functions import CriterionMap
 from .core.leaves import LeafSet
 from .core.states import State, StateLayout
 from .core.validation import (
+    Direction,
+    checked_direction,
     checked_scalar,
     checked_state,
     checked_targets,
@@ -46,6 +48,8 @@ def stopping_time(
     target: float | Tensor,
     *,
     t0: float | Tensor = 0.0,
+    direction: Direction = "falling",
+    leave_first: bool = False,
     max_time: float | None = None,
     solver: Solver | None = None,
     gradient: GradientRoute | None = StepAdjoint(),  # noqa: B008 - immutable
@@ -72,6 +76,15 @@ def stopping_time(
             states a first axis of K, and `.status` and `.evidence` are lists, all in the order of
             the targets, from one solve and with one backward pass.
         t0: Start time, in flow time.
+        direction: "rising": T = inf{ t >= t0 : J >= target }, as if J and target had the other
+            sign; one for all targets. `.rate`, `.best` (then the largest J) and `.trajectory` stay
+            in the sign of J. AnyOf and AllOf change places (see there).
+        leave_first: J has to be on the other side of the target first (above it for "falling"), by
+            more than its rounding, and T is the first crossing after that: for restarts at x_T, and
+            for "falls below again". Judged target by target; nothing is AT_START. (Where J starts
+            on the target and goes on through it, T jumps to t0 under a change of x0 or target that
+            lifts J off it, as after a detached x_T; its derivatives are those of the next
+            crossing.)
         max_time: Absolute horizon, in flow time; None: t0 + 1e6.
         solver: Adaptive method with its tolerances: `Torchdiffeq(...)`, or a `Solver` of one's own;
             None: `Torchdiffeq()`.
@@ -107,7 +120,8 @@ def stopping_time(
     Warns:
         GradientAccuracyWarning: J nearly reached the target before T (a grazing crossing); or, in
             the backward pass, the estimated error of the gradient exceeds the promise.
-        StoppingWarning: The dtype cannot hold the tolerance on T.
+        StoppingWarning: The dtype cannot hold the tolerance on T; or J is within its rounding of
+            the target at the start and moves away from it (the warning names `leave_first=True`).
 
     Valid when: the flow is smooth between t0 and T but for its `breakpoints`, and the crossing is
     transversal (tested).
@@ -117,6 +131,8 @@ def stopping_time(
     refuse_transforms(x0, target, t0)
     _check_kinds(flow, criterion, solver, gradient)
     require_flag(throw, name="throw")
+    rises = checked_direction(direction)
+    require_flag(leave_first, name="leave_first")
     state = checked_state(x0)
     layout = StateLayout.of(state)
     packed = layout.pack(state)
@@ -132,9 +148,11 @@ def stopping_time(
         breakpoints = list(breakpoints) if isinstance(breakpoints, Iterable) else breakpoints
     learned = learned_times(breakpoints)
     times, jumps_at_start = smooth_pieces(start, horizon, breakpoints, x_start)
+    measured = CriterionMap(criterion, layout, x_start, rises=rises)
+    targets = [measured.oriented(one) for one in targets]
     call = Call(
         flow=FlowMap(flow, layout, x_start, times=times, jumps_at_start=jumps_at_start),
-        criterion=CriterionMap(criterion, layout, x_start),
+        criterion=measured,
         leaves=LeafSet.collect(flow, criterion, params=params),
         solver=chosen,
         method=chosen.method(packed.dtype),
@@ -146,6 +164,7 @@ def stopping_time(
         gradient=gradient,
         censored=limit,
         evidence=level,
+        leave_first=leave_first,
     )
     if gradient is not None:
         check_start(call)

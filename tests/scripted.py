@@ -86,6 +86,7 @@ class Scene:
     route: Keeping | None = None
     solver: dict[str, Any] = field(default_factory=dict)
     velocity: Callable[[float], float] | None = None
+    leave_first: bool = False
 
     def run(self) -> tuple[Run, Scripted]:
         method = Scripted(self.script, self.rejections)
@@ -108,6 +109,7 @@ class Scene:
             x0=x0,
             targets=tuple(self.targets),
             gradient=self.route,
+            leave_first=self.leave_first,
         )
         return find_crossings(call), method
 

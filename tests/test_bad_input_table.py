@@ -118,6 +118,12 @@ REFUSED = [
     row("horizon before t0: no steps", STEPS, {"max_steps": 0}, VE, "max_steps", "0", "at least 1"),
     row("horizon before t0: 1e6 steps", STEPS, {"max_steps": 1e6}, TE, "max_steps", "float 1000000.0", "an int"),  # noqa: E501
     row("non-finite t0", BOTH, {"t0": NAN}, VE, "t0", "nan", "finite"),
+    row("direction: unknown", BOTH, {"direction": "up"}, VE, "direction", "'up'", '"falling" or "rising"'),  # noqa: E501
+    row("direction: None", BOTH, {"direction": None}, VE, "direction", "NoneType", '"falling" or "rising"'),  # noqa: E501
+    row("direction: either", BOTH, {"direction": "either"}, VE, "direction", "'either'", '"rising"'),  # noqa: E501
+    row("leave_first: str", BOTH, {"leave_first": "no"}, TE, "leave_first", "str 'no'", "True or False"),  # noqa: E501
+    row("negative target that rises", BOTH, {"criterion": NORM, "target": -0.1, "direction": "rising"}, VE, "target", "-0.1", "never be crossed"),  # noqa: E501
+    row("log with eps <= 0 that rises", STEPS, {"interpolation": "log", "target": -1.0, "direction": "rising"}, VE, "interpolation", "-1", "positive target"),  # noqa: E501
     row("step <= 0: zero", STEPS, lambda: Euler(decay, step=0.0), VE, "step", "0", "positive"),
     row("step <= 0: negative", STEPS, lambda: Heun(decay, step=-0.1), VE, "step", "-0.1", "positive"),  # noqa: E501
     row("step <= 0: NaN", STEPS, lambda: RungeKutta4(decay, step=NAN), VE, "step", "nan", "finite"),

@@ -12,9 +12,9 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def test_example_prints_what_is_printed_below_it(tmp_path: Path) -> None:
-    code, continued = blocks(README, "python")[:2]
+    code, continued, again = blocks(README, "python")[:3]
     script = tmp_path / "example.py"
-    script.write_text(code + continued, encoding="utf-8")
+    script.write_text(code + continued + again, encoding="utf-8")
     run = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         capture_output=True,
@@ -23,7 +23,8 @@ def test_example_prints_what_is_printed_below_it(tmp_path: Path) -> None:
         env={"PYTHONPATH": str(README.parent), "PATH": ""},
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout == blocks(README, "text")[0]
+    comment = again.rpartition("  # ")[2]
+    assert run.stdout == blocks(README, "text")[0] + comment
 
 
 def test_every_check_is_in_the_table() -> None:

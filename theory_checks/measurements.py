@@ -16,6 +16,7 @@ from torch import Tensor
 
 from discrete import UpdateRule, stopping_index
 from ode_stopping import InterpolatingAdjoint, Status, StoppingResult, Torchdiffeq, stopping_time
+from ode_stopping.core.validation import Direction
 
 __all__ = ["Measurement", "in_flow_time", "measure_index", "measure_time"]
 
@@ -59,6 +60,8 @@ def measure_time(
     *,
     parameters: Sequence[Tensor],
     t0: float | Tensor = 0.0,
+    direction: Direction = "falling",
+    leave_first: bool = False,
     solver: Torchdiffeq | None = None,
     max_time: float | None = None,
 ) -> Measurement:
@@ -78,6 +81,8 @@ def measure_time(
         criterion,
         target,
         t0=t0,
+        direction=direction,
+        leave_first=leave_first,
         max_time=max_time,
         solver=settings,
         gradient=InterpolatingAdjoint(),
@@ -115,6 +120,8 @@ def measure_index(
     *,
     parameters: Sequence[Tensor],
     t0: float | Tensor = 0.0,
+    direction: Direction = "falling",
+    leave_first: bool = False,
     interpolation: str | None = None,
     max_steps: int = 1_000_000,
 ) -> Measurement:
@@ -130,6 +137,8 @@ def measure_index(
         criterion,
         target,
         t0=t0,
+        direction=direction,
+        leave_first=leave_first,
         max_steps=max_steps,
         interpolation=interpolation,  # type: ignore[arg-type]
         params=parameters,

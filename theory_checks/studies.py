@@ -10,7 +10,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from discrete import Euler, UpdateRule
 from ode_stopping import Torchdiffeq, stopping_time
 from ode_stopping.core.leaves import module_parameters
+from ode_stopping.core.validation import Direction
 
 from .measurements import Measurement, measure_index, measure_time
 from .slopes import SlopeFit, fit_slope
@@ -25,6 +26,14 @@ from .slopes import SlopeFit, fit_slope
 __all__ = ["ConvergenceStudy", "StudyRow", "assemble", "convergence_study"]
 
 _FEWEST_STEPS = 3
+
+
+class _Crossing(TypedDict):
+    """Which crossing both sides look for."""
+
+    t0: float | Tensor
+    direction: Direction
+    leave_first: bool
 
 
 @dataclass(frozen=True)
@@ -184,6 +193,8 @@ def convergence_study(
     interpolation: str | None = None,
     parameters: Iterable[Tensor] | None = None,
     t0: float | Tensor = 0.0,
+    direction: Direction = "falling",
+    leave_first: bool = False,
     solver: Torchdiffeq | None = None,
     max_time: float | None = None,
     max_steps: int = 1_000_000,
@@ -202,6 +213,8 @@ def convergence_study(
         parameters: theta; None: every tensor that requires grad and is used in flow and criterion,
             parameters of modules and leaves in closures alike, found by one more solve.
         t0: Start time.
+        direction: As for `stopping_time`, of both sides.
+        leave_first: Likewise.
         solver: Of the reference; None: dopri5 at rtol 1e-10 (1e-5 below float64).
         max_time: Horizon of the reference, in flow time; None: that of `stopping_time`.
         max_steps: Limit on N.
@@ -213,12 +226,20 @@ def convergence_study(
         TypeError: What `stopping_time` and `stopping_index` raise for bad input.
     """
     sizes = _checked_steps(steps)
+    crossing: _Crossing = {"t0": t0, "direction": direction, "leave_first": leave_first}
     if parameters is None:
-        theta = _found(flow, x0, criterion, target, t0=t0, max_time=max_time)
+        theta = _found(flow, x0, criterion, target, max_time=max_time, **crossing)
     else:
         theta = _named(parameters)
     reference = measure_time(
-        flow, x0, criterion, target, parameters=theta, t0=t0, solver=solver, max_time=max_time
+        flow,
+        x0,
+        criterion,
+        target,
+        parameters=theta,
+        solver=solver,
+        max_time=max_time,
+        **crossing,
     )
     runs = [
         measure_index(
@@ -227,9 +248,9 @@ def convergence_study(
             criterion,
             target,
             parameters=theta,
-            t0=t0,
             interpolation=interpolation,
             max_steps=max_steps,
+            **crossing,
         )
         for h in sizes
     ]
@@ -333,8 +354,8 @@ def _found(
     criterion: Callable[..., Any],
     target: float | Tensor,
     *,
-    t0: float | Tensor,
     max_time: float | None,
+    **crossing: Unpack[_Crossing],
 ) -> list[Tensor]:
     """All that flow and criterion depend on, closures included, from a run at loose tolerances.
 
@@ -344,7 +365,7 @@ def _found(
     found = module_parameters(flow, criterion)
     with torch.enable_grad():
         problem = stopping_time(
-            flow, x0, criterion, target, t0=t0, max_time=max_time, throw=False
+            flow, x0, criterion, target, max_time=max_time, throw=False, **crossing
         ).problem
     if problem is not None:  # else the target is not reached: the reference run says how
         found = [*found, *problem.leaves.tensors]

@@ -97,15 +97,19 @@ class LogLinear(IndexDefinition):
     def build(self, last: LastStep) -> Tensor:
         """N* with its graph; raises ValueError where J is not positive."""
         problem, n = last.problem, last.problem.index
-        if not problem.loss > 0:
+        # Of the user's J: the logarithm does not turn with the sign, but quotients do not mind it.
+        shown = problem.criterion.shown
+        value, k = min((shown(problem.loss), n), (shown(problem.previous_loss), n - 1))
+        if not value > 0:
             raise ValueError(
                 'interpolation="log" needs a criterion that stays positive; got '
-                f"J = {problem.loss:g} at step {n}"
+                f"J = {value:g} at step {k}"
             )
-        before, after = last.loss(n - 1, last.previous).log(), last.loss(n, last.state).log()
+        before = shown(last.loss(n - 1, last.previous)).log()
+        after = shown(last.loss(n, last.state)).log()
         s = log(problem.previous_loss / problem.target) / log(problem.previous_loss / problem.loss)
-        excess = (1 - s) * before + s * after - last.target.log()
-        # log J_N - log J_{N-1}, from a decrease that has not cancelled
+        excess = (1 - s) * before + s * after - shown(last.target).log()
+        # log J_N - log J_{N-1}, from a change that has not cancelled
         return _implicit(
             n - 1 + s, excess, log1p(accurate_decrease(problem) / problem.previous_loss)
         )

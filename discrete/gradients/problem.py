@@ -20,6 +20,9 @@ __all__ = ["IndexProblem"]
 class IndexProblem:
     """What is needed to differentiate the index of one target.
 
+    Values are those of a J that falls (`core.functions.CriterionMap`); `criterion.shown` has them
+    in the user's sign.
+
     Attributes:
         run: The forward run; it has the call.
         hit: Where the target was met.

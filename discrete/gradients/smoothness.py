@@ -1,6 +1,6 @@
 """Does the criterion have a derivative where the run met its target?
 
-Three things leave none, and autograd mentions none of them: J falls in jumps between x_{N-1} and
+Three things leave none, and autograd mentions none of them: J goes in jumps between x_{N-1} and
 x_N (an accuracy, a counter, a rounding), so that grad J knows nothing of the decrease; x_N lies on
 a flat piece of J; x_N lies on a kink of J (the larger of two residuals, where they are equal).
 """
@@ -50,7 +50,7 @@ class Smoothness:
         if not (self.jumps and self.flat):
             return ""
         return (
-            "the criterion is piecewise constant: it falls in jumps, and its gradient is zero in "
+            "the criterion is piecewise constant: it changes in jumps, and its gradient is zero in "
             "between (an accuracy, a counter, a rounding), so the gradient of the index would be "
             "zero whatever the parameters do. Use a smooth criterion in its place (the loss "
             "instead of the accuracy), or gradient=None where N alone is wanted"
@@ -69,9 +69,10 @@ class Smoothness:
             warn_user(message, StoppingWarning)
         elif self.flat:
             message = (
-                f"the gradient of the criterion at step {n} is zero, although J fell in this step: "
-                "the run ended on a flat piece of J, or at its minimum, where Definition 3 is "
-                'zero. Choose a larger target, or interpolation="log" or "partial_step"'
+                f"the gradient of the criterion at step {n} is zero, although J changed in this "
+                "step: the run ended on a flat piece of J, or at its extremum, where Definition 3 "
+                'is zero. Choose a target that is met earlier, or interpolation="log" or '
+                '"partial_step"'
             )
             warn_user(message, StoppingWarning)
         elif self.kink:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ode_stopping.core.functions import CriterionMap
 
 from ..rules.maps import UpdateMap
+from .watches import Watches
 
 __all__ = ["Rest"]
 
@@ -29,8 +30,9 @@ class Rest:
     """Has x_k come to rest above the target? Then the limit need not be walked to.
 
     Looked at is J first, which is known anyway, in blocks of 512 steps. Where it would not come
-    down to the target by the limit at the pace of the last two blocks, the states of one more block
-    are watched. At rest is a state of which every element
+    down to the target (or up from one that has to be left first) by the limit at the pace of the
+    last two blocks, the states of one more block are watched. At rest is a state of which every
+    element
 
     - has stayed where it is, to within 16 roundings of itself; or
     - has stayed below 16 roundings of its largest value on the way, and does not grow (a momentum
@@ -64,8 +66,8 @@ class Rest:
         self._largest: Tensor | None = None
         self._block = _Block()
 
-    def is_resting(self, k: int, x: Tensor, losses: list[float], target: float) -> bool:
-        """Whether the run rests above the target for good; to be asked at step `due`."""
+    def is_resting(self, k: int, x: Tensor, losses: list[float], watches: Watches) -> bool:
+        """Whether the run rests away from its targets for good; to be asked at step `due`."""
         largest = self._largest = (
             x.abs() if self._largest is None else torch.maximum(self._largest, x.abs())
         )
@@ -74,25 +76,26 @@ class Rest:
             self.due = 2 * k
             return False
         if self._block.open:
-            return self._watch(k, x, losses, target, largest)
+            return self._watch(k, x, losses, watches, largest)
         self.due = k + _BLOCK
-        if k >= 2 * _BLOCK and self._is_quiet(k, losses, target):
+        if k >= 2 * _BLOCK and self._is_quiet(k, losses, watches):
             self._block = _Block(k)
             self._block.add(x)
             self.due = k + 1
         return False
 
-    def _is_quiet(self, k: int, losses: list[float], target: float) -> bool:
-        """Whether J stays above the target at the pace of the last two blocks."""
+    def _is_quiet(self, k: int, losses: list[float], watches: Watches) -> bool:
+        """Whether J meets and leaves no target at the pace of the last two blocks."""
         older, newer = losses[-2 * _BLOCK : -_BLOCK], losses[-_BLOCK:]
-        lowest = min(newer)
-        spread = max(*older, *newer) - min(*older, lowest)
-        fall = max(min(older) - lowest, 0.0)
-        distance = lowest - target
-        return distance > spread and distance > fall * (self._limit - k) / _BLOCK
+        low, high = min(newer), max(newer)
+        spread = max(*older, high) - min(*older, low)
+        blocks = (self._limit - k) / _BLOCK
+        fall, rise = max(min(older) - low, 0.0), max(high - max(older), 0.0)
+        above, below = low - watches.highest, watches.leave - high
+        return min(above, below) > spread and above > fall * blocks and below > rise * blocks
 
     def _watch(
-        self, k: int, x: Tensor, losses: list[float], target: float, largest: Tensor
+        self, k: int, x: Tensor, losses: list[float], watches: Watches, largest: Tensor
     ) -> bool:
         block, eps = self._block, torch.finfo(x.dtype).eps
         block.add(x)
@@ -107,10 +110,10 @@ class Rest:
                 block.halve()
             return False
         begin = block.begin
-        if not (block.rests(largest, eps) and self._is_quiet(k, losses, target)):
+        if not (block.rests(largest, eps) and self._is_quiet(k, losses, watches)):
             self._close(k + _BLOCK)
             return False
-        awake, still = self._wakes_at(k, x, losses, target, largest)
+        awake, still = self._wakes_at(k, x, losses, watches, largest)
         if awake is None and (still or not self._grows(k, x, largest)):
             self.since = begin
             return True
@@ -122,7 +125,7 @@ class Rest:
         self._block, self.due = _Block(), due
 
     def _wakes_at(
-        self, k: int, x: Tensor, losses: list[float], target: float, largest: Tensor
+        self, k: int, x: Tensor, losses: list[float], watches: Watches, largest: Tensor
     ) -> tuple[int | None, bool]:
         """A step that moves x or J, if one is found; else whether every step gave x exactly."""
         eps = torch.finfo(x.dtype).eps
@@ -141,7 +144,7 @@ class Rest:
                 return step, False
             gap = (moved - x).abs()
             still = still and not bool(gap.any())
-            if not bool((gap <= allowed).all()) or value <= target:
+            if not bool((gap <= allowed).all()) or watches.concerned(value):
                 return step, False
             if not (isfinite(value) and low - room <= value <= high + room):
                 return step, False

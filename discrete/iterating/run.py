@@ -1,4 +1,4 @@
-"""The forward loop: iterate until the criterion is down to every target, without gradients."""
+"""The forward loop: iterate until the criterion has met every target, without gradients."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..call import Call
 from .recording import Recorder, Recording
 from .rest import Rest
 from .store import StateStore
+from .watches import Watches
 
 __all__ = ["Hit", "Run", "find_index"]
 
@@ -29,7 +30,7 @@ class Hit:
         index: N.
         state: x_N, shape (n,).
         previous: x_{N-1}; x_0 where N = 0.
-        loss: J(x_N).
+        loss: J(x_N), of a J that falls (`core.functions.CriterionMap`), as all of a run.
         previous_loss: J(x_{N-1}); NaN where N = 0.
         targets: Positions of the targets in the call.
     """
@@ -76,9 +77,10 @@ class Run:
 
     @property
     def best(self) -> tuple[float, int]:
-        """Smallest J and its index."""
+        """Smallest J (the largest of one that rises, in the user's sign) and its index."""
         finite = [(value, k) for k, value in enumerate(self.losses) if isfinite(value)]
-        return min(finite) if finite else (float("nan"), 0)
+        value, k = min(finite) if finite else (float("nan"), 0)
+        return self.call.criterion.shown(value), k
 
     def hit(self, target: int) -> Hit | None:
         """Where the target at this position was met."""
@@ -110,8 +112,6 @@ def find_index(call: Call, store: StateStore | None, *, graphs: int = 0) -> Run:
 
 def _iterated(call: Call, store: StateStore | None, recorder: Recorder) -> Run:
     update, criterion, clock = call.update, call.criterion, call.update.clock
-    values = call.values
-    left = sorted(range(len(values)), key=lambda i: -values[i])
     x = previous = call.begin
     losses: list[float] = []
     hits: list[Hit] = []
@@ -122,7 +122,7 @@ def _iterated(call: Call, store: StateStore | None, recorder: Recorder) -> Run:
         return Run(*found, recorder.recording(), recorder.step_bytes, note)
 
     rest = Rest(update, criterion, call.max_steps)
-    highest = values[left[0]]
+    watches: Watches | None = None
     while True:
         t = update.time_tensor(clock.time(k))
         value = criterion.value(t, x)
@@ -132,25 +132,25 @@ def _iterated(call: Call, store: StateStore | None, recorder: Recorder) -> Run:
         if store is not None:
             store.add(k, x)
         if not isfinite(value):
-            return ended(Status.DIVERGED, f"J is {value} at step {k}")
-        if value <= highest or k >= call.max_steps:
+            return ended(Status.DIVERGED, f"J is {criterion.shown(value)} at step {k}")
+        if watches is None:
+            watches = Watches(call, value)
+        if watches.concerned(value) or k >= call.max_steps:
             # J may look at a part of the state only: NaN elsewhere is no hit.
             if not bool(torch.isfinite(x).all()):
                 return ended(Status.DIVERGED, f"NaN or inf in x_{k}")
-            met = [i for i in left if value <= values[i]]
+            met = watches.met_by(value)
             if met:
                 hits.append(_hit(k, x, previous, losses, met))
                 recorder.hit(k)
-                left = left[len(met) :]
-            if not left:
+            if not watches:
                 return ended(Status.REACHED if k else Status.AT_START)
             if k >= call.max_steps:
                 note = f"the limit of {call.max_steps} steps was used up"
-                return ended(Status.NOT_REACHED, note)
-            highest = values[left[0]]
-        if k >= rest.due and rest.is_resting(k, x, losses, highest):
+                return ended(Status.NOT_REACHED, note + watches.never_left(call))
+        if k >= rest.due and rest.is_resting(k, x, losses, watches):
             note = f"at rest from step {rest.since} on: x changes by no more than rounding"
-            return ended(Status.NOT_REACHED, note)
+            return ended(Status.NOT_REACHED, note + watches.never_left(call))
         previous, x = x, recorder.step(k, x, t)
         k += 1
 

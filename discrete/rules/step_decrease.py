@@ -106,6 +106,18 @@ class StepDecrease(Criterion):
                 f"start and the least J of an increase; got {target:g}. Raise initial="
             )
 
+    def check_direction(self, *, rises: bool) -> None:
+        """Raise unless J falls to the target: the marks lie above every one.
+
+        Raises:
+            ValueError: It rises.
+        """
+        if rises:
+            raise ValueError(
+                'direction must be "falling" for a StepDecrease, whose value at the start and '
+                'after an increase is a mark above every target; got "rising"'
+            )
+
     def initial_state(self, x0: State) -> tuple[Tensor, ...]:
         """(x0, d_0) with J = initial; the pieces of a tuple x0 come first.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.states import State
 from ..core.status import GradientError, Status, StoppingError
-from ..core.validation import require_instance
+from ..core.validation import Direction, require_instance
 from ..gradients import ForwardSensitivity, GradientRoute, StepAdjoint
 from ..gradients.problem import StoppingProblem
 from ..result import StoppingResult
@@ -69,6 +69,8 @@ def check_stopping_gradient(
     gradient: GradientRoute = StepAdjoint(),  # noqa: B008 - immutable
     solver: Solver | None = None,
     t0: float | Tensor = 0.0,
+    direction: Direction = "falling",
+    leave_first: bool = False,
     max_time: float | None = None,
     directions: int = 3,
     seed: int = 0,
@@ -105,6 +107,8 @@ def check_stopping_gradient(
         gradient: The route that is checked.
         solver: The solver that is checked with it.
         t0: As for `stopping_time`.
+        direction: As for `stopping_time`.
+        leave_first: As for `stopping_time`.
         max_time: As for `stopping_time`.
         directions: Random directions a leaf.
         seed: Seed of the directions.
@@ -127,6 +131,8 @@ def check_stopping_gradient(
         flow,
         criterion,
         solver if solver is not None else Torchdiffeq(),
+        direction,
+        leave_first,
         max_time,
         None if params is None else list(params),
         None if breakpoints is None else list(breakpoints),
@@ -146,6 +152,8 @@ class _Job:
     flow: Callable[..., Any]
     criterion: Callable[..., Any]
     solver: Solver
+    direction: Direction
+    leave_first: bool
     max_time: float | None
     params: list[Tensor] | None
     breakpoints: list[float] | None
@@ -171,6 +179,8 @@ class _Job:
             self.criterion,
             call.target,
             t0=call.t0,
+            direction=self.direction,
+            leave_first=self.leave_first,
             max_time=limit,
             solver=solver,
             gradient=route,
@@ -227,7 +237,7 @@ def _checked(
         "T",
         name,
         problem.end,
-        problem.crossing.rate,
+        problem.criterion.shown(problem.crossing.rate),
         tuple(findings),
         tuple(subject.name for subject in answer.subjects),
         warnings=tuple(warned),
@@ -238,7 +248,8 @@ def _checked(
 def _subjects(job: _Job, call: Call, result: StoppingResult) -> list[Subject]:
     problem = result.problem
     assert problem is not None
-    height = float(result.trajectory.values[0]) - problem.crossing.value
+    target = problem.criterion.shown(problem.target)
+    height = float((result.trajectory.values - target).abs().max())
     subjects = subjects_of(
         call,
         problem.leaves,

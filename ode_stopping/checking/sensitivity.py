@@ -53,7 +53,7 @@ def sensitivity_slopes(
             if subject.kind == "leaf":
                 change += float((explicit[positions[id(subject.tensor)]] * move).sum())
             elif subject.kind == "target":
-                change = -float(move)
+                change = -float(problem.criterion.oriented(move))
             elif subject.kind == "t0":
                 change -= float(move) * along
             value = -change / crossing.rate

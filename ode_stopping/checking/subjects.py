@@ -108,7 +108,7 @@ def subjects_of(
         functions: Name -> flow (or update) and criterion, to find names for the leaves.
         params: The tensors that the caller named.
         span: T - t0, or h N: the size of a change of t0.
-        height: J(x0) - eps, or another size for a target of zero.
+        height: The largest |J - eps| of the run: a size for a target of zero.
     """
     found = []
     overall = _rms(torch.cat([piece.detach().reshape(-1) for piece in call.pieces])) or 1.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from .names import tensors_in
 from .states import State, StateLayout
 
 __all__ = ["CriterionMap", "UserFunction", "Vjp", "sum_of_products"]
+
+Value = TypeVar("Value", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -216,12 +218,31 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 
 class CriterionMap(UserFunction):
-    """J(t, x) on flat vectors: a 0-d tensor."""
+    """J(t, x) on flat vectors: a 0-d tensor that falls to its targets.
+
+    A J that rises to eps is -J that falls to -eps. Here the sign is turned, and so that of every
+    value and derivative behind the entry, where J always falls; `oriented` does it to a target, and
+    `shown` turns a number back for the user.
+
+    Args:
+        function: The callable.
+        layout: Layout of the state.
+        like: A state, for dtype and device.
+        rises: Whether the user's J rises to its targets.
+    """
 
     name = "criterion"
 
-    def __init__(self, function: Callable[..., Any], layout: StateLayout, like: Tensor) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        layout: StateLayout,
+        like: Tensor,
+        *,
+        rises: bool = False,
+    ) -> None:
         super().__init__(function, layout, like)
+        self.rises = rises
         self._output_shape = torch.Size(())
         self._output_is_flat = True
         # A criterion that says so gives one number a sample; the flow's time must not matter.
@@ -240,6 +261,23 @@ class CriterionMap(UserFunction):
                 "a batch of problems see batched=."
             )
         return output
+
+    def _call(self, time: Tensor, flat: Tensor) -> Tensor:
+        value = super()._call(time, flat)
+        return -value if self.rises else value
+
+    def oriented(self, target: Tensor) -> Tensor:
+        """The user's target, as the one that J falls to here; its graph goes on."""
+        return -target if self.rises else target
+
+    def shown(self, value: Value) -> Value:
+        """A value of J, of its rate or of a target, in the user's sign."""
+        return -value if self.rises else value
+
+    @property
+    def far_side(self) -> str:
+        """Where the user's J comes from: "above" or "below" its target."""
+        return "below" if self.rises else "above"
 
     def value(self, t: float | Tensor, flat: Tensor) -> float:
         """J as a Python float."""
@@ -266,7 +304,8 @@ class CriterionMap(UserFunction):
             self._takes_rows = False
             return None
         self.calls += len(points)
-        return list(output.detach().unbind())
+        rows = output.detach()
+        return list((-rows if self.rises else rows).unbind())
 
     def gradient(self, t: float | Tensor, flat: Tensor) -> tuple[float, Tensor, float]:
         """J, grad J (shape (n,)) and dJ/dt."""

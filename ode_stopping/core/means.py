@@ -80,7 +80,8 @@ def mean_over_reached(
     if not chosen.numel():
         raise ValueError(
             f"results has no run that met its target, in {missed}: there is no mean. Raise the "
-            "horizon, choose larger targets, or say what a miss counts as with censored="
+            "horizon, choose targets that are met earlier, or say what a miss counts as with "
+            "censored="
         )
     return ReachedMean(chosen.mean(), chosen.numel(), missed)
 

@@ -31,14 +31,15 @@ __all__ = [
 class Status(Enum):
     """How a run ended. The value is a sentence: what happened, and what to try."""
 
-    REACHED = "The criterion came down to the target, by a transversal crossing."
+    REACHED = "The criterion met the target, by a transversal crossing."
     AT_START = (
-        "The criterion is at or below the target at the start already: the stopping time is t0 and "
-        "depends on t0 alone. Choose a smaller target or another start."
+        "The criterion has met the target at the start already: the stopping time is t0 and "
+        "depends on t0 alone. Choose another target or start, or leave_first=True for the first "
+        "crossing after the criterion has left the target."
     )
     NOT_REACHED = (
-        "The criterion did not come down to the target within the horizon. Raise max_time (or "
-        "max_steps of an iteration), or choose a target above the best value seen."
+        "The criterion did not meet the target within the horizon. Raise max_time (or max_steps of "
+        "an iteration), or choose a target that the best value seen has met."
     )
     DEGENERATE = (
         "The criterion touches the target without crossing it (J'(T) is zero to within the "
@@ -62,7 +63,7 @@ class StoppingError(RuntimeError):
     Attributes:
         time: Flow time (or step) at which the run ended.
         step: Number of accepted steps until then.
-        best: Smallest value of the criterion that was seen.
+        best: Smallest value of the criterion that was seen; the largest of one that rises.
         result: The full result, with the trajectory up to that point.
     """
 

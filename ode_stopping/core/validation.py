@@ -8,7 +8,7 @@ from functools import wraps
 from math import isfinite
 from numbers import Real
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import Tensor
 from .states import State
 
 __all__ = [
+    "Direction",
+    "checked_direction",
     "checked_scalar",
     "checked_state",
     "checked_target",
@@ -33,6 +35,9 @@ __all__ = [
 ]
 
 Run = TypeVar("Run", bound=Callable[..., Any])
+
+# How J comes to its target.
+Direction: TypeAlias = Literal["falling", "rising"]
 
 
 def require_callable(value: object, *, name: str, call: str = "(t, x) -> ...") -> None:
@@ -75,6 +80,17 @@ def require_flag(value: object, *, name: str) -> None:
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False; got {described(value)}")
+
+
+def checked_direction(value: object) -> bool:
+    """Whether J is to rise to its target: direction="rising", and not "falling".
+
+    Raises:
+        ValueError: Something else.
+    """
+    if not (isinstance(value, str) and value in ("falling", "rising")):
+        raise ValueError(f'direction must be "falling" or "rising"; got {described(value)}')
+    return value == "rising"
 
 
 def described(value: object) -> str:
@@ -249,7 +265,7 @@ def checked_target(target: object, *, like: Tensor, criterion: object) -> Tensor
     if getattr(criterion, "nonnegative", False) is True and float(tensor.detach()) < 0:
         raise ValueError(
             f"target must not be negative: {type(criterion).__name__} is never below 0, so it "
-            f"would never be met; got {float(tensor.detach()):g}"
+            f"would never be crossed; got {float(tensor.detach()):g}"
         )
     return tensor
 

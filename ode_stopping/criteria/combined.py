@@ -4,6 +4,9 @@ In units of its own target every J_i is met at 1, so that the criteria can be co
 
     AnyOf   J = min_i J_i / eps_i        AllOf   J = max_i J_i / eps_i        both with target 1
 
+With direction="rising" the two change places: min_i J_i / eps_i has risen to 1 where *all* J_i have
+risen to their eps_i, and the maximum where *any* has.
+
 The derivative of the stopping time is that of the member that decides at T (the implicit quotient
 of Theorem 1, arXiv 2505.22509, sees no other); where two decide at once T has a kink.
 """
@@ -130,6 +133,10 @@ class AnyOf(_Combined):
     Members may be combinations themselves, with the target 1:
     AnyOf(AllOf(a, b, targets=[...]), c, targets=[1.0, eps]).
 
+    "Any" is for a J that falls. With direction="rising" J >= 1 holds where *all* J_i >= eps_i: for
+    "any has risen" use AllOf there. With leave_first=True J itself has to be above 1 first, that
+    is all members above their eps_i at once (for AllOf: any of them).
+
     Args:
         criteria: At least one; `Criterion` modules or any callables (t, state) -> J, 0-d or one
             value a sample. Each takes the position out of the state itself.
@@ -155,6 +162,8 @@ class AnyOf(_Combined):
 
 class AllOf(_Combined):
     """J = max_i J_i / eps_i, for the target 1: stops the first time that all J_i <= eps_i at once.
+
+    (With direction="rising": the first time that any J_i >= eps_i; see `AnyOf`.)
 
     Criteria that held before, one after the other, do not count: they have to hold together.
     Arguments, attributes, derivatives and errors: see `AnyOf`.

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Dips", "NearMiss"]
+__all__ = ["Dips", "NearMiss", "closest"]
 
 
 @dataclass(frozen=True)
@@ -14,17 +14,24 @@ class NearMiss:
     """An interior minimum of J before the crossing: had it been lower, T would have been there.
 
     T jumps where the margin goes through zero (a grazing crossing), so a small one says that the
-    derivative of T holds for small changes only.
+    derivative of T holds for small changes only. The other way round (a maximum, a fall) for
+    direction="rising", and where J turned back before it had left its target (leave_first=True).
 
     Attributes:
         time: Where, in flow time.
-        margin: J - eps there, > 0.
-        rebound: By how much J rose again afterwards: what the margin is to be compared with.
+        margin: Distance of J from eps there, > 0.
+        rebound: By how much J went back afterwards: what the margin is to be compared with.
     """
 
     time: float
     margin: float
     rebound: float
+
+
+def closest(misses: Iterable[NearMiss | None]) -> NearMiss | None:
+    """The one with the smallest margin."""
+    found = (miss for miss in misses if miss is not None)
+    return min(found, key=lambda miss: miss.margin, default=None)
 
 
 class Dips:

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..call import Call
 from ..solving.step import Step
 from ..solving.trajectory import Trajectory
-from .near_miss import Dips
 from .scan import Scan
 
 __all__ = ["Path"]
@@ -29,7 +28,6 @@ class Path:
         state: The state at the last node.
         best: Smallest J that was seen, and where.
         largest: Largest root mean square of a piece of the state.
-        dips: Interior minima of J.
     """
 
     def __init__(self, call: Call, value: float) -> None:
@@ -44,8 +42,6 @@ class Path:
         self.grid = [call.start]
         self.values = [value]
         self.best = (value, call.start)
-        self.dips = Dips()
-        self.dips.add([(call.start, value)])
 
     @property
     def node(self) -> int:
@@ -54,8 +50,8 @@ class Path:
 
     def look(self, scan: Scan, until: float) -> None:
         """Note what was seen of J inside a step, up to a time."""
-        self.best = min(self.best, (scan.best_value, scan.best_time))
-        self.dips.add(point for point in scan.points if point[0] < until)
+        seen = [(value, time) for time, value in scan.points if time < until]
+        self.best = min([self.best, *seen])
 
     def add(self, step: Step, value: float, size: float = 0.0) -> None:
         """Append an accepted step, with J and the size of the state at its end."""
@@ -104,15 +100,15 @@ class Path:
         return sum(squares, torch.zeros_like(self._call.x0)).sqrt()
 
     def trajectory(self, marks: Mapping[float, tuple[float, Tensor]]) -> Trajectory:
-        """The path as a trajectory, with marks inside its steps."""
-        call = self._call
+        """The path as a trajectory, with marks inside its steps, and J in the user's sign."""
+        call, shown = self._call, self._call.criterion.shown
         return Trajectory(
             call.layout,
             call.method,
             call.x0,
             self.steps,
             self.grid,
-            self.values,
+            [shown(value) for value in self.values],
             largest=self.largest,
-            marks=marks,
+            marks={time: (shown(value), state) for time, (value, state) in marks.items()},
         )

@@ -16,6 +16,8 @@ __all__ = ["Crossing", "lam_change"]
 class Crossing:
     """A point (T, x_T) at which the criterion meets its target.
 
+    Signs are those of a J that falls (`core.functions.CriterionMap`), whatever the user's does.
+
     Attributes:
         time: T.
         state: x_T, shape (n,).

@@ -20,6 +20,7 @@ from ..solving.step import Step
 from ..solving.stepper import Stepper
 from .path import Path
 from .scan import Met, NonFiniteCriterion, scan_step
+from .watch import Watch
 
 __all__ = ["Approach", "approach", "polished"]
 
@@ -36,7 +37,7 @@ _ALLOWED = 0.9
 
 
 def polished(
-    call: Call, flow: FlowPiece, path: Path, coarse: Step, end: float, target: float
+    call: Call, flow: FlowPiece, path: Path, coarse: Step, end: float, watch: Watch
 ) -> tuple[list[tuple[Step, float]], Step, Met] | None:
     """The last few steps again, at a hundredth of the tolerance.
 
@@ -46,7 +47,7 @@ def polished(
         path: The path; its recent steps are the ones that are taken again.
         coarse: The step with the crossing in it.
         end: End of the piece.
-        target: eps.
+        watch: The target, as it was where those steps begin.
 
     Returns:
         The finer steps with J at their ends, the one with the crossing, and that; or None where
@@ -76,11 +77,13 @@ def polished(
                 continue
             dense = call.method.dense(step)
             rtol = call.tolerances.rtol
-            scan = scan_step(step, dense, call.criterion, value, [target], rtol=rtol)
+            scan = scan_step(step, dense, call.criterion, value, [watch], rtol=rtol)
         except (StepFailed, NonFiniteCriterion):
             return None
         if scan.met:
             return steps, step, scan.met[0]
+        if scan.left:
+            watch = watch.counting()
         steps.append((step, scan.end_value))
         value = scan.end_value
     return None

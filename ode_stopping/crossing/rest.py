@@ -41,7 +41,7 @@ class Rest:
 
         Args:
             step: The latest step.
-            excess: By how much J is above its target.
+            excess: How far J is from the nearest target.
             largest: Largest size of the state so far.
         """
         self._largest = largest

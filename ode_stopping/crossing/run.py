@@ -5,7 +5,6 @@ Knows nothing of gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nextafter
 from typing import NamedTuple
@@ -32,6 +31,7 @@ from .rest import Rest
 from .scan import Met, NonFiniteCriterion, Scan, scan_step
 from .stiffness import if_stiff
 from .watch import Hit, Watch
+from .watches import Watches
 
 __all__ = ["Run", "find_crossings"]
 
@@ -59,8 +59,8 @@ class Run:
         state: State there, shape (n,).
         note: One more sentence on how it ended.
         trajectory: The path.
-        best: Smallest J seen, and where.
-        near_miss: Of the lowest target: the interior minimum of J that came closest to it.
+        best: Smallest J seen (the largest of one that rises), and where.
+        near_miss: Of the targets that were missed: the turn of J that came closest to one.
         velocity_error: Largest relative error of the velocity in the steps that were looked at.
         stats: Its costs.
     """
@@ -83,7 +83,7 @@ class Run:
 
 
 def find_crossings(call: Call) -> Run:
-    """Integrate from (t0, x0) until J has been down to every target for the first time."""
+    """Integrate from (t0, x0) until J has come down to every target for the first time."""
     flow, criterion = call.flow, call.criterion
     evaluations, calls = flow.calls, criterion.calls
     with torch.no_grad(), sharing(Memo()):
@@ -111,8 +111,8 @@ def find_crossings(call: Call) -> Run:
         trajectory=path.trajectory(
             {hit.time: (hit.point.value, hit.state) for hit in loop.hits if hit.point is not None}
         ),
-        best=path.best,
-        near_miss=path.dips.near_miss(min(call.targets)),
+        best=(criterion.shown(path.best[0]), path.best[1]),
+        near_miss=loop.watches.nearest_miss,
         velocity_error=max((control.largest for control in loop.controls), default=0.0),
         stats=stats,
     )
@@ -166,10 +166,9 @@ class _Loop:
         self.rest = Rest(call.tolerances)
         self.rejected = 0
         self.hits: list[Hit] = []
-        watches = [Watch(index, target) for index, target in enumerate(call.targets)]
-        # J falls: the highest is met first.
-        self.watches = sorted(watches, key=lambda watch: -watch.target)
-        self.path = Path(call, call.criterion.value(call.start, call.x0))
+        value = call.criterion.value(call.start, call.x0)
+        self.path = Path(call, value)
+        self.watches = Watches(call, value)
 
     def _control(self, flow: FlowPiece, tolerances: Tolerances) -> VelocityError:
         layout = self.call.layout
@@ -185,19 +184,13 @@ class _Loop:
         value = path.values[0]
         if not isfinite(value):
             raise _Ended(Status.DIVERGED, call.start, call.x0, "J is not finite at t0")
-        for watch in self._below(value):
+        for watch in self.watches.met_by(value):
             self.hits.append(Hit(watch, Status.AT_START, call.start, call.x0))
         self._end_if_met(Status.AT_START, call.start, call.x0)
         for index in range(len(call.times) - 1):
             self._piece(index)
-        note = f"at the horizon {call.times[-1]:g}"
+        note = f"at the horizon {call.times[-1]:g}" + self.watches.never_left(call)
         raise _Ended(Status.NOT_REACHED, path.grid[-1], path.state, note)
-
-    def _below(self, value: float) -> list[Watch]:
-        """Take the watches that a value of J meets from those that are left."""
-        met = [watch for watch in self.watches if value <= watch.target]
-        self.watches = self.watches[len(met) :]
-        return met
 
     def _end_if_met(self, status: Status, time: float, state: Tensor, note: str = "") -> None:
         if not self.watches:
@@ -223,6 +216,8 @@ class _Loop:
                 self._meet(flow, step, scan, end)
                 stepper.limit_next_step(scan.growth * step.length)
                 path.add(step, scan.end_value, self.controls[-1].size)
+                if self.watches.passed(scan):
+                    path.hold(path.node)  # J was below the target before
                 if end == call.times[-1] and self._is_resting(step, scan):
                     self._end_if_at_rest(flow, step, end)
         finally:
@@ -247,8 +242,8 @@ class _Loop:
         return stepper
 
     def _is_resting(self, step: Step, scan: Scan) -> bool:
-        excess = scan.end_value - self.watches[0].target
-        return self.rest.is_resting(step, excess, self.path.largest)
+        distance = self.watches.clearance(scan.end_value)
+        return self.rest.is_resting(step, distance, self.path.largest)
 
     def _attempt(self, stepper: Stepper, retakes: _Retakes) -> Step | None:
         """A step, or None where it was rejected."""
@@ -275,8 +270,6 @@ class _Loop:
         try:
             scan = self._scan(
                 step,
-                self.path.values[-1],
-                [watch.target for watch in self.watches],
                 may_retake=long_enough and retakes.in_a_row < _MAX_RETAKES,
                 unlimited=stepper.ratio < _EASY and stepper.accepted > _EASY_AFTER,
             )
@@ -292,21 +285,13 @@ class _Loop:
         retakes.passed(step.t1)
         return scan
 
-    def _scan(
-        self,
-        step: Step,
-        value: float,
-        targets: Sequence[float],
-        *,
-        may_retake: bool = False,
-        unlimited: bool = False,
-    ) -> Scan:
+    def _scan(self, step: Step, *, may_retake: bool, unlimited: bool) -> Scan:
         return scan_step(
             step,
             self.call.method.dense(step),
             self.call.criterion,
-            value,
-            targets,
+            self.path.values[-1],
+            self.watches.waiting,
             rtol=self.call.tolerances.rtol,
             may_retake=may_retake,
             unlimited=unlimited,
@@ -314,19 +299,22 @@ class _Loop:
 
     def _meet(self, flow: FlowPiece, step: Step, scan: Scan, end: float) -> None:
         """Note the targets that are met in a step; the last of all ends the run."""
-        path = self.path
         for met in scan.met:
-            path.look(scan, met.time)
-            if len(self.watches) == 1:
+            self._note(scan, met.time)
+            if len(self.watches.waiting) == 1:
                 self._finish(flow, step, met, end)
-            watch, self.watches = self.watches[0], self.watches[1:]
-            self.hits.append(self._side_hit(flow, watch, step, met, end))
-        path.look(scan, inf)
+            self.hits.append(self._side_hit(flow, step, met, end))
+            self.watches.take(met.watch)
+        self._note(scan, inf)
 
-    def _side_hit(self, flow: FlowPiece, watch: Watch, step: Step, met: Met, end: float) -> Hit:
+    def _note(self, scan: Scan, until: float) -> None:
+        self.path.look(scan, until)
+        self.watches.look(scan, until)
+
+    def _side_hit(self, flow: FlowPiece, step: Step, met: Met, end: float) -> Hit:
         """A target that is passed: by a partial step, or by several where that is too noisy."""
-        path = self.path
-        steps, guess, inherited = self._approached(flow, watch, step, met, end)
+        path, watch = self.path, met.watch
+        steps, guess, inherited = self._approached(flow, step, met, end)
         partial, point = refine(self.call, flow, steps[-1], watch.target, guess, step.t1)
         steps = (*steps[:-1], partial)
         error = torch.stack([inherited, *(s.error for s in steps)]).square().sum(0).sqrt()
@@ -337,7 +325,7 @@ class _Loop:
         return hit
 
     def _approached(
-        self, flow: FlowPiece, watch: Watch, step: Step, met: Met, end: float
+        self, flow: FlowPiece, step: Step, met: Met, end: float
     ) -> tuple[tuple[Step, ...], float, Tensor]:
         """Steps to a target, the last with T in it; T on that one; the error that they inherit."""
         call, path = self.call, self.path
@@ -353,7 +341,7 @@ class _Loop:
         chosen = approach(path.recent(), step, met.time, noise)
         if chosen is not None:
             return tuple(chosen.steps(call, flow, met.time)), met.time, chosen.damping * error
-        found = polished(call, flow, path, step, end, watch.target)
+        found = polished(call, flow, path, step, end, met.watch)
         if found is None:
             return plain
         finer, last, again = found
@@ -369,18 +357,18 @@ class _Loop:
 
     def _finish(self, flow: FlowPiece, step: Step, met: Met, end: float) -> None:
         """The last target: its steps become part of the path, and the run ends."""
-        path, watch = self.path, self.watches[0]
+        path, watch = self.path, met.watch
         if self._is_long():
-            finer = polished(self.call, flow, path, step, end, watch.target)
+            finer = polished(self.call, flow, path, step, end, watch)
             if finer is not None:
                 steps, step, met = finer
                 path.replace_recent(steps)
         last, point = refine(self.call, flow, step, watch.target, met.time, step.t1)
         path.add(last, point.value)
-        path.best = (point.value, last.t1)
+        path.best = min(path.best, (point.value, last.t1))
         hit = self._judged(watch, point, met, node=path.node, steps=(), error=path.state_error())
         self._end_if_diverged(hit)
-        self.watches = []
+        self.watches.take(watch)
         self.hits.append(hit)
         raise _Ended(hit.status, hit.time, hit.state, hit.note)
 
@@ -400,11 +388,12 @@ class _Loop:
             status, note = Status.DIVERGED, "a derivative at the crossing is not finite"
         elif self._is_jump(watch, point):
             status = Status.DEGENERATE
-            note = f"J jumps over the target: J(T) - eps = {point.value - watch.target:.3g}"
+            note = self._jump_note(point.value, watch)
         elif met.grazing or not point.is_transversal(self.call.tolerances.rtol):
             status = Status.DEGENERATE
-            note = f"J'(T) = {point.rate:.3g} against a scale of {point.rate_scale:.3g}"
-        near_miss = self.path.dips.near_miss(watch.target)
+            rate = self.call.criterion.shown(point.rate)
+            note = f"J'(T) = {rate:.3g} against a scale of {point.rate_scale:.3g}"
+        near_miss = self.watches.near_miss(watch)
         return Hit(
             watch, status, point.time, point.state, point, node, steps, note, near_miss, error
         )
@@ -420,9 +409,9 @@ class _Loop:
         """J may jump with the flow: targets that it jumps over are met without a derivative."""
         path, state = self.path, self.path.state
         value = self.call.criterion.value(time, state)
-        for watch in self._below(value):
+        for watch in self.watches.met_by(value):
             point = Crossing.at(self.call, path.grid[-1], state, flow(time, state))
-            note = f"J jumps over the target: J(T) - eps = {value - watch.target:.3g}"
+            note = self._jump_note(value, watch)
             self.hits.append(
                 Hit(
                     watch,
@@ -432,14 +421,21 @@ class _Loop:
                     point,
                     path.node,
                     note=note,
-                    near_miss=path.dips.near_miss(watch.target),
+                    near_miss=self.watches.near_miss(watch),
                     state_error=path.state_error(),
                 )
             )
             self._end_if_met(Status.DEGENERATE, point.time, state, note)
+        self.watches.jumped(value, path.grid[-1])
         path.values[-1] = value
+        path.best = min(path.best, (value, path.grid[-1]))
+
+    def _jump_note(self, value: float, watch: Watch) -> str:
+        gap = self.call.criterion.shown(value - watch.target)
+        return f"J jumps over the target: J(T) - eps = {gap:.3g}"
 
     def _end_if_at_rest(self, flow: FlowPiece, step: Step, horizon: float) -> None:
         if self.rest.stays(flow, step.t1, step.y1, horizon):
             note = f"the state has come to rest at t = {step.t1:.6g}"
+            note += self.watches.never_left(self.call)
             raise _Ended(Status.NOT_REACHED, step.t1, step.y1, note)

@@ -1,5 +1,7 @@
 """The first downward crossings of targets inside one accepted step.
 
+A target that J has to leave first is met by a fall that follows a rise, which is a fall of -J.
+
 Solvers look at step ends only. A criterion that dips below the target and comes back inside one
 step would be missed, so J is sampled on the dense output and followed by a local cubic. Where the
 cubic, less twice its error, stays above the target, the interval is cleared; else it is split, at
@@ -12,7 +14,9 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
+from heapq import merge
 from itertools import pairwise
 from math import isfinite, sqrt
 
@@ -22,6 +26,7 @@ from torch import Tensor
 from ..core.functions import CriterionMap
 from ..solving.solver import Dense
 from ..solving.step import Step
+from .watch import Watch, clearance
 
 __all__ = ["Met", "NonFiniteCriterion", "Scan", "scan_step"]
 
@@ -60,10 +65,12 @@ class Met:
     """A target that J meets in a step.
 
     Attributes:
+        watch: Which one, as it was before the step.
         time: When, on the dense output.
         grazing: Whether J only touches the target there: it turns back within the tolerance of it.
     """
 
+    watch: Watch
     time: float
     grazing: bool = False
 
@@ -74,9 +81,8 @@ class Scan:
 
     Attributes:
         end_value: J at the end of the step.
-        best_value: Smallest J seen.
-        best_time: Where.
-        met: The targets that are met, from the highest; empty where none is.
+        met: The targets that are met, in order of time; empty where none is.
+        left: Those that J had to leave first and has left, and a time from which on it is above.
         growth: By which factor the next step may be longer than this one for J to stay resolved.
         resolved: Whether the samples of J look smooth; if not, the step is to be taken again,
             `growth` times as long, and targets were not looked for.
@@ -84,9 +90,8 @@ class Scan:
     """
 
     end_value: float
-    best_value: float
-    best_time: float
     met: tuple[Met, ...] = ()
+    left: tuple[tuple[Watch, float], ...] = ()
     growth: float = _MAX_GROWTH
     resolved: bool = True
     points: tuple[tuple[float, float], ...] = ()
@@ -141,8 +146,16 @@ class _Samples:
         self.step = step
         self._dense = dense
         self._criterion = criterion
+        self._sign = 1.0
         self.points = [(0.0, start_value)]
         self.look((*_INTERIOR, 1.0))
+
+    def mirrored(self) -> _Samples:
+        """The samples of -J; what is added to them is not seen here."""
+        other = copy(self)
+        other._sign = -self._sign
+        other.points = [(s, -value) for s, value in self.points]
+        return other
 
     def time(self, s: float) -> float:
         return self.step.t1 if s == 1.0 else self.step.t0 + s * (self.step.t1 - self.step.t0)
@@ -154,7 +167,7 @@ class _Samples:
         for s, t, value in zip(fractions, times, values, strict=True):
             if not isfinite(value):
                 raise NonFiniteCriterion(t)
-            insort(self.points, (s, value))
+            insort(self.points, (s, self._sign * value))
 
     def _states(self, fractions: tuple[float, ...]) -> Sequence[Tensor]:
         """x there; from a polynomial all at once."""
@@ -169,7 +182,7 @@ class _Samples:
         value = self._criterion.value(self.time(s), self._dense(self.time(s)))
         if not isfinite(value):
             raise NonFiniteCriterion(self.time(s))
-        return value
+        return self._sign * value
 
     def at(self, s: float) -> float:
         value = self._value(s)
@@ -194,18 +207,19 @@ class _Samples:
         first = min(max(index - 1, 0), len(self.points) - 4)
         return _Cubic.through(self.points[first : first + 4])
 
-    def resolution(self, target: float) -> tuple[float, bool]:
+    def resolution(self, watches: Sequence[Watch]) -> tuple[float, bool]:
         """By how much the next step may be longer for J to stay resolved, and whether it is now."""
         values = [value for _, value in self.points]
-        # Wiggles that are small against the distance to the target do not matter.
-        extent = max(values) - min(values) + 0.25 * max(min(values) - target, 0.0)
+        low, high = min(values), max(values)
+        # Wiggles that are small against the distance to the nearest target do not matter.
+        extent = high - low + 0.25 * clearance(watches, low, high)
         roughness = self.misfit() / extent if extent > 0 else 0.0
         growth = 0.9 * (_SMOOTH / max(roughness, 1e-9)) ** (1 / 3)
         return min(max(growth, _MAX_SHRINK), _MAX_GROWTH), roughness <= _ROUGH
 
-    def lowest(self) -> tuple[float, float]:
-        """(s, J) of the smallest value seen."""
-        return min(self.points, key=lambda point: point[1])
+    def lowest(self, begin: float = 0.0) -> tuple[float, float]:
+        """(s, J) of the smallest value seen from `begin` on."""
+        return min((p for p in self.points if p[0] >= begin), key=lambda point: point[1])
 
     def misfit(self) -> float:
         """By how much the third of four samples misses the parabola through the others, at most."""
@@ -223,20 +237,21 @@ def scan_step(
     dense: Callable[[float], Tensor],
     criterion: CriterionMap,
     start_value: float,
-    targets: Sequence[float],
+    watches: Sequence[Watch],
     *,
     rtol: float = 0.0,
     may_retake: bool = False,
     unlimited: bool = False,
 ) -> Scan:
-    """Look for the first crossings in a step whose start is above all targets.
+    """Look for the first crossings in a step whose start is above all targets that count.
 
     Args:
         step: The accepted step.
         dense: t -> x(t) inside of it.
         criterion: J.
-        start_value: J at the start of the step, > every target.
-        targets: The values that are still to be met, from the highest.
+        start_value: J at the start of the step: above every target that counts, and not above
+            what it has to exceed to leave another.
+        watches: The targets that are still to be met, from the highest.
         rtol: Relative tolerance of the solve: a dip below the target that is shallower than this,
             relative to the target, is a touch.
         may_retake: Whether an unresolved step may be given back; else it is searched as it is.
@@ -246,42 +261,75 @@ def scan_step(
         NonFiniteCriterion: J is NaN or infinite at a point that was looked at.
     """
     samples = _Samples(step, dense, criterion, start_value)
-    growth, resolved = samples.resolution(targets[0])
+    growth, resolved = samples.resolution(watches)
     if resolved and unlimited:
         samples.look(_MANY)
-        finer, resolved = samples.resolution(targets[0])
+        finer, resolved = samples.resolution(watches)
         growth = min(growth, finer)
     end_value = samples.points[-1][1]
     if may_retake and not resolved:
-        return Scan(end_value, start_value, step.t0, growth=growth, resolved=False)
+        return Scan(end_value, growth=growth, resolved=False)
     misfit = samples.misfit()
-    met: list[Met] = []
-    for target in targets:
-        found = _first_crossing(samples, target, misfit, rtol)
+    falls: list[Met] = []
+    for watch in watches:
+        if watch.leave is not None:
+            continue
+        found = _first_crossing(samples, watch, misfit, rtol)
         if found is None:
             break  # nor does J meet the lower ones
-        met.append(found)
-    low, value = samples.lowest()
+        falls.append(found)
+    returns: list[Met] = []
+    left: list[tuple[Watch, float]] = []
+    for watch in watches:
+        begin = None if watch.leave is None else _first_rise(samples, watch.leave, misfit)
+        if begin is None:
+            continue
+        left.append((watch, samples.time(begin)))
+        found = _first_crossing(samples, watch, misfit, rtol, begin)
+        if found is not None:
+            returns.append(found)
+    # Close targets stay in their order, whatever the rounding of their times.
+    returns.sort(key=_time_of)
+    met = tuple(merge(falls, returns, key=_time_of))
     points = tuple((samples.time(s), v) for s, v in samples.points[1:])
-    return Scan(end_value, value, samples.time(low), tuple(met), growth, points=points)
+    return Scan(end_value, met, tuple(left), growth, points=points)
 
 
-def _first_crossing(samples: _Samples, target: float, misfit: float, rtol: float) -> Met | None:
-    """Where J meets one target for the first time in the step, or touches it."""
+def _time_of(met: Met) -> float:
+    return met.time
+
+
+def _first_rise(samples: _Samples, level: float, misfit: float) -> float | None:
+    """A point of the step, as a share of it, at which J has just risen to a level; or None."""
+    mirrored = samples.mirrored()
     bracket = None
-    for (a, va), (b, vb) in pairwise(list(samples.points)):
+    for (a, va), (b, vb) in pairwise(list(mirrored.points)):
+        bracket = _first_bracket(mirrored, -level, a, va, b, vb, misfit, 0)
+        if bracket is not None:
+            break
+    samples.points = [(s, -value) for s, value in mirrored.points]
+    # J rises inside of the bracket and stays up to its end.
+    return None if bracket is None else bracket[1]
+
+
+def _first_crossing(
+    samples: _Samples, watch: Watch, misfit: float, rtol: float, begin: float = 0.0
+) -> Met | None:
+    """Where J meets a target for the first time in the step, or touches it, from `begin` on."""
+    bracket, target = None, watch.target
+    for (a, va), (b, vb) in pairwise([point for point in samples.points if point[0] >= begin]):
         bracket = _first_bracket(samples, target, a, va, b, vb, misfit, 0)
         if bracket is not None:
             break
     values = [value for _, value in samples.points]
-    low, value = samples.lowest()
+    low, value = samples.lowest(begin)
     touch = rtol * max(abs(target), 0.01 * (max(values) - min(values)))
-    turns_back = 0.0 < low < 1.0 and values[-1] > target
+    turns_back = begin < low < 1.0 and values[-1] > target
     if bracket is not None:
         time = samples.root(target, bracket)
-        return Met(time, grazing=turns_back and target - value <= touch)
+        return Met(watch, time, grazing=turns_back and target - value <= touch)
     if turns_back and value - target <= touch:
-        return Met(samples.time(low), grazing=True)
+        return Met(watch, samples.time(low), grazing=True)
     return None
 
 

@@ -35,7 +35,7 @@ def if_stiff(flow: FlowMap, t: float, x: Tensor, grid: Sequence[float]) -> str:
     return (
         f"; the flow is stiff: its fastest rate is about {rate:.3g}, and steps of {length:.3g} are "
         f"{length * rate:.1f} over that, the limit of stability of an explicit method, which no "
-        "tolerance moves. Scale or precondition the flow, or choose a larger target"
+        "tolerance moves. Scale or precondition the flow, or choose a target that is met earlier"
     )
 
 

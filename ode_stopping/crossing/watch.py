@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from ..solving.step import Step
 from .near_miss import NearMiss
 from .point import Crossing
 
-__all__ = ["Hit", "Watch"]
+__all__ = ["Hit", "Watch", "clearance"]
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,26 @@ class Watch:
     Attributes:
         index: Its place among the targets of the call.
         target: eps.
+        leave: The value that J has to exceed before a fall to the target counts; None: it counts
+            from now on, and J is above the target.
     """
 
     index: int
     target: float
+    leave: float | None = None
+
+    def counting(self) -> Watch:
+        """The same, once J has been above its target."""
+        return replace(self, leave=None)
+
+
+def clearance(watches: Iterable[Watch], low: float, high: float) -> float:
+    """How far values of J in [low, high] are from the nearest target; 0 where one is met.
+
+    A target that counts is met from above, and one that does not is left from below.
+    """
+    gaps = [w.target - high if w.leave is not None else low - w.target for w in watches]
+    return max(min(gaps), 0.0)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,6 @@ def warn_about_rounding(problem: StoppingProblem, crossing: Crossing) -> None:
         warn_user(
             f"rounding in {crossing.state.dtype} moves the stopping time by about {in_time:.2g}, "
             f"more than the tolerance {allowed:.2g}: the criterion is too flat at the target for "
-            "this dtype. Use float64, a larger target, or a larger rtol.",
+            "this dtype. Use float64, a target that is met earlier, or a larger rtol.",
             StoppingWarning,
         )

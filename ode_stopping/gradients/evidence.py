@@ -42,7 +42,7 @@ __all__ = [
     "warn_about_grazing",
 ]
 
-# A dip of J that came this close to the target, relative to how far J rose again, is worth a word.
+# A turn of J this close to the target, relative to how far J went back, is worth a word.
 _GRAZING_MARGIN = 1e-2
 
 # Below this, J'(T) is mostly cancellation, and that is the reason to name.
@@ -98,7 +98,7 @@ class Evidence:
         return cls(
             rtol=problem.tolerances.rtol,
             dtype=problem.x0.dtype,
-            rate=hit.point.rate,
+            rate=problem.criterion.shown(hit.point.rate),
             rate_scale=hit.point.rate_scale,
             near_miss=hit.near_miss,
             velocity_error=problem.run.velocity_error,
@@ -199,7 +199,9 @@ class Evidence:
                 f"target, or use {tighter}."
             )
         if "rounding" in large:
-            remedy = "Use float64" if self.dtype != torch.float64 else "Use a larger target"
+            remedy = (
+                "Use float64" if self.dtype != torch.float64 else "Use a target that is met earlier"
+            )
             return (
                 f"one rounding of x_T in {self.dtype} changes grad J / J' by "
                 f"{self.rounding:.1e}. {remedy}."
@@ -263,8 +265,8 @@ def warn_about_grazing(near_miss: NearMiss | None, tolerances: Tolerances) -> No
         return
     warn_user(
         f"J came within {near_miss.margin:.2e} of the target at t = {near_miss.time:.6g}, before "
-        f"it rose again by {near_miss.rebound:.2e}: under a small change of the parameters the "
+        f"it went back by {near_miss.rebound:.2e}: under a small change of the parameters the "
         "stopping time jumps there, and its derivative does not know. Choose a target further from "
-        "that dip, or treat T as discontinuous here.",
+        "that turn, or treat T as discontinuous here.",
         GradientAccuracyWarning,
     )

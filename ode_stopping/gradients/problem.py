@@ -209,5 +209,5 @@ class StoppingProblem(Piece):
 
     @property
     def target(self) -> float:
-        """The last target."""
+        """The last target, as J falls to it; `criterion.shown` has it in the user's sign."""
         return self.hits[-1].watch.target

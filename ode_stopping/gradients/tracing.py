@@ -149,7 +149,8 @@ def check_criterion(call: Call, leaves: LeafSet, t: float, x: Tensor) -> None:
 def _refuse_steps(call: Call, t: float, x: Tensor) -> None:
     """Raise where J comes down through its target although its gradient is zero.
 
-    A criterion that touches its target has J' = 0 there as well, and comes up again: the difference
+    (A J that rises is turned round here.) A criterion that touches its target has J' = 0 there as
+    well, and comes up again: the difference
     of J before and after falls with the cube of the time. That of an accuracy is a jump.
     """
     criterion = call.criterion
@@ -168,8 +169,8 @@ def _refuse_steps(call: Call, t: float, x: Tensor) -> None:
     far, near = fall(span), fall(span / 16)
     if far > 0 and near > far / 64:
         raise MissingGradientError(
-            f"the criterion is piecewise constant: it falls by {near:.3g} at t = {t:.6g}, and its "
-            "gradient is zero there (an accuracy, a counter, a rounding), so the stopping time has "
-            "no derivative. Use a smooth criterion in its place (the loss instead of the "
+            f"the criterion is piecewise constant: it changes by {near:.3g} at t = {t:.6g}, and "
+            "its gradient is zero there (an accuracy, a counter, a rounding), so the stopping time "
+            "has no derivative. Use a smooth criterion in its place (the loss instead of the "
             "accuracy), or gradient=None where the time alone is wanted"
         )

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from torch import Tensor
 
 from ..core.states import State
-from ..core.validation import require_callable
+from ..core.validation import Direction, checked_direction, require_callable, require_flag
 from ..gradients import GradientRoute, StepAdjoint
 from ..result import StoppingResult
 from ..solving.solver import Solver
@@ -87,6 +87,8 @@ class StoppingTask(TuningTask):
         criterion: Module or callable (t, x) -> J.
         target: eps, one number.
         t0: Start time, in flow time.
+        direction: As for `stopping_time`.
+        leave_first: As for `stopping_time`.
         max_time: Absolute horizon, in flow time; None: t0 + 1e6, which is a long run where the
             target is out of reach, and a large number to count a miss with.
         breakpoints: Times at which the flow jumps.
@@ -94,7 +96,8 @@ class StoppingTask(TuningTask):
         name: For messages.
 
     Raises:
-        TypeError: Flow or criterion cannot be called.
+        TypeError: Flow or criterion cannot be called; leave_first is no flag.
+        ValueError: An unknown direction.
     """
 
     quantity: ClassVar[str] = "time"
@@ -105,6 +108,8 @@ class StoppingTask(TuningTask):
     target: float | Tensor
     _: KW_ONLY
     t0: float | Tensor = 0.0
+    direction: Direction = "falling"
+    leave_first: bool = False
     max_time: float | None = None
     breakpoints: Iterable[float] | None = None
     params: Sequence[Tensor] | None = None
@@ -113,6 +118,8 @@ class StoppingTask(TuningTask):
     def __post_init__(self) -> None:
         require_callable(self.flow, name="flow")
         require_callable(self.criterion, name="criterion")
+        checked_direction(self.direction)
+        require_flag(self.leave_first, name="leave_first")
         if self.breakpoints is not None:
             # An iterator would be used up by the first run.
             object.__setattr__(self, "breakpoints", tuple(self.breakpoints))
@@ -145,6 +152,8 @@ class StoppingTask(TuningTask):
             self.criterion,
             self.target,
             t0=self.t0,
+            direction=self.direction,
+            leave_first=self.leave_first,
             max_time=self.max_time,
             breakpoints=self.breakpoints,
             params=self.params,
