@@ -166,9 +166,7 @@ def non_normal(rng: Generator) -> Flow:
     n = int(rng.integers(2, 6))
     upper = np.triu(rng.standard_normal((n, n)), 1) * _log_uniform(rng, 1.0, 20.0)
     matrix = np.diag(rng.uniform(0.4, 2.0, n)) + upper
-    return Flow(
-        lambda xp, t, x, p, side: -xp.matvec(p["M"], x), {"M": matrix}, _start(rng, n), 6.0
-    )
+    return Flow(lambda xp, t, x, p, side: -xp.matvec(p["M"], x), {"M": matrix}, _start(rng, n), 6.0)
 
 
 @_flow
@@ -182,7 +180,7 @@ def oscillating(rng: Generator) -> Flow:
         rates = [v[i] for i in range(pairs)]
         energy = xp.dot(v, v)
         rates += [
-            -p["w"][i] ** 2 * q[i] - (p["c"][i] + 0.1 * energy) * v[i] for i in range(pairs)
+            -(p["w"][i] ** 2) * q[i] - (p["c"][i] + 0.1 * energy) * v[i] for i in range(pairs)
         ]
         return xp.stack(rates)
 
@@ -260,7 +258,9 @@ def lorenz(rng: Generator) -> Flow:
         ]
         return xp.stack(rates)
 
-    return Flow(f, leaves, rng.uniform(-1, 1, 3) + [0, 0, 2.0], _log_uniform(rng, 1.0, 4.0))
+    return Flow(
+        f, leaves, rng.uniform(-1, 1, 3) + np.array([0, 0, 2.0]), _log_uniform(rng, 1.0, 4.0)
+    )
 
 
 @_flow

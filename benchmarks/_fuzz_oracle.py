@@ -232,15 +232,16 @@ class _Solver:
         t, (y, side) = problem.t0, self.start()
         settings: dict[str, Any] = {"method": "DOP853", "dense_output": True, "rtol": rtol}
         settings["atol"] = _FLOOR * rtol * problem.state
+        plain = {name: v.real[..., :1] for name, v in self.p.items()}
+
+        def surface(t: float, y: Any, side: float) -> float:
+            x = y[: self.n, None]
+            return side * float(np.ravel(problem.switch(NUMPY, t, x, plain).real)[0])
+
+        # From this side to the other only: behind a switch, `side` has changed.
+        surface.terminal, surface.direction = True, -1.0  # type: ignore[attr-defined]
+        events = surface if problem.flow.switch is not None else None
         while t < end:
-
-            def touches(t: float, y: Any, side: float) -> float:
-                x = y[: self.n, None]
-                return side * float(np.ravel(problem.switch(NUMPY, t, x, plain).real)[0])
-
-            plain = {name: v.real[..., :1] for name, v in self.p.items()}
-            touches.terminal, touches.direction = True, -1.0  # type: ignore[attr-defined]
-            events = touches if problem.flow.switch is not None else None
             with np.errstate(all="ignore"):
                 found = solve_ivp(self.rates, (t, end), y, args=(side,), events=events, **settings)
             finite = bool(np.isfinite(found.y).all())
@@ -270,7 +271,9 @@ class _Solver:
         """
         before = self.rates(t, y, side)[: self.n]
         after = self.rates(t, y, -side)[: self.n]
-        speeds, scales = zip(*(self._of_switch(t, y, rate) for rate in (before, after)))
+        speeds, scales = zip(
+            *(self._of_switch(t, y, rate) for rate in (before, after)), strict=True
+        )
         if speeds[0] * speeds[1] <= 0:
             raise Unusable("it slides")
         if abs(speeds[0]) < _SLOWEST_SWITCH * scales[0]:
@@ -449,9 +452,9 @@ def _backward(
     row[:n] = y[:n]
     row[n] = -(y[:n] @ plain.rates(problem.t0, problem.x0, start_side))
     row[first:] = y[n : n + count]
-    row[first:] += share * products(problem.measure, end, x_end, path.parts[-1][2]).reshape(-1)[
-        first:
-    ]
+    row[first:] += (
+        share * products(problem.measure, end, x_end, path.parts[-1][2]).reshape(-1)[first:]
+    )
     gradients = directions.split(row * directions.lengths)
     gradients["target"] = np.asarray(-share)
     natural = {"x0": largest, "t0": scale, "target": 0.0}
@@ -462,4 +465,3 @@ def _backward(
             length = max(float(np.linalg.norm(np.ravel(problem.leaves[name]))), 1e-300)
             natural[name] = max(natural[name], scale * (end - problem.t0) / length)
     return gradients, natural
-
