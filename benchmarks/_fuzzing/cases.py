@@ -21,6 +21,7 @@ from ode_stopping import (
 from ode_stopping.solving.solver import LARGEST_PROMISE, PROMISE_PER_RTOL
 
 from .criteria import CRITERIA
+from .descents import DESCENTS
 from .flows import FLOWS
 from .jumps import JUMPING
 from .path import Problem, Unusable, crossing_rate, explore, values_along
@@ -39,6 +40,7 @@ ROUTES: dict[str, GradientRoute] = {
 _ROUTE_SHARES = (0.5, 0.2, 0.1, 0.1, 0.1)
 _GRID = 4001
 _TRIES = 40
+_SPANS = (math.log(0.5), math.log(3.0))  # of the path, over what its family says
 _LOW_ORDER_RTOL = 1e-5  # fehlberg2 at 1e-8 would take a million steps
 _SINGLE_RTOL = 3e-5
 _LEAST_MARGIN = 0.02  # of dips of J before T, relative to how far it rose again
@@ -125,9 +127,10 @@ def draw(settings: Settings, number: int) -> Case:
 
 
 def _drawn(settings: Settings, rng: np.random.Generator) -> Case:
-    families = JUMPING if settings.jumps else FLOWS
+    families = JUMPING if settings.jumps else FLOWS | DESCENTS
     family = str(rng.choice(list(families)))
     flow = families[family](rng)
+    flow = replace(flow, span=flow.span * math.exp(rng.uniform(*_SPANS)))
     kinds = [k for k in CRITERIA if k != "speed" or not settings.jumps]  # it would jump itself
     kind = str(rng.choice(kinds))
     criterion = CRITERIA[kind](rng, len(flow.x0))
@@ -195,8 +198,9 @@ def _with_target(problem: Problem, rng: np.random.Generator) -> tuple[Problem, f
         lowest = np.minimum.accumulate(falling)
         first = np.flatnonzero(falling[1:] < lowest[:-1]) + 1
         first = first[first >= _GRID // 25]
-        rng.shuffle(first)
-        for index in first[:10]:
+        tries: Any = rng.choice(first, (10, 2)) if len(first) else []
+        late = bool(rng.random() < 0.5)  # the later of two: most first crossings are early
+        for index in (max(pair) if late else pair[0] for pair in tries):
             margin = _margin(falling, index)
             share = float(rng.random())
             if margin < _LEAST_MARGIN:

@@ -1,4 +1,4 @@
-"""Random flows that are smooth in the state (one has a kink)."""
+"""Random flows that do not jump in the state; one has a kink."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _flow(make: Callable[[Generator], Flow]) -> Callable[[Generator], Flow]:
 def non_normal(rng: Generator) -> Flow:
     """x' = -(D + U) x, U strictly upper and large: grows before it decays."""
     n = int(rng.integers(2, 6))
-    upper = np.triu(rng.standard_normal((n, n)), 1) * log_uniform(rng, 1.0, 20.0)
+    upper = np.triu(rng.standard_normal((n, n)), 1) * log_uniform(rng, 1.0, 50.0)
     matrix = np.diag(rng.uniform(0.4, 2.0, n)) + upper
     return Flow(lambda xp, t, x, p, side: -xp.matvec(p["M"], x), {"M": matrix}, start(rng, n), 6.0)
 
@@ -95,7 +95,7 @@ def stiff(rng: Generator) -> Flow:
 @_flow
 def van_der_pol(rng: Generator) -> Flow:
     """x' = v, v' = mu (1 - x^2) v - k x."""
-    leaves = {"mu": log_uniform(rng, 0.5, 12.0), "k": float(rng.uniform(0.5, 2.0))}
+    leaves = {"mu": log_uniform(rng, 0.5, 30.0), "k": float(rng.uniform(0.5, 2.0))}
 
     def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
         return xp.stack([x[1], p["mu"] * (1 - x[0] * x[0]) * x[1] - p["k"] * x[0]])
@@ -232,91 +232,6 @@ def epidemic(rng: Generator) -> Flow:
 
 
 @_flow
-def quadratic(rng: Generator) -> Flow:
-    """Gradient flow of a random quadratic with a preconditioner."""
-    n = int(rng.integers(2, 7))
-    leaves = {"p": rng.uniform(0.5, 2.0, n), "centre": 0.3 * rng.standard_normal(n)}
-
-    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
-        return -p["p"] * xp.matvec(p["Q"], x - p["centre"])
-
-    matrix = definite(rng, n, log_uniform(rng, 1.0, 100.0))
-    return Flow(f, leaves, start(rng, n), 4.0, {"Q": matrix})
-
-
-@_flow
-def rosenbrock(rng: Generator) -> Flow:
-    """Gradient flow of (a - x)^2 + b (y - x^2)^2."""
-    leaves = {"a": float(rng.uniform(0.7, 1.3)), "b": log_uniform(rng, 5.0, 100.0)}
-
-    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
-        bent = x[1] - x[0] * x[0]
-        return xp.stack([2 * (p["a"] - x[0]) + 4 * p["b"] * x[0] * bent, -2 * p["b"] * bent])
-
-    return Flow(f, leaves, start(rng, 2), 4.0)
-
-
-@_flow
-def logistic(rng: Generator) -> Flow:
-    """Gradient flow of a regularised logistic loss, twelve rows."""
-    n, rows = int(rng.integers(2, 5)), 12
-    signed = rng.standard_normal((rows, n)) * rng.choice([-1.0, 1.0], (rows, 1))
-    leaves = {"p": rng.uniform(0.5, 2.0, n), "mu": float(rng.uniform(0.02, 0.3))}
-
-    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
-        share = 1 / (1 + xp.exp(xp.matvec(p["A"], x)))
-        return p["p"] * (xp.matvec(p["At"], share) / rows - p["mu"] * x)
-
-    constants = {"A": signed, "At": np.ascontiguousarray(signed.T)}
-    return Flow(f, leaves, 1.5 * start(rng, n), 12.0, constants)
-
-
-@_flow
-def rescaled(rng: Generator) -> Flow:
-    """x' = -(a exp(-b t) + c) Q x."""
-    n = int(rng.integers(2, 6))
-    leaves = {name: float(rng.uniform(0.3, 1.5)) for name in ("a", "b", "c")}
-
-    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
-        return -(p["a"] * xp.exp(-p["b"] * t) + p["c"]) * xp.matvec(p["Q"], x)
-
-    matrix = definite(rng, n, log_uniform(rng, 1.0, 50.0))
-    return Flow(f, leaves, start(rng, n), 4.0, {"Q": matrix})
-
-
-@_flow
-def heavy_ball(rng: Generator) -> Flow:
-    """Momentum: x' = v, v' = -c v - Q x - k x^3."""
-    n = int(rng.integers(1, 4))
-    leaves = {"c": float(rng.uniform(0.3, 3.0)), "k": float(rng.uniform(0.0, 1.0))}
-
-    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
-        q, v = x[:n], x[n:]
-        pull = -p["c"] * v - xp.matvec(p["Q"], q) - p["k"] * q * q * q
-        return xp.stack([*(v[i] for i in range(n)), *(pull[i] for i in range(n))])
-
-    begin = np.concatenate([start(rng, n), 0.1 * start(rng, n)])
-    matrix = definite(rng, n, log_uniform(rng, 1.0, 50.0))
-    return Flow(f, leaves, begin, 8.0, {"Q": matrix})
-
-
-@_flow
-def nesterov(rng: Generator) -> Flow:
-    """x'' + a / (t + 2) x' + Q x = 0; t >= -1."""
-    n = int(rng.integers(1, 4))
-    leaves = {"a": float(rng.uniform(2.0, 5.0)), "p": rng.uniform(0.5, 2.0, n)}
-
-    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
-        q, v = x[:n], x[n:]
-        pull = -p["a"] / (t + 2) * v - p["p"] * xp.matvec(p["Q"], q)
-        return xp.stack([*(v[i] for i in range(n)), *(pull[i] for i in range(n))])
-
-    begin = np.concatenate([start(rng, n), 0.1 * start(rng, n)])
-    matrix = definite(rng, n, log_uniform(rng, 1.0, 20.0))
-    return Flow(f, leaves, begin, 8.0, {"Q": matrix})
-
-
-@_flow
 def neuron(rng: Generator) -> Flow:
     """FitzHugh and Nagumo: slow and fast stretches."""
     leaves = {
@@ -349,6 +264,101 @@ def reaction(rng: Generator) -> Flow:
         return xp.stack([-taken, taken - first, first - second])
 
     return Flow(f, leaves, np.array([rng.uniform(0.5, 2.0), 0.3, 0.2]), 6.0)
+
+
+@_flow
+def duffing(rng: Generator) -> Flow:
+    """A forced double well: chaotic for some of the amplitudes."""
+    leaves = {
+        "c": float(rng.uniform(0.1, 0.4)),
+        "k": float(rng.uniform(0.7, 1.3)),
+        "b": float(rng.uniform(0.2, 0.6)),
+        "w": float(rng.uniform(0.8, 1.6)),
+    }
+
+    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
+        force = p["b"] * xp.cos(p["w"] * t)
+        return xp.stack([x[1], p["k"] * (x[0] - x[0] * x[0] * x[0]) - p["c"] * x[1] + force])
+
+    return Flow(f, leaves, start(rng, 2), 15.0)
+
+
+@_flow
+def mathieu(rng: Generator) -> Flow:
+    """An oscillator whose frequency is driven: x'' + c x' + (a + b cos(w t)) x = 0."""
+    leaves = {
+        "a": float(rng.uniform(1, 9)),
+        "b": float(rng.uniform(0.5, 4)),
+        "w": log_uniform(rng, 1.0, 12.0),
+        "c": float(rng.uniform(0.1, 0.8)),
+    }
+
+    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
+        stiffness = p["a"] + p["b"] * xp.cos(p["w"] * t)
+        return xp.stack([x[1], -stiffness * x[0] - p["c"] * x[1]])
+
+    return Flow(f, leaves, start(rng, 2), 7.0)
+
+
+@_flow
+def pulsed(rng: Generator) -> Flow:
+    """x' = -a x + b exp(-((t - c) / width)^2), the pulse a twentieth to a half wide."""
+    n = int(rng.integers(1, 4))
+    leaves = {
+        "a": rng.uniform(0.4, 1.5, n),
+        "b": 0.5 * rng.standard_normal(n),
+        "c": float(rng.uniform(0.5, 2.0)),
+        "width": log_uniform(rng, 0.05, 0.5),
+    }
+
+    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
+        z = (t - p["c"]) / p["width"]
+        return p["b"] / p["width"] * xp.exp(-z * z) - p["a"] * x
+
+    return Flow(f, leaves, start(rng, n), 4.0)
+
+
+@_flow
+def blow_up(rng: Generator) -> Flow:
+    """x' = a x^2 + b y, y' = -c y + x: leaves for infinity in finite time."""
+    leaves = {name: float(rng.uniform(0.5, 1.5)) for name in ("a", "b", "c")}
+
+    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
+        return xp.stack([p["a"] * x[0] * x[0] + p["b"] * x[1], x[0] - p["c"] * x[1]])
+
+    return Flow(f, leaves, rng.uniform(0.2, 0.8, 2), 2.0)
+
+
+@_flow
+def brusselator(rng: Generator) -> Flow:
+    """A chemical oscillator with fast and slow stretches."""
+    leaves = {"a": float(rng.uniform(0.7, 1.3)), "b": float(rng.uniform(1.5, 4.0))}
+
+    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
+        made = x[0] * x[0] * x[1]
+        return xp.stack([p["a"] + made - (p["b"] + 1) * x[0], p["b"] * x[0] - made])
+
+    return Flow(f, leaves, rng.uniform(0.5, 3.0, 2), 10.0)
+
+
+@_flow
+def kepler(rng: Generator) -> Flow:
+    """An eccentric orbit with drag: slow far away, fast near the centre."""
+    leaves = {"mass": float(rng.uniform(0.8, 1.2)), "drag": log_uniform(rng, 1e-3, 1e-1)}
+
+    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
+        square = x[0] * x[0] + x[1] * x[1]
+        pull = p["mass"] / (square * xp.sqrt(square))
+        rates = [
+            x[2],
+            x[3],
+            -pull * x[0] - p["drag"] * x[2],
+            -pull * x[1] - p["drag"] * x[3],
+        ]
+        return xp.stack(rates)
+
+    begin = np.array([1.0, 0.0, float(rng.uniform(-0.3, 0.3)), float(rng.uniform(0.3, 1.1))])
+    return Flow(f, leaves, begin, 6.0)
 
 
 @_flow
