@@ -25,7 +25,6 @@ case and shows it whole.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 import warnings
@@ -41,7 +40,7 @@ from _fuzzing.cases import COTANGENTS, DTYPES, LEVELS, METHODS, ROUTES, Case, Se
 from _fuzzing.operations import TORCH
 from _fuzzing.oracle import Answer, answer
 from _fuzzing.path import Unusable
-from _fuzzing.rows import GRADIENT, Leaf, Row, load
+from _fuzzing.rows import GRADIENT, Leaf, Row, keep, load
 from _fuzzing.table import head, table, title
 from torch import Tensor
 
@@ -246,8 +245,7 @@ def study(
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
     for row in parallel(joblib.delayed(run)(settings, number) for number in wanted):
         if out is not None:
-            with out.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(asdict(row)) + "\n")
+            keep(out, row)
         yield row
 
 

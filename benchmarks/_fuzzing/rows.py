@@ -171,3 +171,13 @@ def load(path: Path) -> dict[str, Row]:
             continue
         rows[row.key] = row
     return rows
+
+
+def keep(path: Path, row: Row) -> None:
+    """Add a row to a file, on a line of its own even where the last one was cut off."""
+    with path.open("ab+") as stream:
+        separator = b""
+        if stream.tell() > 0:
+            stream.seek(-1, 2)
+            separator = b"" if stream.read(1) == b"\n" else b"\n"
+        stream.write(separator + json.dumps(asdict(row)).encode() + b"\n")
