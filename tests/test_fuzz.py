@@ -370,6 +370,33 @@ def test_one_case_is_shown_whole(
         assert f"\n  {name}: error " in shown
 
 
+def test_all_samples_and_how_many_errors_are_let_pass(
+    script: Script, sample: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silent errors count, but for evidence="light" and flows that jump."""
+    fuzz, settings = script.fuzz, script.cases.Settings
+    leaf = script.rows.Leaf(1.0, 1e-9, 1.0, 1.0, 1.0)
+    wrong = replace(next(row for row in sample if row.good), leaves={"x0": leaf}, warned=False)
+    asked = [(settings(), 2), (settings(jumps=True), 2), (settings(evidence="light"), 1)]
+    monkeypatch.setattr(fuzz, "SAMPLES", asked)
+    monkeypatch.setattr(
+        fuzz, "run", lambda settings, number: replace(wrong, settings=settings, number=number)
+    )
+    page = tmp_path / "fuzz.md"
+    monkeypatch.setattr(fuzz, "RESULTS", page)
+    for most, status in ((2, None), (1, 1)):
+        monkeypatch.setattr(sys, "argv", ["fuzz.py", "--all", "--jobs", "1", "--most", str(most)])
+        if status is None:
+            fuzz.main()
+        else:
+            with pytest.raises(SystemExit) as ending:
+                fuzz.main()
+            assert ending.value.code == status
+        text = page.read_text(encoding="utf-8")
+        assert f"| {SILENT} | **2**; 2; 100.0 % | **2**; 2; 100.0 % | **1**; 1; 100.0 % |" in text
+        assert "`python benchmarks/fuzz.py --seed 0 --evidence light --what time --cases 1`" in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["time", "state"])
 def test_a_larger_sample(script: Script, what: str) -> None:

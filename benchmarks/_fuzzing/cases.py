@@ -72,6 +72,19 @@ class Settings:
     cost: bool = False
 
 
+SAMPLES: tuple[tuple[Settings, int], ...] = (
+    (Settings(), 600),
+    (Settings(what="state"), 300),
+    (Settings(jumps=True), 150),
+    (Settings(evidence="light"), 300),
+    (Settings(evidence="light", what="state"), 150),
+    (Settings(evidence="thorough"), 150),
+    (Settings(methods=METHODS, dtypes=tuple(DTYPES)), 150),
+    (Settings(cost=True, seed=1), 60),
+)
+"""What the stored table is of, and how many cases of each."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One problem and how it is solved.

@@ -173,6 +173,8 @@ def title(settings: Settings) -> str:
         words.append("/".join(settings.dtypes))
     if settings.route is not None:
         words.append(settings.route)
+    if settings.cost:
+        words.append("with its cost")
     return ", ".join(words) + (f", seed {settings.seed}" if settings.seed else "")
 
 
