@@ -30,6 +30,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ from _fuzzing.cases import (
 from _fuzzing.operations import TORCH
 from _fuzzing.oracle import Answer, answer
 from _fuzzing.path import Unusable
-from _fuzzing.rows import GRADIENT, Leaf, Row, keep, load
+from _fuzzing.rows import CRASHED, GRADIENT, Leaf, Row, keep, load
 from _fuzzing.table import head, table, title
 from torch import Tensor
 
@@ -180,43 +181,54 @@ def judged(row: Row, case: Case, truth: Answer, gradient: GradientRoute | None =
         size = max(float(np.linalg.norm(np.ravel(value))), FLOOR * truth.natural[name])
         if not truth.difference[name] <= CLEAR * case.promise * size:
             return replace(row, outcome="unusable: the oracle is not clear")
-    subject = Subject(case)
     row = replace(row, slope=abs(truth.rate) / truth.rate_scale, switches=truth.switches)
-    with warnings.catch_warnings(record=True) as forward:
-        warnings.simplefilter("always")
-        try:
+    subject = Subject(case)
+    forward: list[warnings.WarningMessage] = []
+    backward: list[warnings.WarningMessage] = []
+    try:
+        with _caught(forward):
             result = subject.solve(row.settings.evidence, gradient)
-        except (StoppingError, GradientError) as failure:
-            return replace(row, outcome=type(failure).__name__, said=str(failure)[:_LONGEST])
-    if not bool(result.reached) or result.evidence is None:
-        return replace(row, outcome=result.status.name)
-    with warnings.catch_warnings(record=True) as backward:
-        warnings.simplefilter("always")
-        try:
+        if not bool(result.reached) or result.evidence is None:
+            return replace(row, outcome=result.status.name)
+        with _caught(backward):
             subject.backward(result)
-        except (StoppingError, GradientError) as failure:
-            return replace(row, outcome=type(failure).__name__, said=str(failure)[:_LONGEST])
-    evidence = result.evidence
-    span = truth.time - case.problem.t0
-    messages = [str(w.message) for w in (*forward, *backward)]
+    except (StoppingError, GradientError) as failure:
+        return replace(row, outcome=type(failure).__name__, said=str(failure)[:_LONGEST])
+    except Exception as failure:  # what the library has no name for
+        name = f"{CRASHED}: {type(failure).__name__}"
+        return replace(row, outcome=name, said=str(failure)[:_LONGEST])
     row = replace(
         row,
         outcome=GRADIENT,
-        error_of_time=abs(float(result.time.detach()) - truth.time) / span,
+        error_of_time=abs(float(result.time.detach()) - truth.time)
+        / (truth.time - case.problem.t0),
         warned=_accuracy(backward),
         grazing=_accuracy(forward),
-        said=" | ".join(message[:_LONGEST] for message in messages),
-        figures=dict(evidence.figures),
+        said=" | ".join(str(w.message)[:_LONGEST] for w in (*forward, *backward)),
+        leaves=_leaves(subject, result, truth),
+        figures=dict(result.evidence.figures),
         taken=result.stats.route or "",
     )
-    own = {leaf.name: leaf.error for leaf in evidence.leaves}
-    whole = math.inf if evidence.estimate is None else evidence.estimate
-    leaves = {}
-    for name, tensor in subject.leaves.items():
-        known = own.get(name, own.get(f"p['{name}']", whole))
-        leaves[name] = _leaf(tensor, truth, name, known)
-    row = replace(row, leaves=leaves)
     return replace(row, cost=_cost(case, row.settings.evidence)) if row.settings.cost else row
+
+
+@contextmanager
+def _caught(found: list[warnings.WarningMessage]) -> Iterator[None]:
+    """All warnings, put on a list."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    found += caught
+
+
+def _leaves(subject: Subject, result: StoppingResult, truth: Answer) -> dict[str, Leaf]:
+    """Every leaf held against the oracle, with the library's estimate for it."""
+    own = {leaf.name: leaf.error for leaf in result.evidence.leaves}
+    whole = math.inf if result.evidence.estimate is None else result.evidence.estimate
+    return {
+        name: _leaf(tensor, truth, name, own.get(name, own.get(f"p['{name}']", whole)))
+        for name, tensor in subject.leaves.items()
+    }
 
 
 def _accuracy(caught: Iterable[warnings.WarningMessage]) -> bool:

@@ -298,7 +298,34 @@ def test_verdicts(script: Script) -> None:
     assert verdict(1e-3, 1e-5, warned=True) == "warned"
     assert verdict(1e-3, 1e-5, grazing=True) == "warned"
     assert replace(base, outcome="StalledError").verdict == "refused"
+    assert replace(base, outcome="crashed: ValueError").verdict == "crashed"
     assert replace(base, outcome="unusable: no target").verdict == "unusable"
+
+
+def test_an_error_without_a_name_is_no_refusal(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise IndexError("out of range")
+
+    monkeypatch.setattr(script.fuzz.Subject, "backward", fails)
+    row = script.fuzz.run(script.cases.Settings(seed=7), 4)
+    assert (row.verdict, row.outcome) == ("crashed", "crashed: IndexError")
+    found = script.table.counts([row])
+    assert found["ended by an exception that is not the library's"] == "1 (1 out of range)"
+    assert found["refused by name"] == "0"
+
+
+def test_every_leaf_has_an_estimate_of_its_own(script: Script) -> None:
+    """By its name: else the whole gradient's would stand for it, which hides what a leaf says."""
+    fuzz, settings = script.fuzz, script.cases.Settings(seed=7)
+    case = script.cases.draw(settings, 4)
+    subject = fuzz.Subject(case)
+    result = subject.solve("standard")
+    subject.backward(result)
+    names = {leaf.name for leaf in result.evidence.leaves}
+    plain = {"x0", "t0", "target"}
+    assert names == {n if n in plain else f"p['{n}']" for n in subject.leaves}
 
 
 def test_an_oracle_that_is_not_clear_is_no_judge(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .cases import Settings
 
-GRADIENT = "gradient"
+GRADIENT, CRASHED = "gradient", "crashed"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Row:
     Attributes:
         settings: Of the sample.
         number: Of the case.
-        outcome: "gradient", the name of an exception, of a status, or "unusable: ...", where there
-            is no problem to compare with.
+        outcome: "gradient", the name of an exception of the library or of a status, "crashed: ..."
+            for any other exception, or "unusable: ...", where there is nothing to compare with.
         flow: Name of the family.
         criterion: Name of the criterion.
         route: Name of the route.
@@ -130,7 +130,8 @@ class Row:
     def verdict(self) -> str:
         """One word for the gradient."""
         if not self.has_gradient:
-            return "refused" if self.usable else "unusable"
+            crashed = "crashed" if self.outcome.startswith(CRASHED) else "refused"
+            return crashed if self.usable else "unusable"
         if self.silent:
             return "silently wrong"
         if self.bad:

@@ -28,12 +28,14 @@ def counts(rows: Sequence[Row]) -> dict[str, str]:
     bad_leaves = sum(len(row.bad) for row in bad)
     beyond = [row for row in gradients if any(_beyond(row, leaf) for leaf in row.leaves.values())]
     default = [row for row in gradients if row.default]
-    refused = Counter(row.outcome for row in usable if not row.has_gradient)
+    refused = Counter(row.outcome for row in usable if row.verdict == "refused")
+    crashed = Counter(row.said[:80] for row in usable if row.verdict == "crashed")
     dropped = Counter(row.outcome for row in rows if not row.usable)
     unwarned = [row for row in bad if not row.spoken]
     found = {
         "cases; without an oracle": f"{len(rows)}; {_listed(dropped)}",
-        "refused by name": f"{_listed(refused)}",
+        "refused by name": _listed(refused),
+        "ended by an exception that is not the library's": _listed(crashed),
         "gradients; leaves": f"{len(gradients)}; {leaves}",
         "right, nothing said": f"{sum(not row.warned for row in good)}",
         "wrong (a leaf beyond the promise) and warned": f"{sum(row.spoken for row in bad)}",
