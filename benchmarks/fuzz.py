@@ -3,7 +3,8 @@
 A case is a flow, a criterion, leaves in both, in x0, the target and t0, scales, a method, a
 tolerance and a route, all drawn from the seed and the number of the case. The oracle
 (`_fuzzing/oracle.py`) has neither torch nor the library in it. The target is J at a random point of
-the oracle's path at which J falls below all that it was before, clear of a graze.
+the oracle's path at which J falls below all that it was before, clear of a graze (dips before T;
+one that is shallow behind T is let be, and may be refused as DEGENERATE).
 
 The error of a leaf is |g - g*| / max(|g*|, 1e-3 of its natural size), the natural size being what g
 would be if nothing cancelled (int |F_p^T lam| dt for a parameter, max |lam| for x0,

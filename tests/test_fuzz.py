@@ -302,6 +302,27 @@ def test_verdicts(script: Script) -> None:
     assert replace(base, outcome="unusable: no target").verdict == "unusable"
 
 
+def test_what_accuses_is_told_apart(script: Script) -> None:
+    """Other steps, another figure, and a gradient that is next to nothing of its natural size."""
+    rows = script.rows
+
+    def accused(truth: float, **figures: float) -> Any:
+        leaves = {
+            "a": rows.Leaf(1e-9, 0.5, truth, truth, 1.0),
+            "b": rows.Leaf(1e-8, 1e-9, 1.0, 1.0, 1.0),
+        }
+        settings = script.cases.Settings()
+        row = rows.Row(settings, 0, "gradient", rtol=1e-6, promise=5e-5, warned=True)
+        return replace(row, leaves=leaves, figures=figures)
+
+    found = [accused(0.1, refinement=0.5), accused(1e-7, refinement=0.5), accused(0.1, identity=1)]
+    assert script.table.counts(found)["accused by"] == (
+        "3 (1 other steps, 1 a gradient that vanishes, 1 identity)"
+    )
+    text = "\n".join(script.table.table(found))
+    assert "a: 1.0e-09, 5.0e-01, 5.0e-05 | 1e-07 |" in text
+
+
 def test_an_error_without_a_name_is_no_refusal(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,7 +219,7 @@ def _with_target(problem: Problem, rng: np.random.Generator) -> tuple[Problem, f
             if margin < _LEAST_MARGIN:
                 continue
             near = float(times[index] - share * (times[index] - times[index - 1]))
-            found = replace(problem, value=sign * problem.value)
+            found = replace(problem, value=float(sign) * problem.value)
             target = float(values_along(found, path, np.array([near]))[0])
             if not target < lowest[index - 1]:
                 continue

@@ -16,6 +16,8 @@ from ode_stopping.solving.solver import LARGEST_PROMISE, PROMISE_PER_RTOL
 from .cases import Settings
 from .rows import Leaf, Row
 
+_NOTHING = 1e-3  # of its natural size: what is left of a gradient that vanishes
+
 
 def counts(rows: Sequence[Row]) -> dict[str, str]:
     """What is counted, over rows of one sample."""
@@ -48,6 +50,7 @@ def counts(rows: Sequence[Row]) -> dict[str, str]:
             f"**{sum(row.accused for row in good)}** of {len(good)}, "
             f"{_share(sum(row.accused for row in good), len(good))}"
         ),
+        "accused by": _listed(Counter(map(_accuser, filter(lambda row: row.accused, good)))),
         "good, and told of a near graze": f"{sum(row.grazing for row in good)}",
         "beyond 50 rtol": (
             f"{len(beyond)} of {len(gradients)}, {_share(len(beyond), len(gradients))}"
@@ -76,6 +79,24 @@ def counts(rows: Sequence[Row]) -> dict[str, str]:
             f"{statistics.median(of_default):.2f}, {statistics.fmean(of_default):.2f}"
         )
     return found
+
+
+def _largest_figure(row: Row) -> str:
+    return max(row.figures, key=row.figures.__getitem__, default="")
+
+
+def _accused_leaf(row: Row) -> str:
+    return max(row.leaves, key=lambda name: row.leaves[name].estimate)
+
+
+def _accuser(row: Row) -> str:
+    """The figure that is too large; of a leaf that is next to nothing, that."""
+    figure = _largest_figure(row)
+    if figure != "refinement":
+        return figure
+    leaf = row.leaves[_accused_leaf(row)]
+    vanishes = leaf.truth <= _NOTHING * leaf.natural or leaf.truth == 0.0
+    return "a gradient that vanishes" if vanishes else "other steps"
 
 
 def _beyond(row: Row, leaf: Leaf) -> bool:
@@ -146,19 +167,20 @@ def _cases(rows: Sequence[Row]) -> list[str]:
         "To be looked at (`--only` with the number runs one again):",
         "",
         "| case | verdict | flow, criterion | route, method, rtol | leaf: error, estimate, promise "
-        "| error of T | largest figure |",
-        "| --- |" + " --- |" * 6,
+        "| over its natural size | error of T | largest figure |",
+        "| --- |" + " --- |" * 7,
     ]
     for row in sorted(found, key=lambda row: (wanted.index(row.verdict), row.number)):
-        name = (row.silent or row.bad or [row.worst])[0]
+        name = _accused_leaf(row) if row.verdict == "accused" else (row.silent or row.bad)[0]
         leaf = row.leaves[name]
-        figure = max(row.figures, key=row.figures.__getitem__, default="")
+        figure = _largest_figure(row)
         size = f" {row.figures[figure]:.1e}" if figure else ""
         taken = "" if row.taken in ("", row.route) else f" (by {row.taken})"
+        share = f"{leaf.truth / leaf.natural:.0e}" if leaf.natural > 0 else ""
         lines.append(
             f"| {row.number} | {row.verdict} | {row.flow}, {row.criterion} | "
             f"{row.route}{taken}, {row.method}, {row.rtol:.1e} | "
-            f"{name}: {leaf.error:.1e}, {leaf.estimate:.1e}, {row.promise:.1e} | "
+            f"{name}: {leaf.error:.1e}, {leaf.estimate:.1e}, {row.promise:.1e} | {share} | "
             f"{row.error_of_time:.1e} | {figure}{size} |"
         )
     return lines
