@@ -60,6 +60,10 @@ def counts(rows: Sequence[Row]) -> dict[str, str]:
             f"{_share(sum(row in beyond for row in default), len(default))}"
         ),
     }
+    if any(row.settings.jumps for row in rows):
+        crossed = [row for row in gradients if row.switches]
+        said = Counter(row.verdict for row in crossed)
+        found["gradients over a path that does jump"] = _listed(said)
     ratios = [
         leaf.estimate / leaf.error
         for row in gradients
