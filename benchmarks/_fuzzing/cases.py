@@ -80,7 +80,7 @@ SAMPLES: tuple[tuple[Settings, int], ...] = (
     (Settings(evidence="light", what="state"), 150),
     (Settings(evidence="thorough"), 150),
     (Settings(methods=METHODS, dtypes=tuple(DTYPES)), 150),
-    (Settings(cost=True, seed=1), 60),
+    (Settings(cost=True, seed=1), 40),
 )
 """What the stored table is of, and how many cases of each."""
 
