@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,23 +26,16 @@ SILENT = "**silently wrong**: gradients; leaves; of the leaves that are wrong"
 UNITS = [(1.0, 1.0, 1.0), (1e5, 1e-3, 1e2), (1e-6, 1e4, -1.0)]
 
 
-class Script:
-    """`fuzz.py` and its parts, by name."""
-
-    def __init__(self) -> None:
-        self.fuzz: Any = importlib.import_module("fuzz")
-        for name in ("cases", "operations", "oracle", "path", "rows", "table"):
-            setattr(self, name, importlib.import_module(f"_fuzzing.{name}"))
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
+Script = SimpleNamespace  # `fuzz.py` and its parts, by name
+PARTS = ("cases", "operations", "oracle", "path", "rows", "table")
 
 
 @pytest.fixture(scope="module", name="script")
 def make_script() -> Iterator[Script]:
     sys.path.insert(0, str(FOLDER))
     try:
-        yield Script()
+        parts = {name: importlib.import_module(f"_fuzzing.{name}") for name in PARTS}
+        yield Script(fuzz=importlib.import_module("fuzz"), **parts)
     finally:
         sys.path.remove(str(FOLDER))
         for name in [n for n in sys.modules if n == "fuzz" or n.partition(".")[0] == "_fuzzing"]:
