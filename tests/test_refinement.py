@@ -297,7 +297,7 @@ def test_a_leaf_of_small_share_is_not_hidden() -> None:
 
     flow, x0 = Small(), tensor([1.0], grad=False)
     solver = Torchdiffeq(rtol=3e-3)
-    result = stopping_time(flow, x0, lambda t, x: x.sum(), 1e-2, solver=solver)
+    result = stopping_time(flow, x0, lambda t, x: x.sum(), 1e-2, solver=solver, evidence="light")
     _, light = torch.autograd.grad(result.time, [flow.rate, flow.ripple])
     end = float(result.time.detach())
     truth = -(1 - np.cos(6 * end)) / 6

@@ -197,11 +197,11 @@ class _Comparison:
         Zero for what is not asked for.
         """
         found = []
-        natural = map(max, self._natural(first), self._natural(second))
+        both = zip(self._natural(first), self._natural(second), strict=True)
         rows = zip(
             first.parts,
             second.parts,
-            natural,
+            (max(sizes) for sizes in both),
             self._roundings(),
             self._given.wanted,
             strict=True,

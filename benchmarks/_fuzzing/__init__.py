@@ -1,0 +1,1 @@
+"""The parts of `fuzz.py`: random problems, the oracle, and the counts."""
