@@ -109,6 +109,7 @@ class Scene:
             x0=x0,
             targets=tuple(self.targets),
             gradient=self.route,
+            evidence="light",
             leave_first=self.leave_first,
         )
         return find_crossings(call), method

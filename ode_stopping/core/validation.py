@@ -299,6 +299,15 @@ def refuse_transforms(*inputs: object) -> None:
         )
 
 
+def is_batched(cotangent: Tensor) -> bool:
+    """Whether a backward pass is asked for many rows at once (is_grads_batched, vectorize)."""
+    try:
+        cotangent.sum().item()
+    except RuntimeError:
+        return True
+    return False
+
+
 def refuse_batched_cotangent(cotangent: Tensor) -> None:
     """Raise in a backward pass that is asked for many rows at once.
 
@@ -308,13 +317,11 @@ def refuse_batched_cotangent(cotangent: Tensor) -> None:
     Raises:
         RuntimeError: Naming is_grads_batched and vectorize.
     """
-    try:
-        cotangent.sum().item()
-    except RuntimeError as error:
+    if is_batched(cotangent):
         raise RuntimeError(
             "this backward pass cannot run for a batch of cotangents (is_grads_batched=True, "
             "vectorize=True): call torch.autograd.grad once a row"
-        ) from error
+        )
 
 
 def refuse_lost_views(*, has_history: bool) -> None:

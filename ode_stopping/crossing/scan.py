@@ -37,9 +37,15 @@ _INTERIOR = (0.36, 0.71)
 # In a step that the flow does not limit in any way nothing is known of the scale on which J lives.
 _MANY = (0.07, 0.15, 0.24, 0.31, 0.4, 0.46, 0.55, 0.62, 0.69, 0.78, 0.86, 0.93)
 
+# What is next to an end.
+_NEAR_THE_END = 0.06
+
 _MAX_DEPTH = 14
 
 _SAFETY = 2.0
+
+# A dip that the cubic shows is looked at where one so many times as deep would meet the target.
+_DEEPER = 30.0
 
 # Misfit of a parabola to the four samples, relative to their range, up to which steps may keep
 # their length, and above which J was not resolved.
@@ -217,6 +223,18 @@ class _Samples:
         growth = 0.9 * (_SMOOTH / max(roughness, 1e-9)) ** (1 / 3)
         return min(max(growth, _MAX_SHRINK), _MAX_GROWTH), roughness <= _ROUGH
 
+    def look_at_ends(self, watches: Sequence[Watch]) -> None:
+        """Look at J next to an end of the step where it may have dipped to a target and back.
+
+        J that is lowest at an end may turn just before it (or just after), which four samples do
+        not show: they say so only where the target is farther away than J has come in the step.
+        """
+        values = [value for _, value in self.points]
+        extent = max(values) - min(values)
+        for value, fraction in ((values[0], _NEAR_THE_END), (values[-1], 1 - _NEAR_THE_END)):
+            if value == min(values) and any(0 < value - w.target < extent for w in watches):
+                self.look((fraction,))
+
     def lowest(self, begin: float = 0.0) -> tuple[float, float]:
         """(s, J) of the smallest value seen from `begin` on."""
         return min((p for p in self.points if p[0] >= begin), key=lambda point: point[1])
@@ -269,6 +287,7 @@ def scan_step(
     end_value = samples.points[-1][1]
     if may_retake and not resolved:
         return Scan(end_value, growth=growth, resolved=False)
+    samples.look_at_ends(watches)
     misfit = samples.misfit()
     falls: list[Met] = []
     for watch in watches:
@@ -349,7 +368,11 @@ def _first_bracket(
     below = vb <= target
     if below and (depth >= _MAX_DEPTH or (low == b and va - vb > _SAFETY * error)):
         return a, b
-    cleared = model(low) - _SAFETY * error > target
+    above = model(low) - target
+    # The misfit elsewhere says little of a dip: it is looked at, unless it would have to be deeper
+    # than the model's by far.
+    dip = min(va, vb) - model(low) if a < low < b and depth == 0 else 0.0
+    cleared = above > _SAFETY * error and above > _DEEPER * dip
     if not below and (cleared or depth >= _MAX_DEPTH):
         return None
     # Splitting at the lowest point finds a dip, and a touch, in a few evaluations.

@@ -5,7 +5,7 @@ One custom backward goes through all targets: the quotient at each, and one pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..core.guards import MissedValue, ZeroWithGraph, first_derivatives_only
 from ..core.leaves import LeafSet
 from ..core.stats import Costs, Stats
 from ..core.status import Status
-from ..core.validation import refuse_batched_cotangent, refuse_lost_views
+from ..core.validation import is_batched, refuse_batched_cotangent, refuse_lost_views
 from ..crossing.run import Run
 from ..crossing.watch import Hit
 from .backward import Cotangents, Gradients, differentiate
@@ -77,12 +77,6 @@ class Differentiation:
         route, fallback = returned.stats.route, returned.stats.fallback
         self._costs.note(replace(found.stats + checks, route=route, fallback=fallback))
         return returned
-
-    def of_ones(self, wanted: tuple[bool, ...]) -> None:
-        """The evidence for the sum of the times, where autograd goes its own way."""
-        hits, like = len(self.problem.hits), self.problem.x0
-        times = torch.ones(hits, dtype=torch.float64, device=like.device)
-        self.backward(Cotangents(times, like.new_zeros((hits, like.numel())), wanted))
 
 
 @dataclass(frozen=True)
@@ -186,11 +180,12 @@ def _attach(
         times, states = _Crossings.apply(differentiation, *tensors)
         return times.unbind(), states.unbind()
     found = route.graph(problem, inputs.x0, inputs.t0, targets, *([learned] if learned else []))
-    hook = _judged_once(differentiation, tuple(p.requires_grad for p in tensors))
-    for output in (*found[0], *found[1]):
-        if output.requires_grad:
-            output.register_hook(hook)
-    return found
+    outputs = (*found[0], *found[1])
+    if not any(output.requires_grad for output in outputs):
+        return found
+    wanted = tuple(p.requires_grad for p in tensors)
+    judged = _Judged.apply(differentiation, wanted, *outputs)
+    return judged[: len(found[0])], judged[len(found[0]) :]
 
 
 def _without_quotient(
@@ -256,16 +251,24 @@ class _Crossings(torch.autograd.Function):
         return (None, *first_derivatives_only(gradients, dependencies, "stopping time"))
 
 
-def _judged_once(
-    differentiation: Differentiation, wanted: tuple[bool, ...]
-) -> Callable[[Tensor], None]:
-    """A hook for outputs that have an ordinary graph: at the first backward pass, the evidence."""
-    done: list[bool] = []
+class _Judged(torch.autograd.Function):
+    """Times and states that have an ordinary graph, as they are; backward leaves the evidence."""
 
-    def hook(_: Tensor) -> None:
-        if done:
-            return
-        done.append(True)
-        differentiation.of_ones(wanted)
+    @staticmethod
+    def forward(
+        ctx: Any, differentiation: Differentiation, wanted: tuple[bool, ...], *outputs: Tensor
+    ) -> Any:
+        ctx.differentiation, ctx.wanted = differentiation, wanted
+        return tuple(output.clone() for output in outputs)
 
-    return hook
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        # (Several at once, by vmap, are not judged.)
+        if not is_batched(cotangents[0]):
+            hits = len(cotangents) // 2
+            times, states = cotangents[:hits], cotangents[hits:]
+            given = Cotangents(
+                torch.stack(times).detach(), torch.stack(states).detach(), ctx.wanted
+            )
+            ctx.differentiation.backward(given)
+        return (None, None, *cotangents)

@@ -92,7 +92,8 @@ def differentiate(problem: StoppingProblem, route: GradientRoute, given: Cotange
         assert hit.point is not None
         on_time = given.times[k].to(given.states.dtype)
         lam, scale = cotangent_at_crossing(hit.point, on_time, given.states[k])
-        jumps.append(problem.jump(hit, lam))
+        parts = given.states[k].norm() + scale.abs() * hit.point.gradient.norm()
+        jumps.append(problem.jump(hit, lam, float(parts)))
         targets[k] = -scale
         explicit = [
             a + b for a, b in zip(explicit, _of_criterion(problem, hit, scale), strict=True)

@@ -33,6 +33,7 @@ class Jump:
         velocity: F(T, x_T), shape (n,).
         node: Number of the node of the path where the hit's own steps begin.
         steps: From the node to the hit; empty where the hit is the node.
+        size: |w| + |s g| where the cotangent is w + s g: its norm if nothing cancelled.
     """
 
     time: float
@@ -40,6 +41,7 @@ class Jump:
     velocity: Tensor
     node: int
     steps: tuple[Step, ...] = ()
+    size: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -199,13 +201,13 @@ class StoppingProblem(Piece):
         functions = {"flow": self.flow.function, "criterion": self.criterion.function}
         return tuple(names_of(self.leaves.tensors, functions))
 
-    def jump(self, hit: Hit, cotangent: Tensor) -> Jump:
+    def jump(self, hit: Hit, cotangent: Tensor, size: float = 0.0) -> Jump:
         """What lam gains at a hit; the last one is the end of the path."""
         assert hit.point is not None
         at_end = hit is self.hits[-1]
         node = len(self.steps) if at_end else hit.node
         steps = () if at_end else hit.steps
-        return Jump(hit.time, cotangent, hit.point.velocity, node, steps)
+        return Jump(hit.time, cotangent, hit.point.velocity, node, steps, size)
 
     @property
     def target(self) -> float:

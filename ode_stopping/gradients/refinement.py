@@ -227,7 +227,11 @@ class _Comparison:
         targets = [0.0] * (len(self._problem.hits) + len(self._problem.call.learned))
         leaves = self._problem.leaves.tensors
         if sizes is None:
-            return [0.0, 0.0, *targets, *[0.0] * len(leaves)]
+            # What lam receives at the hits is known of every route.
+            jumps = gradients.jumps
+            lam = max((jump.size for jump in jumps), default=0.0)
+            rates = [jump.size * float(jump.velocity.norm()) for jump in jumps]
+            sizes = (lam, max(rates, default=0.0), *[0.0] * len(leaves))
         lam, rate, *parts = sizes
         if not bool(self._given.times.any()):
             # lam^T F is 0 on the whole path then: a leaf that acts along F cancels at every point.
