@@ -74,6 +74,7 @@ class PairProblem:
             gradient=route,
             breakpoints=Pair.jumps,
             solver=Torchdiffeq(method=method, rtol=rtol),
+            evidence="light",
         )
 
     def gradients(self, value: Tensor) -> list[Tensor]:

@@ -66,7 +66,7 @@ class Switched:
             gradient=route,
             solver=Torchdiffeq(rtol=1e-9),
             breakpoints=[JUMP] if self.jumps else None,
-            **options,
+            **{"evidence": "light", **options},
         )
 
     def truth(self) -> Tensor:

@@ -53,6 +53,7 @@ class RotatedQuadratic:
             eps,
             gradient=route,
             solver=Torchdiffeq(rtol=rtol),
+            evidence="light",
         )
 
     def truth(self, eps: float) -> dict[str, Tensor]:

@@ -94,7 +94,6 @@ def test_a_cotangent_on_the_state() -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="a gradient that is 0 is compared by its rounding alone")
 def test_a_gradient_that_is_zero() -> None:
     """x' = -a x keeps the direction of x and J its length: d(w^T x_T)/da = 0."""
     problem = Switched([1e-2], jumps=False)

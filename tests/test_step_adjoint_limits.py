@@ -46,6 +46,7 @@ def rosenbrock(
         0.5,
         gradient=route,
         solver=Torchdiffeq(rtol=rtol),
+        evidence="light",
     )
     (gradient,) = torch.autograd.grad(result.time, x0)
     return gradient, result

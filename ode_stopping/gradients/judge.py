@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from .backward import Cotangents, Gradients, differentiate
 from .evidence import Evidence, identity_residual, relative_size
 from .interpolating import InterpolatingAdjoint
 from .problem import StoppingProblem
-from .refinement import FLOOR, Refined, refined
+from .refinement import FLOOR, Refined, differences, natural_sizes, refined
 from .route import GradientRoute, PullBack
 from .steps import StepAdjoint
 
@@ -81,7 +82,7 @@ def _of_the_path(
         figures["second_route"] = better.between
     elif not vouched:
         other = differentiate(problem, InterpolatingAdjoint(), given)
-        figures["second_route"] = _difference(found, other, given)
+        figures["second_route"] = max(differences(problem, given, found, other))
         witness, vouched = other.pulled, InterpolatingAdjoint.figures
     at_end = sum(float(jump.cotangent @ jump.velocity) for jump in found.jumps)
     # Without a cotangent on a time lam^T F is 0 throughout, and its rounding has no scale.
@@ -89,7 +90,7 @@ def _of_the_path(
     if "identity" in vouched and problem.knows_time and meaningful:
         figures["identity"] = _identity(problem, witness, at_end)
     if "quadrature" in vouched:
-        figures["quadrature"] = _quadrature(witness)
+        figures["quadrature"] = _quadrature(witness, natural_sizes(problem, given, found))
     figures["clock"] = _clock(problem, depends_on_time=bool(witness.time))
     if "time_term" in vouched and not bool((given.states != 0).any()):
         # lam^T F has the unit of the cotangents on the times.
@@ -111,25 +112,14 @@ def _identity(problem: StoppingProblem, witness: PullBack, at_end: float) -> flo
     return identity_residual(witness.start * start_velocity, at_end, witness.time)
 
 
-def _quadrature(witness: PullBack) -> float:
+def _quadrature(witness: PullBack, natural: Sequence[float]) -> float:
     if witness.quadrature_errors is None:
         return float("inf")
-    norms = [float(gradient.norm()) for gradient in witness.leaves]
+    # What cancels, cancels to rounding only.
+    sizes = natural[len(natural) - len(witness.leaves) :]
+    pairs = zip(witness.leaves, sizes, strict=True)
+    norms = [max(float(gradient.norm()), FLOOR * size) for gradient, size in pairs]
     return max(map(relative_size, witness.quadrature_errors, norms), default=0.0)
-
-
-def _difference(found: Gradients, other: Gradients, given: Cotangents) -> float:
-    """Largest relative difference over all that is asked for."""
-    # A derivative to a time is a sum of lam_i F_i, and may cancel.
-    floor = FLOOR * sum(float((j.cotangent * j.velocity).abs().sum()) for j in found.jumps)
-    first = 2 + len(given.times)
-    of_times = {1, *range(first, first + len(other.breakpoints))}
-    worst = 0.0
-    for index, (a, b) in enumerate(zip(found.parts, other.parts, strict=True)):
-        if given.wanted[index]:
-            size = max(float(b.norm()), floor if index in of_times else 0.0)
-            worst = max(worst, relative_size(float((a - b).norm()), size))
-    return worst
 
 
 def _clock(problem: StoppingProblem, *, depends_on_time: bool) -> float:

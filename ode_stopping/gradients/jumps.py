@@ -71,7 +71,9 @@ def _share(problem: StoppingProblem, index: int) -> Tensor | None:
     size = torch.maximum(before, after)
     eps = torch.finfo(size.dtype).eps
     shift = max(_SHIFT, eps**0.5)
-    noise = 10 * eps * torch.maximum(step.y0.abs(), step.y1.abs()) / (shift * step.length)
+    # (An element may be rounded by the size of the others.)
+    noise = 10 * eps * torch.maximum(step.y0.abs().max(), step.y1.abs().max())
+    noise = noise / (shift * step.length)
     large = jump.abs() > _JUMP * size + noise
     if not bool(large.any()):
         return None

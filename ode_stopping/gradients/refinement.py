@@ -24,7 +24,7 @@ from .regridded import halved, merged
 from .route import GradientRoute
 from .steps import OverJumps, StepAdjoint, Transpose
 
-__all__ = ["FLOOR", "LeafError", "Refined", "refined"]
+__all__ = ["FLOOR", "LeafError", "Refined", "differences", "natural_sizes", "refined"]
 
 # Where the error on merged steps is below this share of the promise, it is believed.
 _BELIEVED = 0.3
@@ -181,6 +181,8 @@ class _Comparison:
         warn_about_moved_jumps(self._problem, shares)
         if transposed is None:
             transposed = differentiate(self._problem, Transpose(), self._given)
+        if (transposed.pulled.departure or 0.0) > self._problem.call.promise:
+            return None  # no transpose to be mended, as the identity says
         other = differentiate(self._problem, OverJumps(shares=shares), self._given)
         return self.errors(transposed, other)
 
@@ -192,53 +194,9 @@ class _Comparison:
         return ["x0", "t0", *targets, *breakpoints, *self._problem.names]
 
     def errors(self, first: Gradients, second: Gradients, factor: float = 1.0) -> list[float]:
-        """|a - b| / factor of every tensor, relative to b, or to what b is without cancellation.
-
-        Zero for what is not asked for.
-        """
-        found = []
-        both = zip(self._natural(first), self._natural(second), strict=True)
-        rows = zip(
-            first.parts,
-            second.parts,
-            (max(sizes) for sizes in both),
-            self._roundings(),
-            self._given.wanted,
-            strict=True,
-        )
-        for a, b, natural, rounding, wanted in rows:
-            size = float(b.norm())
-            gap = max(float((a - b).norm()) - rounding * max(size, natural), 0.0)
-            size = max(size, FLOOR * natural)
-            error = 0.0 if gap == 0.0 else gap / size / factor if size > 0.0 else inf
-            found.append((error if isfinite(error) else inf) if wanted else 0.0)
-        return found
-
-    def _roundings(self) -> list[float]:
-        """What a gradient is rounded by on its way, relative to its parts, where that is coarse."""
-        own = torch.finfo(self._problem.x0.dtype).eps
-        leaves = [torch.finfo(leaf.dtype).eps for leaf in self._problem.leaves.tensors]
-        others = len(self._given.wanted) - len(leaves)
-        return [0.0] * others + [2 * eps if eps > own else 0.0 for eps in leaves]
-
-    def _natural(self, gradients: Gradients) -> list[float]:
-        """How large each gradient would be if nothing cancelled; 0 where that is not known."""
-        sizes = gradients.pulled.sizes
-        targets = [0.0] * (len(self._problem.hits) + len(self._problem.call.learned))
-        leaves = self._problem.leaves.tensors
-        if sizes is None:
-            # What lam receives at the hits is known of every route.
-            jumps = gradients.jumps
-            lam = max((jump.size for jump in jumps), default=0.0)
-            rates = [jump.size * float(jump.velocity.norm()) for jump in jumps]
-            sizes = (lam, max(rates, default=0.0), *[0.0] * len(leaves))
-        lam, rate, *parts = sizes
-        if not bool(self._given.times.any()):
-            # lam^T F is 0 on the whole path then: a leaf that acts along F cancels at every point.
-            span = self._problem.end - self._problem.start
-            moved = [rate * span / max(float(p.detach().norm()), 1e-300) for p in leaves]
-            parts = [max(a, b) for a, b in zip(parts, moved, strict=True)]
-        return [lam, rate, *targets, *parts]
+        """`differences` of this problem, over a factor."""
+        found = differences(self._problem, self._given, first, second)
+        return [error / factor for error in found]
 
     def result(
         self,
@@ -275,3 +233,52 @@ def _largest(steps: float, lost: float, jump: float) -> tuple[float, Cause]:
         return max(steps, lost, jump), "lost"
     # (A jump shows on finer steps as well.)
     return max(steps, jump), "jump" if jump > 0.5 * steps else "steps"
+
+
+def differences(
+    problem: StoppingProblem, given: Cotangents, first: Gradients, second: Gradients
+) -> list[float]:
+    """|a - b| of every tensor, relative to b, or to a share of what b is without cancellation.
+
+    Zero for what is not asked for.
+    """
+    found = []
+    naturals = [natural_sizes(problem, given, gradients) for gradients in (first, second)]
+    roundings = _roundings(problem, given)
+    rows = zip(
+        first.parts, second.parts, zip(*naturals, strict=True), roundings, given.wanted, strict=True
+    )
+    for a, b, sizes, rounding, wanted in rows:
+        natural, size = max(sizes), float(b.norm())
+        gap = max(float((a - b).norm()) - rounding * max(size, natural), 0.0)
+        size = max(size, FLOOR * natural)
+        error = 0.0 if gap == 0.0 else gap / size if size > 0.0 else inf
+        found.append((error if isfinite(error) else inf) if wanted else 0.0)
+    return found
+
+
+def _roundings(problem: StoppingProblem, given: Cotangents) -> list[float]:
+    """What a gradient is rounded by on its way, relative to its parts, where that is coarse."""
+    own = torch.finfo(problem.x0.dtype).eps
+    leaves = [torch.finfo(leaf.dtype).eps for leaf in problem.leaves.tensors]
+    others = len(given.wanted) - len(leaves)
+    return [0.0] * others + [2 * eps if eps > own else 0.0 for eps in leaves]
+
+
+def natural_sizes(problem: StoppingProblem, given: Cotangents, gradients: Gradients) -> list[float]:
+    """How large each gradient would be if nothing cancelled; 0 where that is not known."""
+    sizes, leaves = gradients.pulled.sizes, problem.leaves.tensors
+    if sizes is None:
+        # What lam receives at the hits is known of every route.
+        jumps = gradients.jumps
+        lam = max((jump.size for jump in jumps), default=0.0)
+        rates = [jump.size * float(jump.velocity.norm()) for jump in jumps]
+        sizes = (lam, max(rates, default=0.0), *[0.0] * len(leaves))
+    lam, rate, *parts = sizes
+    if not bool(given.times.any()):
+        # lam^T F is 0 on the whole path then: a leaf that acts along F cancels at every point.
+        span = problem.end - problem.start
+        moved = [rate * span / max(float(p.detach().norm()), 1e-300) for p in leaves]
+        parts = [max(a, b) for a, b in zip(parts, moved, strict=True)]
+    targets, learned = [0.0] * len(problem.hits), [rate] * len(problem.call.learned)
+    return [lam, rate, *targets, *learned, *parts]

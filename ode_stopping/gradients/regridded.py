@@ -81,8 +81,11 @@ class _Regridded:
         old = self._old
         y, first = old.x0, 0
         for number, _, end in old.segments:
-            flow = old.flow.on(number)
-            last = next((i for i, s in enumerate(old.steps) if s.t1 >= end), len(old.steps) - 1)
+            flow, last = old.flow.on(number), len(old.steps) - 1
+            if end < old.end:
+                last = next((i for i, s in enumerate(old.steps) if s.t1 >= end), last)
+            if last < first:
+                continue  # a stretch of some roundings, before a crossing next to a breakpoint
             y = self._stretch(flow, y, first, last + 1)
             first = last + 1
         crossing = self._hits[-1]
