@@ -6,7 +6,7 @@ tolerance and a route, all drawn from the seed and the number of the case. The o
 the oracle's path at which J falls below all that it was before, clear of a graze (dips before T;
 one that is shallow behind T is let be, and may be refused as DEGENERATE).
 
-The error of a leaf is |g - g*| / max(|g*|, 1e-3 of its natural size), the natural size being what g
+The error of a leaf is |g - g*| / max(|g*|, 1/50 of its natural size), the natural size being what g
 would be if nothing cancelled (int |F_p^T lam| dt for a parameter, max |lam| for x0,
 max sum_i |lam_i F_i| for t0); the library judges by the same floor. The promise is 50 rtol, at most
 0.1. A leaf is *silently wrong* where its error exceeds the promise and ten times its estimate, and
@@ -69,7 +69,7 @@ from ode_stopping import (
 from theory_checks.files import require_output, run_script, write_text
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.md"
-FLOOR = 1e-3
+FLOOR = 1 / 50
 """Below this share of its natural size a gradient is judged by that share."""
 CLEAR = 0.1
 """The oracle has to know a leaf to this share of the promise."""

@@ -16,7 +16,7 @@ from ode_stopping.solving.solver import LARGEST_PROMISE, PROMISE_PER_RTOL
 from .cases import Settings
 from .rows import Leaf, Row
 
-_NOTHING = 1e-3  # of its natural size: what is left of a gradient that vanishes
+_NOTHING = 1 / 50  # of its natural size: what is left of a gradient that vanishes
 
 
 def counts(rows: Sequence[Row]) -> dict[str, str]:
