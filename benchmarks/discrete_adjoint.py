@@ -56,7 +56,9 @@ class Case:
 
     def run(self, *, gradient: DiscreteAdjoint | None) -> StoppingIndexResult:
         """The stopping index."""
-        return stopping_index(self.rule, self.x0, self.criterion, self.target, gradient=gradient)
+        return stopping_index(
+            self.rule, self.x0, self.criterion, self.target, gradient=gradient, evidence="light"
+        )
 
 
 def make_case(dim: int, steps: int, criterion: str) -> Case:

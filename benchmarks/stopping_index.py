@@ -86,7 +86,7 @@ class Case:
     def library(self) -> tuple[int, Tensor]:
         """N and dN/dp by `stopping_index`."""
         rule = Euler(self.flow, step=self.step)
-        result = stopping_index(rule, self.x0, self.criterion, self.target)
+        result = stopping_index(rule, self.x0, self.criterion, self.target, evidence="light")
         return result.index, torch.autograd.grad(result.steps, self.weights)[0]
 
     def by_hand(self) -> tuple[int, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -56,6 +56,7 @@ class Call:
         route: Of the derivatives; None where no gradient is wanted.
         throw: Raise where the run failed.
         leave_first: Whether J has to be above a target before a fall to it counts.
+        evidence: How much is asked of a gradient: "light" or "standard".
     """
 
     update: UpdateMap
@@ -72,6 +73,7 @@ class Call:
     route: Route | None
     throw: bool
     leave_first: bool = False
+    evidence: Literal["light", "standard"] = "standard"
 
     @property
     def layout(self) -> StateLayout:

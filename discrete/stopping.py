@@ -60,6 +60,7 @@ def stopping_index(
     censored: float | Literal["horizon"] | None = None,
     batched: bool = False,
     throw: bool = True,
+    evidence: Literal["light", "standard"] = "standard",
 ) -> StoppingIndexResult:
     """First step at which the criterion is down to the target, with its derivatives.
 
@@ -96,6 +97,10 @@ def stopping_index(
             infinity, which raises if a non-zero cotangent reaches it.
         batched: Many independent problems at once (not available yet).
         throw: Raise for DIVERGED instead of returning the status.
+        evidence: "standard": every backward pass is held against one difference along everything
+            that x_N depends on, which sees a derivative that is lost in some steps only; it costs
+            the run twice. "light": without it, for inner loops; update and criterion are looked at
+            at the first and the last step, as always.
 
     Raises:
         TypeError, ValueError: Bad input, naming the argument.
@@ -105,6 +110,7 @@ def stopping_index(
         NotImplementedError: `batched`.
 
     Warns:
+        GradientAccuracyWarning: A derivative is lost or wrong in some of the steps; naming tensors.
         KinkWarning: The criterion has a kink at x_N: the derivative is one-sided.
         StoppingWarning: The criterion jumps in the last step, or is flat at x_N; or J is within its
             rounding of the target at the start and moves away from it (the warning names
@@ -119,6 +125,8 @@ def stopping_index(
     state = checked_state(x0, half=True)
     _checked_objects(update, criterion, gradient)
     require_flag(throw, name="throw")
+    if evidence not in ("light", "standard"):
+        raise ValueError(f'evidence must be "light" or "standard"; got {evidence!r}')
     rises = checked_direction(direction)
     require_flag(leave_first, name="leave_first")
     layout = StateLayout.of(state)
@@ -149,6 +157,7 @@ def stopping_index(
         max_steps=max_steps,
         route=gradient,
         throw=throw,
+        evidence=evidence,
         leave_first=leave_first,
     )
     if gradient is None:

@@ -143,6 +143,7 @@ def measure_index(
         interpolation=interpolation,  # type: ignore[arg-type]
         params=parameters,
         throw=False,
+        evidence="light",
     )
     h = float(update.step)
     _require_crossing(result.status, f"the iteration with h = {h:g}", f"in {max_steps} steps")

@@ -20,6 +20,7 @@ from ode_stopping.core.status import GradientError
 from ode_stopping.core.validation import refuse_batched_cotangent
 
 from .adjoint import IndexRoute
+from .directional import warn_about_lost
 from .index import LastStep
 from .problem import IndexProblem
 
@@ -101,8 +102,9 @@ class _Index(torch.autograd.Function):
         update = groups[0][0].update
         calls = update.calls
         with torch.no_grad():
-            gradients, vjps = _pulled_back(groups, cotangents)
-        ctx.costs.note(Stats(nfe_backward=update.calls - calls, vjps=vjps))
+            gradients, vjps, checks = _pulled_back(groups, cotangents)
+        nfe = update.calls - calls - checks
+        ctx.costs.note(Stats(nfe_backward=nfe, vjps=vjps, checks=checks))
         shaped = [
             None if gradient is None else gradient.to(p.dtype).reshape(p.shape)
             for gradient, p in zip(gradients, tensors, strict=True)
@@ -113,9 +115,10 @@ class _Index(torch.autograd.Function):
 
 def _pulled_back(
     groups: Sequence[Group], cotangents: Sequence[Tensor]
-) -> tuple[list[Tensor | None], int | None]:
-    """Gradients to (x0, t0, *targets, *leaves), and the number of steps that were differentiated.
+) -> tuple[list[Tensor | None], int | None, int]:
+    """Gradients to (x0, t0, *targets, *leaves), with how many steps and evaluations they took.
 
+    The steps are those that were differentiated, the evaluations those that only look at them.
     None for x0 where the route does not reach it.
     """
     call = groups[0][0].run.call
@@ -124,6 +127,7 @@ def _pulled_back(
     by_targets = [by_start.clone() for _ in call.targets]
     by_leaves = call.leaves.zeros()
     steps: int | None = 0
+    checks = 0
     end = len(cotangents) - len(groups)
     for group, on_state in zip(reversed(groups), reversed(cotangents[end:]), strict=True):
         on_steps, end = cotangents[end - len(group) : end], end - len(group)
@@ -136,6 +140,10 @@ def _pulled_back(
             by_targets[position] += gradient
         assert isinstance(call.route, IndexRoute)
         pulled = call.route.pull_back(group[0], lam)
+        if call.evidence == "standard" and bool((lam != 0).any()):
+            calls = call.update.calls
+            warn_about_lost(group[0], lam, pulled)
+            checks += call.update.calls - calls
         lam = pulled.start
         by_start += t0 + pulled.start_time
         by_leaves = [
@@ -144,7 +152,7 @@ def _pulled_back(
         ]
         steps = None if steps is None or pulled.steps is None else steps + pulled.steps + 1
     on_x0 = torch.zeros_like(call.begin) if steps == 0 else lam
-    return [on_x0, by_start, *by_targets, *by_leaves], steps
+    return [on_x0, by_start, *by_targets, *by_leaves], steps, checks
 
 
 def _through_last_step(group: Group, cotangents: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -134,7 +134,8 @@ class _Comparison:
         lost, over = self._lost(first, other), self.over_jumps(None, None)
         for _ in range(_HALVINGS - 1):
             settled = max(errors, default=0.0) <= self._problem.call.promise
-            if settled or not replaces or over is not None or max(lost) > 0.0:
+            hopeless = over is not None or max(lost) > 0.0 or other.pulled.fallback is not None
+            if settled or hopeless or not replaces:
                 break
             finer = halved(fine)
             if finer is None:

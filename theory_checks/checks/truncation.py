@@ -200,7 +200,7 @@ def course(cell: Cell) -> Course:
     rule = Euler(PreconditionedFlow(objective, preconditioner=p), step=step)
 
     def by_library(route: DiscreteAdjoint | Truncated) -> tuple[int, Vector]:
-        result = stopping_index(rule, x0, criterion, cell.target, gradient=route)
+        result = stopping_index(rule, x0, criterion, cell.target, gradient=route, evidence="light")
         (gradient,) = torch.autograd.grad(result.steps, p)
         return result.index, gradient.numpy()
 
