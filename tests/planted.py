@@ -103,14 +103,16 @@ def _case(seed: int) -> PlantedCase:
     a, b = draw(4).requires_grad_(), draw(4).requires_grad_()
     size = 10.0 ** float(6 * torch.rand((), generator=generator) - 3)
     share = 10.0 ** float(-3 + 2 * torch.rand((), generator=generator))
+    gradients = torch.autograd.grad(base(a, b), (a, b))
+    odd = bool(gradients[1].norm() > 0) and seed % 2 == 1  # dead units have no gradient to plant in
     note = f"{seed}: {base.__name__}, size {size:.1e}"
     if kind == "wrong":
         sign = 1 if float(draw(1)) > 0 else -1
-        note += f", error {sign * share:.1e} in {'ab'[seed % 2]}"
+        note += f", error {sign * share:.1e} in {'ab'[odd]}"
 
         def f() -> Tensor:
             p, q = a, b
-            if seed % 2:
+            if odd:
                 q = scaled_gradient(b, 1 + sign * share)
             else:
                 p = scaled_gradient(a, 1 + sign * share)

@@ -27,9 +27,11 @@ _PROMISE = 1e-4
 # ... and what the digits of single precision allow.
 _PROMISE_PER_ROOT_EPS = 3.0
 # Rounding of a value of f, in units of eps, that is always reckoned with.
-_ROUNDING = 4.0
+_ROUNDING = 1.0
 # Noise relative to the slope beyond which longer first steps would tell of another function.
 _NOISIEST = 1e-5
+# Ratio of the lengths of two meshes: where f moves by a multiple of the unit of its rounding from
+# one value to the next, the errors are regular, and one mesh does not see them.
 _IRREGULAR = 1.618
 
 
@@ -51,7 +53,7 @@ def check_gradient(
     three times what they are uncertain by, is right, as long as an error of .1 % would have been
     seen; see `GradientReport.verdict`.
 
-    Cost: one gradient, some 20 to 40 values of f for its noise, and 6 to 16 for every tensor and
+    Cost: one gradient, 20 to 100 values of f for its noise, and 6 to 16 for every tensor and
     direction; a single number has one direction. Nothing of the user's is changed, not for a
     moment: f() sees other values in the place of the tensors, f(*params) is given copies.
 
@@ -163,18 +165,21 @@ def _noise(
 ) -> tuple[float, float]:
     """Error of one value of f, and the first step of a ladder that suits it."""
     length, floor = largest_step(eps), _ROUNDING * eps * abs(at)
-    noise = measure_noise(function, length)
+    noise, far = 0.0, length
+    while noise == 0.0 and far < 1.0:
+        noise = max(measure_noise(function, h) for h in (far, _IRREGULAR * far))
+        far *= 4.0
     if noise > floor:
         # Kinks beside the point look like noise from afar; from near by they are left out.
-        # Two lengths: errors of rounding are regular where the spacing is a multiple of the unit.
-        near = eps ** (1 / 3)
-        lengths = (near, _IRREGULAR * near)
+        lengths = [_IRREGULAR**i * eps ** (1 / 3) for i in range(4)]
         noise = min(noise, max(measure_noise(function, h, distinct=True) for h in lengths))
     noise = max(noise, floor)
     ends = [value for value in (function(length), function(-length)) if value is not None]
     slope = max((abs(value - at) for value in ends), default=0.0) / length
     relative = noise / slope if slope > 0.0 else inf
-    return noise, largest_step(min(max(relative, eps), max(_NOISIEST, eps)))
+    largest = largest_step(min(max(relative, eps), max(_NOISIEST, eps)))
+    # The third step is the first that can be judged; eps^(1/5) is where it errs least.
+    return noise, max(largest, min(1.0, 16.0 * eps**0.2))
 
 
 def _moved_together(

@@ -115,16 +115,19 @@ def measure_noise(
     found = []
     for sign in (1.0, -1.0):
         values = [function(sign * length * (i + 1) / _MESH) for i in range(_MESH)]
-        if not (distinct and any(one == other for one, other in pairwise(values))):
-            found.append(_noise_of(values))
+        found.append(_noise_of(values, distinct))
     known = (noise for noise in found if noise is not None)
     return max(known, default=inf) if distinct else min(known, default=0.0)
 
 
-def _noise_of(values: list[float | None]) -> float | None:
+def _noise_of(values: list[float | None], distinct: bool) -> float | None:
     row = [value for value in values if value is not None and isfinite(value)]
     if len(row) < len(values):
         return None
+    jumps = [abs(after - before) for before, after in pairwise(row)]
+    if min(jumps) == 0.0:
+        # Flat in places: the error of a step function is a step; flat throughout, nothing is known.
+        return None if distinct else max(jumps) or None
     sizes = []
     for order in range(1, _ORDERS.stop):
         row = [after - before for before, after in pairwise(row)]
@@ -166,14 +169,17 @@ class _Ladder:
     def kink(self) -> _Estimate | None:
         """S+ - S- as h -> 0, if it stands clear of zero on the three smallest step sizes in a row.
 
+        Of the steps, that is, on which the noise leaves it to be seen.
         The gap of a smooth f is f'' h, which the extrapolation takes out, up to its cube.
         """
-        found = _extrapolated(self._gaps, _FACTOR)[-2:]
+        largest = max((abs(gap) for _, gap in self._gaps), default=0.0)
+        gaps = [(h, gap) for h, gap in self._gaps if 4 * _CLEAR * self._noise < h * largest]
+        found = _extrapolated(gaps, _FACTOR)[-2:]
         if len(found) < 2:
             return None
         (_, before), (step, last) = found
         spread = abs(last - before) + 4 * self._noise / step
-        if abs(last) > _CLEAR * spread and abs(self._gaps[-1][1]) > 0.5 * abs(last):
+        if abs(last) > _CLEAR * spread and abs(gaps[-1][1]) > 0.5 * abs(last):
             return _Estimate(last, abs(last), step)
         return None
 
@@ -193,12 +199,16 @@ class _Ladder:
         return plateau.uncertainty <= enough and (kink is None or abs(kink.value) <= enough)
 
     def contradicts(self, gradient: float | None, goal: float) -> bool:
-        """Whether the plateau lies elsewhere than the gradient, beyond ten goals."""
+        """Whether the plateau lies elsewhere than the gradient, beyond ten goals, or the order is 1.
+
+        The order tells kinks whose two slopes have the gradient as their mean.
+        """
         plateau = self.plateau()
         if gradient is None or plateau is None or not isfinite(gradient):
             return False
         allowed = 3 * plateau.uncertainty + 10 * goal * abs(plateau.value)
-        return abs(gradient - plateau.value) > allowed
+        order = self.order(gradient)
+        return abs(gradient - plateau.value) > allowed or (order is not None and order < 1.5)
 
     def order(self, gradient: float) -> float | None:
         """Slope of log |f(h) - f(0) - h g| over log h, on the three smallest resolved steps.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from .ladder import Slope
@@ -31,6 +31,10 @@ _SAFETY = 3.0
 # A reference that is less certain than this, relative to the derivative, and than the promise, may
 # not see an error of .1 %: its agreement is worth nothing.
 _COARSE = 1e-4
+# A gradient that is wrong by less than this many times what the reference may be off by is called
+# wrong only where its Taylor remainder says so as well, by an order as close to 1 as this.
+_CLEAR = 100.0
+_NEAR_ONE = 0.2
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,10 @@ class GradientReport:
 
     @property
     def unjudged(self) -> tuple[str, ...]:
-        """The subjects that no independent road could judge."""
-        judged = {f.subject for f in self.findings if f.passed is not None and f.road != SAME_ROAD}
+        """The subjects that no independent road could judge in all of its directions."""
+        roads = {(f.subject, f.road) for f in self.findings if f.road != SAME_ROAD}
+        in_doubt = {(f.subject, f.road) for f in self.findings if f.passed is None}
+        judged = {subject for subject, _ in roads - in_doubt}
         return tuple(name for name in self.subjects if name not in judged)
 
     @property
@@ -265,7 +271,7 @@ def judge(
             )
             continue
         low, high = sorted(slope.sides or (slope.value, slope.value))
-        gap = max(low - gradient, gradient - high, 0.0) if isfinite(gradient) else float("inf")
+        gap = max(low - gradient, gradient - high, 0.0) if isfinite(gradient) else inf
         blur = _SAFETY * slope.uncertainty
         difference, allowance = _ratio(gap, scale), promise
         if gap > 0.0:
@@ -275,6 +281,13 @@ def judge(
         note = slope.note
         if passed and gap > 0.0 and allowance - promise > max(_COARSE, promise):
             passed, note = None, f"{note} differences too noisy to judge".strip()
+        if (
+            passed is False
+            and slope.step
+            and gap <= _CLEAR * blur
+            and not (slope.order is not None and abs(slope.order - 1) < _NEAR_ONE)
+        ):
+            passed, note = None, "as far off as noise may be, and the remainder is not of order 1"
         if not passed and index < len(kinked) and kinked[index]:
             passed, note = None, AT_A_KINK
         findings.append(
@@ -299,4 +312,4 @@ def judge(
 def _ratio(part: float, whole: float) -> float:
     if part == 0.0:
         return 0.0
-    return part / whole if whole > 0 else float("inf")
+    return part / whole if whole > 0 else inf
