@@ -213,10 +213,12 @@ def _findings(
     promise = _PROMISE_PER_ROOT_EPS * sqrt(torch.finfo(problem.x0.dtype).eps)
     subjects = [subject for subject, _ in chosen]
     others, road, why_not = _other_road(job, call, route, problem, subjects)
-    exact = others and [
-        [Slope(float((gradient * move).sum()), 0.0, 0.0) for move in moves]
-        for gradient, (_, moves) in zip(others, chosen, strict=True)
-    ]
+    exact: list[list[Slope | None]] | None = None
+    if others is not None:
+        exact = [
+            [Slope(float((other * move).sum()), 0.0, 0.0) for move in moves]
+            for other, (_, moves) in zip(others, chosen, strict=True)
+        ]
     return compared(
         chosen,
         gradients,

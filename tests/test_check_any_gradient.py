@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,11 @@ from ode_stopping import GradientReport, StepAdjoint, check_gradient, stopping_t
 
 def number(value: float | list[float], *, grad: bool = True) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, requires_grad=grad)
+
+
+def rounded_to(unit: float, f: Callable[[], Tensor]) -> Tensor:
+    value: Tensor = Rounded.apply(f(), unit)
+    return value
 
 
 # Planted cases.
@@ -39,7 +45,7 @@ def test_planted_cases() -> None:
 def test_no_wrong_gradient_passes_in_noise(unit: float) -> None:
     for case in cases(60, first=120):
         at = abs(float(case.f().detach()))
-        rounded: Callable[[], Tensor] = lambda f=case.f, at=at: Rounded.apply(f(), unit * at)
+        rounded = partial(rounded_to, unit * at, case.f)
         verdict = check_gradient(rounded, case.params).verdict
         if case.kind == "wrong":
             assert verdict in ("wrong", "noise"), case.note

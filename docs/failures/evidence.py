@@ -50,7 +50,7 @@ def kinked(t, x):
 
 x0 = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
 report = check_stopping_gradient(kinked, x0, lambda t, x: x.sum(), 0.1)
-print(report.passed)
+print(report.verdict, report.wrong)
 for finding in report.findings:
     figures = f"{finding.gradient:8.4f} {finding.reference:8.4f}"
     print(f"{finding.subject:16s} {finding.road:24s} {figures}")

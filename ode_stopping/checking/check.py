@@ -80,13 +80,15 @@ def check_stopping_gradient(
     - the same route again at a tenth of the tolerance.
 
     A row passes within the promise (50 rtol, see `evidence`), relative to the largest figure of its
-    leaf, and three times what its reference is uncertain by. The check passes where no row fails
-    and every leaf was judged by differences or sensitivity.
+    leaf, and three times what its reference is uncertain by. The verdict is "right" where no row
+    fails and every leaf was judged by differences or sensitivity; else "wrong", "kink" or "noise"
+    (`GradientReport.verdict`, `.verdicts` leaf by leaf). The differences also tell the order of the
+    Taylor remainder |T(theta + h d) - T(theta) - h dT.d|: about 2 where the gradient is right.
 
-    Cost: about 6 to 16 solves at a tight tolerance for every leaf and direction (a kink takes 16),
-    and one joint solve with all directions; a single number has one direction. Nothing of the
-    user's is changed, not for a moment: other values are seen in the place of parameters, and x0,
-    target and t0 are copied.
+    Cost: about 6 to 16 solves at a tight tolerance for every leaf and direction (a kink or a wrong
+    gradient takes 16), and one joint solve with all directions; a single number has one direction.
+    Nothing of the user's is changed, not for a moment: other values are seen in the place of
+    parameters, and x0, target and t0 are copied.
 
     Args:
         flow: As for `stopping_time`.

@@ -89,7 +89,8 @@ def check_gradient(
         call = Call(tuple(p.detach().clone().requires_grad_() for p in tensors), True, 0.0, 0.0)
         tensors = list(call.pieces)
     kind = "x0" if as_arguments else "leaf"
-    subjects = [Subject(name, kind, i, p) for i, (name, p) in enumerate(zip(names, tensors))]
+    pairs = zip(names, tensors, strict=True)
+    subjects = [Subject(name, kind, index, p) for index, (name, p) in enumerate(pairs)]
     with torch.enable_grad():
         return _checked(f, call, subjects, rtol, directions, seed)
 
@@ -160,9 +161,7 @@ def _checked(
     )
 
 
-def _noise(
-    function: Callable[[float], float | None], at: float, eps: float
-) -> tuple[float, float]:
+def _noise(function: Callable[[float], float | None], at: float, eps: float) -> tuple[float, float]:
     """Error of one value of f, and the first step of a ladder that suits it."""
     length, floor = largest_step(eps), _ROUNDING * eps * abs(at)
     noise, far = 0.0, length

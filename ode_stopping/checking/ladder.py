@@ -199,7 +199,7 @@ class _Ladder:
         return plateau.uncertainty <= enough and (kink is None or abs(kink.value) <= enough)
 
     def contradicts(self, gradient: float | None, goal: float) -> bool:
-        """Whether the plateau lies elsewhere than the gradient, beyond ten goals, or the order is 1.
+        """Whether the gradient is not the plateau's, beyond ten goals, or its remainder of order 1.
 
         The order tells kinks whose two slopes have the gradient as their mean.
         """

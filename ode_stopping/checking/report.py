@@ -285,7 +285,8 @@ def judge(
             passed is False
             and slope.step
             and gap <= _CLEAR * blur
-            and not (slope.order is not None and abs(slope.order - 1) < _NEAR_ONE)
+            and slope.order is not None
+            and abs(slope.order - 1) > _NEAR_ONE
         ):
             passed, note = None, "as far off as noise may be, and the remainder is not of order 1"
         if not passed and index < len(kinked) and kinked[index]:
