@@ -194,26 +194,29 @@ def test_seed_decides_the_directions() -> None:
 
 # Bad input.
 
+P = number([0.5, 1.5])
+
 
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        (number(1.0), TypeError, "params must be a list of tensors; got a Tensor"),
-        (3.0, TypeError, "params must be a list of tensors; got a float"),
+        (number(1.0), TypeError, "params must be a list of tensors, as in params=.w.; got Tensor"),
+        (3.0, TypeError, "params must be a list of tensors, as in params=.w.; got float"),
         ([], ValueError, "params is empty"),
-        ([number(1.0), 2.0], TypeError, r"params\[1\] must be a tensor; got float"),
-        ([number(1.0, grad=False)], ValueError, r"params\[0\] does not require grad"),
-        ([torch.ones(1, dtype=torch.complex64)], TypeError, r"params\[0\] must be real"),
-        ([number(float("nan"))], ValueError, r"params\[0\] is not finite"),
-        ([number(1.0)] * 2, ValueError, r"params\[1\] is listed twice"),
+        ([number(1.0), 2.0], TypeError, "params must hold tensors; entry 1 is float"),
+        (
+            [number(1.0, grad=False)],
+            ValueError,
+            r"params holds .*\(entry 0\) that does not require",
+        ),
+        ([torch.ones(1, dtype=torch.complex64, requires_grad=True)], TypeError, "complex"),
+        ([number(float("nan"))], ValueError, "no gradient to check: f is nan"),
+        ([P, P], ValueError, "params lists a tensor twice"),
     ],
 )
 def test_bad_params(params: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        check_gradient(lambda: number(1.0), params)  # type: ignore[arg-type]
-
-
-P = number([0.5, 1.5])
+        check_gradient(lambda: params[0].sum(), params)  # type: ignore[arg-type, index]
 
 
 @pytest.mark.parametrize(

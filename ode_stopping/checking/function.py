@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.leaves import LeafSet
 from ..core.names import names_of
 from ..core.status import GradientError, Status
 from ..core.substitution import Substitution
@@ -199,24 +200,14 @@ def _moved_together(
     return value if isfinite(value) else None
 
 
-def _checked_params(params: Iterable[Tensor]) -> list[Tensor]:
-    if isinstance(params, Tensor) or not isinstance(params, Iterable):
-        raise TypeError(f"params must be a list of tensors; got a {type(params).__name__}")
-    tensors = list(params)
+def _checked_params(params: Any) -> list[Tensor]:
+    if isinstance(params, Iterable) and not isinstance(params, Tensor):
+        params = list(params)
+    tensors = LeafSet.collect(params=params).tensors
     if not tensors:
         raise ValueError("params is empty: there is no gradient to check")
-    for index, tensor in enumerate(tensors):
-        name = f"params[{index}]"
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be real and floating; got {tensor.dtype}")
-        if not tensor.requires_grad:
-            raise ValueError(f"{name} does not require grad: there is no gradient to check")
-        if not tensor.detach().isfinite().all():
-            raise ValueError(f"{name} is not finite")
-        if any(tensor is other for other in tensors[:index]):
-            raise ValueError(f"{name} is listed twice")
+    if len(tensors) < len(params):
+        raise ValueError("params lists a tensor twice")
     return tensors
 
 
