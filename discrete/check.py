@@ -20,7 +20,7 @@ from ode_stopping.checking.differences import (
 from ode_stopping.checking.ladder import Slope
 from ode_stopping.checking.quiet import listening, quiet
 from ode_stopping.checking.report import Finding, GradientReport
-from ode_stopping.checking.subjects import Call, Directions, Subject, directions_for, subjects_of
+from ode_stopping.checking.subjects import Call, Directions, Subject, chosen_directions, subjects_of
 from ode_stopping.core.states import State
 from ode_stopping.core.status import GradientError, Status
 from ode_stopping.core.validation import Direction, require_count, require_instance
@@ -192,8 +192,7 @@ def _checked(
     )
     if problem is None or error:
         return report
-    generator = torch.Generator().manual_seed(seed)
-    chosen = [(s, directions_for(s, directions, generator)) for s in subjects]
+    chosen = chosen_directions(subjects, directions, seed)
     with quiet():
         findings = _findings(job, call, route, problem, chosen, gradients, report.time)
     names = tuple(subject.name for subject in subjects)

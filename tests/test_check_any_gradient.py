@@ -11,6 +11,7 @@ import pytest
 import torch
 from planted import Rounded, cases, cosines, scaled_gradient
 from torch import Tensor, nn
+from torchdiffeq import odeint_adjoint
 
 from ode_stopping import GradientReport, StepAdjoint, check_gradient, stopping_time
 
@@ -142,6 +143,31 @@ def test_stopping_time_as_any_function() -> None:
     report = check_gradient(f, [rate], directions=1)
     assert report.verdict == "right", report
     assert report.subjects == ("rate",)
+
+
+@pytest.mark.parametrize(("rtol", "verdict"), [(1e-8, "right"), (1e-3, "wrong")])
+def test_adjoint_of_another_library(rtol: float, verdict: str) -> None:
+    """torchdiffeq's backward solve: at a loose tolerance it is off by about a percent."""
+    weight = nn.Parameter(number([-0.5, 1.0, -1.0, -0.3], grad=False).reshape(2, 2))
+    x0 = number([1.0, 0.5])
+
+    class Flow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return torch.tanh(self.weight @ x)
+
+    flow, times = Flow(), number([0.0, 2.0], grad=False)
+
+    def f() -> Tensor:
+        states: Tensor = odeint_adjoint(flow, x0, times, rtol=rtol, atol=rtol)
+        return states[-1].square().sum()
+
+    report = check_gradient(f, [weight, x0], directions=1)
+    assert report.verdict == verdict, report
+    assert report.warnings == ()
 
 
 def test_a_tensor_that_cannot_be_moved_is_not_judged() -> None:

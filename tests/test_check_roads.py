@@ -103,7 +103,12 @@ def test_at_a_kink_a_road_that_takes_one_side_is_no_judge() -> None:
     assert row.passed is False
 
 
-def test_a_reference_that_could_not_see_one_percent_is_no_judge() -> None:
+def test_a_reference_that_could_not_see_a_tenth_of_a_percent_is_no_judge() -> None:
+    (row,) = judge("theta", "finite differences", [(1.0, Slope(1.001, 4e-4, 1e-3))], promise=1e-5)
+    assert row.passed is None
+    # Where that much is promised, it is.
+    (row,) = judge("theta", "finite differences", [(1.0, Slope(1.001, 4e-4, 1e-3))], promise=2e-3)
+    assert row.passed is True
     (row,) = judge("theta", "finite differences", [(1.0, Slope(1.01, 1e-2, 1e-3))], promise=1e-5)
     assert row.passed is None
     (row,) = judge("theta", "finite differences", [(1.0, Slope(1.1, 1e-2, 1e-3))], promise=1e-5)

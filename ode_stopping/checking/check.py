@@ -31,7 +31,7 @@ from .ladder import Slope
 from .quiet import listening, quiet
 from .report import AT_A_KINK, FORWARD_SENSITIVITY, SAME_ROAD, Finding, GradientReport
 from .sensitivity import sensitivity_slopes
-from .subjects import Call, Directions, Subject, directions_for, subjects_of
+from .subjects import Call, Directions, Subject, chosen_directions, subjects_of
 
 __all__ = ["check_stopping_gradient"]
 
@@ -215,10 +215,7 @@ def _checked(
         return GradientReport("T", name, time, rate, error=error, warnings=tuple(warned))
     problem = answer.problem
     promise = problem.call.promise
-    generator = torch.Generator().manual_seed(seed)
-    chosen: Directions = [
-        (subject, directions_for(subject, directions, generator)) for subject in answer.subjects
-    ]
+    chosen = chosen_directions(answer.subjects, directions, seed)
     with quiet():
         findings = _against_references(job, call, answer, chosen, promise)
         findings += identity_findings(problem, route, promise)

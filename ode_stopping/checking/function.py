@@ -19,7 +19,7 @@ from .differences import compared, difference_slopes, gradients_of, largest_step
 from .ladder import measure_noise
 from .quiet import listening, quiet
 from .report import GradientReport
-from .subjects import Call, Directions, Subject, directions_for
+from .subjects import Call, Directions, Subject, chosen_directions
 
 __all__ = ["check_gradient"]
 
@@ -137,8 +137,7 @@ def _checked(
         )
     eps = max(torch.finfo(t.dtype).eps for t in (value, *(s.tensor for s in subjects)))
     promise = max(_PROMISE, _PROMISE_PER_ROOT_EPS * sqrt(eps)) if rtol is None else float(rtol)
-    generator = torch.Generator().manual_seed(seed)
-    chosen: Directions = [(s, directions_for(s, directions, generator)) for s in subjects]
+    chosen = chosen_directions(subjects, directions, seed)
     with quiet():
         noise, largest = _noise(lambda step: _moved_together(evaluate, call, chosen, step), at, eps)
         findings = compared(

@@ -28,7 +28,7 @@ FORWARD_SENSITIVITY = "forward sensitivity"
 SAME_ROAD = "tenth of the tolerance"
 # How many of its own uncertainties a reference may be off by.
 _SAFETY = 3.0
-# A reference that is less certain than this, relative to the derivative, and than the promise, may
+# A reference that is less certain, relative to the derivative, than this and than the promise may
 # not see an error of .1 %: its agreement is worth nothing.
 _COARSE = 1e-4
 # A gradient that is wrong by less than this many times what the reference may be off by is called
