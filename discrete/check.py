@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from ode_stopping.checking.differences import (
+    compared,
     difference_slopes,
     gradients_of,
-    require_directions,
     require_reached,
     require_subjects,
 )
 from ode_stopping.checking.ladder import Slope
 from ode_stopping.checking.quiet import listening, quiet
-from ode_stopping.checking.report import FINITE_DIFFERENCES, Finding, GradientReport, judge
-from ode_stopping.checking.subjects import Call, Directions, Subject, directions_for, subjects_of
+from ode_stopping.checking.report import Finding, GradientReport
+from ode_stopping.checking.subjects import Call, Directions, Subject, chosen_directions, subjects_of
 from ode_stopping.core.states import State
 from ode_stopping.core.status import GradientError, Status
-from ode_stopping.core.validation import Direction, require_instance
+from ode_stopping.core.validation import Direction, require_count, require_instance
 
 from .gradients.adjoint import DiscreteAdjoint, IndexRoute, Truncated, Unrolled
 from .gradients.problem import IndexProblem
@@ -35,7 +35,6 @@ __all__ = ["check_index_gradient"]
 # The iteration is differentiated as it ran: what remains is rounding, summed over the steps and
 # divided by a decrease. Half the digits are a bound that leaves it room.
 _PROMISE_PER_ROOT_EPS = 10.0
-_ENOUGH = 0.1
 # Rounding of J, in units of eps, that ends up in the index.
 _ROUNDING = 10.0
 # A moved iteration that takes this many times as long is too far from the one that is checked.
@@ -115,7 +114,7 @@ def check_index_gradient(
     if gradient is None:
         raise TypeError("gradient must be a route, as DiscreteAdjoint(); got None")
     require_instance(gradient, IndexRoute, name="gradient")
-    require_directions(directions)
+    require_count(directions, name="directions")
     call = Call.of(x0, target, t0)
     named = None if params is None else list(params)
     job = _Job(update, criterion, interpolation, direction, leave_first, max_steps, named)
@@ -193,8 +192,7 @@ def _checked(
     )
     if problem is None or error:
         return report
-    generator = torch.Generator().manual_seed(seed)
-    chosen = [(s, directions_for(s, directions, generator)) for s in subjects]
+    chosen = chosen_directions(subjects, directions, seed)
     with quiet():
         findings = _findings(job, call, route, problem, chosen, gradients, report.time)
     names = tuple(subject.name for subject in subjects)
@@ -214,19 +212,23 @@ def _findings(
     promise = _PROMISE_PER_ROOT_EPS * sqrt(torch.finfo(problem.x0.dtype).eps)
     subjects = [subject for subject, _ in chosen]
     others, road, why_not = _other_road(job, call, route, problem, subjects)
-    findings: list[Finding] = []
-    for index, (subject, moves) in enumerate(chosen):
-        figures = [float((gradients[index] * move).sum()) for move in moves]
-        slopes, note = _differences(job, call, subject, moves, problem, at, promise)
-        pairs = list(zip(figures, slopes, strict=True))
-        findings += judge(subject.name, FINITE_DIFFERENCES, pairs, promise=promise, why_not=note)
+    exact: list[list[Slope | None]] | None = None
+    if others is not None:
         exact = [
-            None if others is None else Slope(float((others[index] * move).sum()), 0.0, 0.0)
-            for move in moves
+            [Slope(float((other * move).sum()), 0.0, 0.0) for move in moves]
+            for other, (_, moves) in zip(others, chosen, strict=True)
         ]
-        pairs = list(zip(figures, exact, strict=True))
-        findings += judge(subject.name, road, pairs, promise=promise, why_not=why_not)
-    return findings
+    return compared(
+        chosen,
+        gradients,
+        lambda subject, moves, figures: _differences(
+            job, call, subject, moves, figures, problem, at, promise
+        ),
+        promise=promise,
+        road=road,
+        others=exact,
+        why_not=why_not,
+    )
 
 
 def _subjects(
@@ -251,6 +253,7 @@ def _differences(
     call: Call,
     subject: Subject,
     moves: list[Tensor],
+    figures: list[float],
     problem: IndexProblem,
     at: float,
     promise: float,
@@ -267,7 +270,7 @@ def _differences(
     height = max(abs(problem.previous_loss), abs(problem.loss), abs(problem.target))
     noise = _ROUNDING * eps * height / abs(problem.decrease) + eps * problem.index
     return difference_slopes(
-        call, subject, moves, solve, at=at, noise=noise, goal=_ENOUGH * promise
+        call, subject, moves, figures, solve, at=at, noise=noise, promise=promise
     )
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .checking import Finding, GradientReport
 from .checking.check import check_stopping_gradient
+from .checking.function import check_gradient
 from .core.means import ReachedMean, mean_over_reached
 from .core.status import (
     BacksolveMismatchError,
@@ -182,6 +183,7 @@ __all__ = [
     "VanishingDamping",
     "WithIntegrals",
     "__version__",
+    "check_gradient",
     "check_stopping_gradient",
     "convergence_margins",
     "hessian_norm",

@@ -20,7 +20,7 @@ from ode_stopping import (
     stopping_time,
 )
 from ode_stopping.checking.check import check_stopping_gradient
-from ode_stopping.checking.report import GradientReport
+from ode_stopping.checking.report import Finding, GradientReport
 from ode_stopping.gradients import PullBack
 from ode_stopping.gradients.problem import StoppingProblem
 from theory_checks.closed_forms import CLOSED_FORMS, ClosedForm
@@ -236,6 +236,27 @@ def test_planted_error_in_one_leaf(leaf: int, factor: float) -> None:
     assert roads == {"finite differences", "forward sensitivity"}
 
 
+@pytest.mark.parametrize("error", [0.001, -0.003, 0.01, -0.03, 0.1])
+def test_verdict_and_order_of_planted_errors(error: float) -> None:
+    slow, fast = number([1.0, 0.7]), number(1.9)
+    x0 = number([1.2, -0.8], grad=False)
+
+    def flow(t: Tensor, x: Tensor) -> Tensor:
+        return -slow * x - fast * x**3 * torch.exp(-t)
+
+    found = stopping_time(flow, x0, half_square, 0.4).problem
+    assert found is not None
+    wrong = "slow" if found.leaves.tensors[0] is slow else "fast"
+    route = Planted(leaf=0, factor=1 + error)
+    report = check_stopping_gradient(flow, x0, half_square, 0.4, gradient=route, directions=1)
+    assert report.verdict == "wrong"
+    other = {"slow": "fast", "fast": "slow"}[wrong]
+    assert report.verdicts == {wrong: "wrong", other: "right"}
+    orders = {f.subject: f.order for f in report.findings if f.road == "finite differences"}
+    assert orders[wrong] == pytest.approx(1.0, abs=0.15)
+    assert orders[other] == pytest.approx(2.0, abs=0.1)
+
+
 def test_planted_error_in_the_start() -> None:
     report = checked(FORMS["form3"], Planted(factor=1.01))
     assert not report.passed
@@ -254,6 +275,7 @@ def test_a_route_that_refuses_has_failed() -> None:
         gradient=BacksolveAdjoint(),
     )
     assert not report.passed
+    assert report.verdict == "wrong"
     assert report.error.startswith("BacksolveMismatchError: ")
     assert report.time == pytest.approx(float(problem.truth(1e-3)["T"]), rel=1e-5)
     assert "BacksolveMismatchError" in repr(report)
@@ -263,6 +285,20 @@ def test_nothing_judged_is_not_passed() -> None:
     report = GradientReport("T", "InterpolatingAdjoint", 1.0, -1.0, (), ("theta",))
     assert report.unjudged == ("theta",)
     assert not report.passed
+    assert report.verdict == "noise"
+
+
+def test_one_direction_that_no_road_judged_is_noise() -> None:
+    """Another direction, along which the error may be small, does not speak for it."""
+    row = Finding("theta", "finite differences", 1.0, 1.0, 0.0, 1e-5, True, direction=0)
+    doubt = replace(row, passed=None, direction=1)
+    other = replace(doubt, road="forward sensitivity", passed=True)
+    report = GradientReport("T", "InterpolatingAdjoint", 1.0, -1.0, (row, doubt), ("theta",))
+    assert report.verdicts == {"theta": "noise"}
+    assert replace(report, findings=(row, doubt, other)).verdict == "right"
+    # A second run of the same route is no judge.
+    again = replace(row, road="tenth of the tolerance")
+    assert replace(report, findings=(doubt, again)).verdict == "noise"
 
 
 # Nothing is left behind.
@@ -322,12 +358,15 @@ def test_report_is_a_table_and_a_dictionary() -> None:
     assert lines[0] == "GradientReport of T by InterpolatingAdjoint: passed"
     assert "T = 1.1179" in lines[1]
     assert "J'(T) = -0.34" in lines[1]
-    heads = ["subject", "road", "gradient", "reference", "difference", "allowed", "verdict"]
+    heads = ["subject", "road", "gradient", "reference", "difference", "allowed", "order"]
+    heads.append("verdict")
     assert lines[2].split() == heads
     assert len(lines) == 3 + len(report.findings)
     assert lines[3].startswith("  x0")
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["passed"] is True
+    assert plain["verdict"] == "right"
+    assert set(plain["verdicts"].values()) == {"right"}
     assert plain["subjects"] == ["x0", "target", "t0", "v['a']"]
     assert plain["findings"][0]["road"] == "finite differences"
     assert plain["solves"] > 20

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ode_stopping import ForwardSensitivity, InterpolatingAdjoint, Torchdiffeq, stopping_time
 from ode_stopping.checking.check import check_stopping_gradient
-from ode_stopping.checking.ladder import Slope, measure_slope
+from ode_stopping.checking.ladder import Slope, measure_noise, measure_slope
 from ode_stopping.checking.report import judge
 from ode_stopping.gradients import PullBack
 from ode_stopping.gradients.forward import Column, push_forward
@@ -43,6 +43,8 @@ def test_kink_in_a_schedule() -> None:
     report = check_stopping_gradient(flow, number([2.0], grad=False), half_square, EPS)
     assert report.passed, report
     assert report.kinks == ("theta",)
+    assert report.verdict == "kink"
+    assert repr(report).startswith("GradientReport of T by StepAdjoint: passed (kink: theta)")
     (sides,) = (f.sides for f in report.findings if f.sides is not None)
     span = math.log(2 / EPS) / 2
     assert sides == pytest.approx((span, -span), rel=1e-5)
@@ -59,6 +61,7 @@ def test_kink_of_a_maximum_is_path_differentiable() -> None:
         EPS,
     )
     assert report.passed, report
+    assert report.verdicts == {"rates": "kink"}
     assert report.kinks == ("rates",)
 
 
@@ -100,12 +103,27 @@ def test_at_a_kink_a_road_that_takes_one_side_is_no_judge() -> None:
     assert row.passed is False
 
 
-def test_a_reference_that_could_not_see_one_percent_is_no_judge() -> None:
+def test_a_reference_that_could_not_see_a_tenth_of_a_percent_is_no_judge() -> None:
+    (row,) = judge("theta", "finite differences", [(1.0, Slope(1.001, 4e-4, 1e-3))], promise=1e-5)
+    assert row.passed is None
+    # Where that much is promised, it is.
+    (row,) = judge("theta", "finite differences", [(1.0, Slope(1.001, 4e-4, 1e-3))], promise=2e-3)
+    assert row.passed is True
     (row,) = judge("theta", "finite differences", [(1.0, Slope(1.01, 1e-2, 1e-3))], promise=1e-5)
     assert row.passed is None
     (row,) = judge("theta", "finite differences", [(1.0, Slope(1.1, 1e-2, 1e-3))], promise=1e-5)
     assert row.passed is False
     (row,) = judge("theta", "finite differences", [(math.nan, Slope(1.0, 0.0, 1.0))], promise=1.0)
+    assert row.passed is False
+
+
+def test_a_remainder_that_falls_as_the_square_puts_a_small_difference_in_doubt() -> None:
+    slope = Slope(1.01, 1e-4, 1e-3, order=2.0)
+    (row,) = judge("theta", "finite differences", [(1.0, slope)], promise=1e-5)
+    assert row.passed is None
+    (row,) = judge("theta", "finite differences", [(1.0, replace(slope, order=1.0))], promise=1e-5)
+    assert row.passed is False
+    (row,) = judge("theta", "finite differences", [(0.9, slope)], promise=1e-5)
     assert row.passed is False
 
 
@@ -188,6 +206,41 @@ def test_ladder_without_values() -> None:
     near = slope_of(lambda h: math.exp(h) if abs(h) < 1e-3 else None)
     assert near is not None
     assert near.value == pytest.approx(1.0, rel=1e-8)
+
+
+def test_order_of_the_remainder() -> None:
+    """exp(h) - 1 - g h: of order 2 for g = 1, of order 1 for others, not to be seen in noise."""
+
+    def order(gradient: float, noise: float = 1e-15) -> float | None:
+        slope = measure_slope(
+            math.exp, 1.0, noise=noise, goal=1e-8, largest=1e-2, gradient=gradient
+        )
+        assert slope is not None
+        return slope.order
+
+    assert order(1.0) == pytest.approx(2.0, abs=0.02)
+    for factor in (1.001, 0.9, -1.0):
+        assert order(factor) == pytest.approx(1.0, abs=0.02)
+    assert order(1.0, noise=1e-4) is None
+
+
+def test_measured_noise_is_that_of_one_value() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in (1e-10, 1e-6):
+
+        def noisy(h: float, size: float = size) -> float:
+            jitter = 2 * float(torch.rand((), generator=generator, dtype=torch.float64)) - 1
+            return math.exp(3 * h) + size * jitter
+
+        measured = sorted(measure_noise(noisy, 1e-2) / size for _ in range(50))
+        assert measured[0] > 0.1
+        assert 0.5 < measured[25] < 2
+        assert measured[-1] < 3
+    assert measure_noise(lambda h: math.sin(3 * h), 1e-2) < 1e-14
+    assert measure_noise(lambda h: round(h / 4e-3) * 4e-3, 1e-2) == pytest.approx(4e-3)
+    # Between the jumps there is nothing to measure.
+    assert measure_noise(lambda h: round(h / 4e-3) * 4e-3, 1e-4) == 0.0
+    assert measure_noise(lambda h: round(h / 4e-3) * 4e-3, 1e-4, distinct=True) == math.inf
 
 
 # Forward sensitivity along directions.

@@ -28,6 +28,7 @@ CHEAP = (
     "means",
     "example_evidence",
     "example_check",
+    "example_any",
 )
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 # Figures below this are errors: they are compared by their size only.
@@ -87,7 +88,7 @@ def test_every_measurement_is_on_the_page() -> None:
 
 def test_every_block_of_code_is_an_example_of_the_script() -> None:
     evidence = script("evidence")
-    examples = {evidence.EVIDENCE, evidence.CHECK, evidence.CHECK_KINK}
+    examples = {evidence.EVIDENCE, evidence.CHECK, evidence.CHECK_KINK, evidence.CHECK_ANY}
     blocks = set(re.findall(r"```python\n(.*?)```", page(), re.DOTALL))
     assert blocks == examples
 

@@ -50,10 +50,32 @@ def kinked(t, x):
 
 x0 = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
 report = check_stopping_gradient(kinked, x0, lambda t, x: x.sum(), 0.1)
-print(report.passed)
+print(report.verdict, report.wrong)
 for finding in report.findings:
     figures = f"{finding.gradient:8.4f} {finding.reference:8.4f}"
     print(f"{finding.subject:16s} {finding.road:24s} {figures}")
+"""
+CHECK_ANY = """\
+import torch
+from ode_stopping import check_gradient
+
+p = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
+half = p.detach().clone().requires_grad_()
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2.997 * ctx.saved_tensors[0] ** 2 * grad
+
+
+report = check_gradient(lambda: Cube.apply(p).sum() + half.sin().sum(), [p, half])
+print(report.verdicts)
 """
 
 
@@ -102,3 +124,8 @@ def example_check() -> str:
 def example_kink() -> str:
     """A report that fails."""
     return ran(CHECK_KINK)
+
+
+def example_any() -> str:
+    """A report on any function."""
+    return ran(CHECK_ANY)

@@ -9,7 +9,7 @@ from adjoint import backward, denominator, stiff
 from arithmetic import arithmetic, precision
 from crossings import dip_in_a_step, grazing
 from derivatives import clock, lost, second, transforms
-from evidence import cost, example_check, example_evidence, example_kink
+from evidence import cost, example_any, example_check, example_evidence, example_kink
 from jumps import state_jump, time_jump
 from limits import narrow, pulse
 from misses import diverging, means, unreached
@@ -22,6 +22,7 @@ MEASUREMENTS: dict[str, Callable[[], Table | str]] = {
         backward, stiff, denominator, lost, unreached, diverging, dip_in_a_step, grazing, time_jump,
         state_jump, precision, arithmetic, second, stochastic, index, increase, means, transforms,
         cost, narrow, pulse, clock, example_evidence, example_check, example_kink,
+        example_any,
     )
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.states import State
 from ..core.status import GradientError, Status, StoppingError
-from ..core.validation import Direction, require_instance
+from ..core.validation import Direction, require_count, require_instance
 from ..gradients import ForwardSensitivity, GradientRoute, StepAdjoint
 from ..gradients.problem import StoppingProblem
 from ..result import StoppingResult
@@ -20,26 +20,18 @@ from ..solving.solver import PROMISE_PER_RTOL, Solver
 from ..solving.torchdiffeq import Torchdiffeq, adaptive_methods
 from ..stopping import stopping_time
 from .differences import (
+    compared,
     difference_slopes,
     gradients_of,
-    require_directions,
     require_reached,
     require_subjects,
 )
 from .identities import identity_findings
 from .ladder import Slope
 from .quiet import listening, quiet
-from .report import (
-    AT_A_KINK,
-    FINITE_DIFFERENCES,
-    FORWARD_SENSITIVITY,
-    SAME_ROAD,
-    Finding,
-    GradientReport,
-    judge,
-)
+from .report import AT_A_KINK, FORWARD_SENSITIVITY, SAME_ROAD, Finding, GradientReport
 from .sensitivity import sensitivity_slopes
-from .subjects import Call, Directions, Subject, directions_for, subjects_of
+from .subjects import Call, Directions, Subject, chosen_directions, subjects_of
 
 __all__ = ["check_stopping_gradient"]
 
@@ -55,9 +47,6 @@ _TIGHT_METHOD = "dopri8"
 
 # A moved problem that takes this many times as long as the one that is checked is too far from it.
 _PATIENCE = 3.0
-
-# A ladder of differences may stop where it is this much more certain than the promise.
-_ENOUGH = 0.1
 
 
 def check_stopping_gradient(
@@ -91,13 +80,15 @@ def check_stopping_gradient(
     - the same route again at a tenth of the tolerance.
 
     A row passes within the promise (50 rtol, see `evidence`), relative to the largest figure of its
-    leaf, and three times what its reference is uncertain by. The check passes where no row fails
-    and every leaf was judged by differences or sensitivity.
+    leaf, and three times what its reference is uncertain by. The verdict is "right" where no row
+    fails and every leaf was judged by differences or sensitivity; else "wrong", "kink" or "noise"
+    (`GradientReport.verdict`, `.verdicts` leaf by leaf). The differences also tell the order of the
+    Taylor remainder |T(theta + h d) - T(theta) - h dT.d|: about 2 where the gradient is right.
 
-    Cost: about 6 to 16 solves at a tight tolerance for every leaf and direction (a kink takes 16),
-    and one joint solve with all directions; a single number has one direction. Nothing of the
-    user's is changed, not for a moment: other values are seen in the place of parameters, and x0,
-    target and t0 are copied.
+    Cost: about 6 to 16 solves at a tight tolerance for every leaf and direction (a kink or a wrong
+    gradient takes 16), and one joint solve with all directions; a single number has one direction.
+    Nothing of the user's is changed, not for a moment: other values are seen in the place of
+    parameters, and x0, target and t0 are copied.
 
     Args:
         flow: As for `stopping_time`.
@@ -125,7 +116,7 @@ def check_stopping_gradient(
     if gradient is None:
         raise TypeError("gradient must be a route, as StepAdjoint(); got None")
     require_instance(gradient, GradientRoute, name="gradient")
-    require_directions(directions)
+    require_count(directions, name="directions")
     call = Call.of(x0, target, t0)
     job = _Job(
         flow,
@@ -224,10 +215,7 @@ def _checked(
         return GradientReport("T", name, time, rate, error=error, warnings=tuple(warned))
     problem = answer.problem
     promise = problem.call.promise
-    generator = torch.Generator().manual_seed(seed)
-    chosen: Directions = [
-        (subject, directions_for(subject, directions, generator)) for subject in answer.subjects
-    ]
+    chosen = chosen_directions(answer.subjects, directions, seed)
     with quiet():
         findings = _against_references(job, call, answer, chosen, promise)
         findings += identity_findings(problem, route, promise)
@@ -278,27 +266,17 @@ def _against_references(
             sums = sensitivity_slopes(reference, chosen, PROMISE_PER_RTOL)
     except (GradientError, StoppingError) as error:
         why_not = f"{type(error).__name__}: {error}"
-    findings = []
-    for index, ((subject, moves), gradient) in enumerate(
-        zip(chosen, answer.gradients, strict=True)
-    ):
-        figures = [float((gradient * move).sum()) for move in moves]
-        slopes, note = _differences(job, call, subject, moves, reference, tight, promise)
-        pairs = list(zip(figures, slopes, strict=True))
-        findings += judge(
-            subject.name, FINITE_DIFFERENCES, pairs, promise=promise, why_not=note or why_not
-        )
-        forward = sums[index] if sums is not None else [None] * len(moves)
-        pairs = list(zip(figures, forward, strict=True))
-        findings += judge(
-            subject.name,
-            FORWARD_SENSITIVITY,
-            pairs,
-            promise=promise,
-            why_not=why_not,
-            kinked=[slope is not None and slope.sides is not None for slope in slopes],
-        )
-    return findings
+    return compared(
+        chosen,
+        answer.gradients,
+        lambda subject, moves, figures: _differences(
+            job, call, subject, moves, figures, reference, tight, promise, why_not
+        ),
+        promise=promise,
+        road=FORWARD_SENSITIVITY,
+        others=sums,
+        why_not=why_not,
+    )
 
 
 def _tight(problem: StoppingProblem) -> Torchdiffeq:
@@ -319,13 +297,15 @@ def _differences(
     call: Call,
     subject: Subject,
     moves: list[Tensor],
+    figures: list[float],
     reference: StoppingProblem | None,
     tight: Solver,
     promise: float,
+    why_not: str,
 ) -> tuple[list[Slope | None], str]:
     """Slopes of T at the tight tolerance, and why there are none where there are none."""
     if reference is None:
-        return [None] * len(moves), ""
+        return [None] * len(moves), why_not
     span = reference.end - reference.start
     horizon = reference.end + _PATIENCE * span
 
@@ -337,10 +317,11 @@ def _differences(
         call,
         subject,
         moves,
+        figures,
         solve,
         at=reference.end,
         noise=reference.tolerances.rtol * span,
-        goal=_ENOUGH * promise,
+        promise=promise,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the checks of both sides do alike: the route's gradients, and differences of the result."""
+"""What all checks do alike: the route's gradients, differences of the result, and who is right."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from torch import Tensor
 
 from ..core.status import Status
 from .ladder import Slope, measure_slope
-from .subjects import Call, Subject, moved
+from .report import FINITE_DIFFERENCES, Finding, judge
+from .subjects import Call, Directions, Subject, moved
 
 __all__ = [
+    "compared",
     "difference_slopes",
     "gradients_of",
-    "require_directions",
+    "largest_step",
     "require_reached",
     "require_subjects",
 ]
+
+# A ladder of differences may stop where it is this much more certain than the promise.
+_ENOUGH = 0.1
 
 
 class _Ended(Protocol):
@@ -28,14 +33,6 @@ class _Ended(Protocol):
     def status(self) -> Status: ...
     @property
     def note(self) -> str: ...
-
-
-def require_directions(directions: object) -> None:
-    """Raise unless `directions` is a positive integer."""
-    if isinstance(directions, bool) or not isinstance(directions, int):
-        raise TypeError(f"directions must be an int; got {type(directions).__name__}")
-    if directions < 1:
-        raise ValueError(f"directions must be at least 1; got {directions}")
 
 
 def require_reached(result: _Ended) -> None:
@@ -68,15 +65,25 @@ def gradients_of(value: Tensor, subjects: Sequence[Subject]) -> list[Tensor]:
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, tensors, strict=True)]
 
 
+def largest_step(error: float) -> float:
+    """First step of a ladder on values with this relative error, in units of the direction.
+
+    The fewer digits, the longer the steps: the extrapolated difference errs by h^4.
+    """
+    return error ** (1 / 8)
+
+
 def difference_slopes(
     call: Call,
     subject: Subject,
     moves: Sequence[Tensor],
+    figures: Sequence[float],
     solve: Callable[[Call], tuple[Status, float]],
     *,
     at: float,
     noise: float,
-    goal: float,
+    promise: float,
+    largest: float | None = None,
 ) -> tuple[list[Slope | None], str]:
     """A slope of the result for every direction, and why there is none where there is none.
 
@@ -84,10 +91,12 @@ def difference_slopes(
         call: The arguments.
         subject: What is moved.
         moves: The directions.
-        solve: Arguments without grad to the status and T or N*.
-        at: T or N* where nothing is moved.
+        figures: The route's directional derivatives.
+        solve: Arguments without grad to the status and T, N* or f.
+        at: T, N* or f where nothing is moved.
         noise: Absolute error of one such value.
-        goal: Relative uncertainty at which the ladder may stop.
+        promise: Relative error that is allowed of the route.
+        largest: Largest step; by default one that suits values of the move's dtype.
     """
     if not subject.movable:
         return [None] * len(moves), "used through what was computed from it beforehand: not moved"
@@ -107,11 +116,52 @@ def difference_slopes(
         reason = f"{status.name} at a step of {step:g}"
         return None
 
-    def slope(move: Tensor) -> Slope | None:
-        # The fewer digits, the longer the steps: the extrapolated difference errs by h^4.
-        largest = torch.finfo(move.dtype).eps ** (1 / 8)
+    def slope(move: Tensor, figure: float) -> Slope | None:
         return measure_slope(
-            lambda step: value_at(move, step), at, noise=noise, goal=goal, largest=largest
+            lambda step: value_at(move, step),
+            at,
+            noise=noise,
+            goal=_ENOUGH * promise,
+            largest=largest or largest_step(torch.finfo(move.dtype).eps),
+            gradient=figure,
         )
 
-    return [slope(move) for move in moves], reason
+    return [slope(*pair) for pair in zip(moves, figures, strict=True)], reason
+
+
+def compared(
+    chosen: Directions,
+    gradients: Sequence[Tensor],
+    differences: Callable[[Subject, list[Tensor], list[float]], tuple[list[Slope | None], str]],
+    *,
+    promise: float,
+    road: str = "",
+    others: Sequence[list[Slope | None]] | None = None,
+    why_not: str = "",
+) -> list[Finding]:
+    """The gradients against differences and, if named, another road, subject by subject.
+
+    Args:
+        chosen: The subjects with their directions.
+        gradients: The route's gradients.
+        differences: Subject, moves and the route's figures to slopes, and why there are none.
+        promise: Relative error that is allowed of the route.
+        road: The name of the other road; empty for none.
+        others: Its slopes, a list a subject; None where it has none.
+        why_not: Why it has none.
+    """
+    findings = []
+    for index, ((subject, moves), gradient) in enumerate(zip(chosen, gradients, strict=True)):
+        figures = [float((gradient * move).sum()) for move in moves]
+        slopes, note = differences(subject, moves, figures)
+        pairs = list(zip(figures, slopes, strict=True))
+        findings += judge(subject.name, FINITE_DIFFERENCES, pairs, promise=promise, why_not=note)
+        if road:
+            other = others[index] if others is not None else [None] * len(moves)
+            # What takes one side of a kink is no judge there.
+            kinked = [slope is not None and slope.sides is not None for slope in slopes]
+            pairs = list(zip(figures, other, strict=True))
+            findings += judge(
+                subject.name, road, pairs, promise=promise, why_not=why_not, kinked=kinked
+            )
+    return findings

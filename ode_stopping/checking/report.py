@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from .ladder import Slope
@@ -28,9 +28,13 @@ FORWARD_SENSITIVITY = "forward sensitivity"
 SAME_ROAD = "tenth of the tolerance"
 # How many of its own uncertainties a reference may be off by.
 _SAFETY = 3.0
-# A reference that is less certain than this, relative to the derivative, cannot see a planted error
-# of 1 %: its agreement is worth nothing.
-_COARSE = 5e-3
+# A reference that is less certain, relative to the derivative, than this and than the promise may
+# not see an error of .1 %: its agreement is worth nothing.
+_COARSE = 1e-4
+# A gradient that is wrong by less than this many times what the reference may be off by is called
+# wrong only where its Taylor remainder says so as well, by an order as close to 1 as this.
+_CLEAR = 100.0
+_NEAR_ONE = 0.2
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ class Finding:
         step: Step size of the differences, relative to the leaf; None for other roads.
         sides: One-sided slopes (below, above) at a kink.
         note: What was special; may be empty.
+        order: Observed order of the Taylor remainder |T(h) - T(0) - h gradient|, of the differences
+            only: about 2 where the gradient is right, about 1 where it is wrong or at a kink, None
+            where the remainder does not stand above the noise.
     """
 
     subject: str
@@ -64,6 +71,7 @@ class Finding:
     step: float | None = None
     sides: tuple[float, float] | None = None
     note: str = ""
+    order: float | None = None
 
     def row(self, count: int = 1) -> tuple[str, ...]:
         """The cells of its line in the table, where it stands for `count` directions."""
@@ -79,12 +87,15 @@ class Finding:
             f"{self.reference:.9g}",
             f"{self.difference:.1e}",
             f"{self.allowance:.1e}",
+            "" if self.order is None else f"{self.order:.2f}",
             verdict,
             note.strip(),
         )
 
 
-_HEAD = ("subject", "road", "gradient", "reference", "difference", "allowed", "verdict", "")
+_HEAD = (
+    "subject", "road", "gradient", "reference", "difference", "allowed", "order", "verdict", ""
+)  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,15 +103,15 @@ class GradientReport:
     """The verdict on a gradient, with the figures that it rests on.
 
     Attributes:
-        quantity: What was differentiated: "T" or "N*".
-        route: The route that was checked.
-        time: T in flow time, or N* in steps.
-        rate: J'(T), or J(x_N) - J(x_{N-1}).
+        quantity: What was differentiated: "T", "N*", or "f" (any function).
+        route: The route that was checked; "autograd" for a function.
+        time: T in flow time, N* in steps, or the value of f.
+        rate: J'(T), or J(x_N) - J(x_{N-1}); nan for a function.
         findings: The comparisons, one a row of the table.
         subjects: Everything that was checked, by name.
         error: Why the route gave no gradient; empty if it did.
         warnings: What the route itself warned about.
-        solves: Runs that the check took, besides the route's own.
+        solves: Runs (of a function: calls) that the check took, besides the route's own.
     """
 
     quantity: str
@@ -125,14 +136,37 @@ class GradientReport:
 
     @property
     def unjudged(self) -> tuple[str, ...]:
-        """The subjects that no independent road could judge."""
-        judged = {f.subject for f in self.findings if f.passed is not None and f.road != SAME_ROAD}
+        """The subjects that no independent road could judge in all of its directions."""
+        roads = {(f.subject, f.road) for f in self.findings if f.road != SAME_ROAD}
+        in_doubt = {(f.subject, f.road) for f in self.findings if f.passed is None}
+        judged = {subject for subject, _ in roads - in_doubt}
         return tuple(name for name in self.subjects if name not in judged)
 
     @property
     def passed(self) -> bool:
-        """Whether every comparison held, and everything was judged by an independent road."""
-        return not self.error and not self.wrong and not self.unjudged
+        """Whether the verdict is "right", or "kink": nothing failed, and everything was judged."""
+        return self.verdict in ("right", "kink")
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """The verdict on every subject by itself, by name."""
+        return {
+            name: _worst_of(name in self.wrong, name in self.unjudged, name in self.kinks)
+            for name in self.subjects
+        }
+
+    @property
+    def verdict(self) -> str:
+        """The worst of all: "wrong", before "noise", before "kink", before "right".
+
+        - "right": every comparison held, and every subject was judged by an independent road.
+        - "wrong": a comparison failed, or the route refused to give a gradient.
+        - "kink": the result has two one-sided slopes here; the gradient is one of them or lies
+          between them. An optimiser may use it; it is not the derivative, for there is none.
+        - "noise": something could not be judged; its findings say why. The values are too noisy
+          for differences, or there are none beside the point.
+        """
+        return _worst_of(bool(self.error or self.wrong), bool(self.unjudged), bool(self.kinks))
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings and lists only."""
@@ -140,6 +174,8 @@ class GradientReport:
         return {
             **{key: list(v) if isinstance(v, tuple) else v for key, v in plain.items()},
             "passed": self.passed,
+            "verdict": self.verdict,
+            "verdicts": self.verdicts,
             "wrong": list(self.wrong),
             "unjudged": list(self.unjudged),
             "kinks": list(self.kinks),
@@ -149,9 +185,9 @@ class GradientReport:
             ],
         }
 
-    def _verdict(self) -> str:
+    def _headline(self) -> str:
         if self.passed:
-            return "passed"
+            return "passed" + (f" (kink: {', '.join(self.kinks)})" if self.kinks else "")
         reasons = []
         if self.error:
             reasons.append("no gradient")
@@ -162,11 +198,12 @@ class GradientReport:
         return "FAILED (" + "; ".join(reasons) + ")"
 
     def __repr__(self) -> str:
-        slope = "J'(T)" if self.quantity == "T" else "J_N - J_(N-1)"
+        slope = {"T": ", J'(T)", "N*": ", J_N - J_(N-1)"}.get(self.quantity)
         lines = [
-            f"GradientReport of {self.quantity} by {self.route}: {self._verdict()}",
-            f"  {self.quantity} = {self.time:.12g}, {slope} = {self.rate:.6g}, "
-            f"{self.solves} further runs",
+            f"GradientReport of {self.quantity} by {self.route}: {self._headline()}",
+            f"  {self.quantity} = {self.time:.12g}"
+            + (f"{slope} = {self.rate:.6g}" if slope else "")
+            + f", {self.solves} further runs",
         ]
         lines += [f"  error: {self.error}"] if self.error else []
         lines += [f"  warned: {text}" for text in self.warnings]
@@ -177,6 +214,10 @@ class GradientReport:
                 cells = [cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
                 lines.append(("  " + "  ".join(cells)).rstrip())
         return "\n".join(lines)
+
+
+def _worst_of(wrong: bool, unjudged: bool, kinked: bool) -> str:
+    return "wrong" if wrong else "noise" if unjudged else "kink" if kinked else "right"
 
 
 def _worst_rows(findings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
@@ -204,7 +245,7 @@ def judge(
 
     Differences are taken relative to the largest figure over the directions, since the derivative
     along one of them may vanish by chance. A road may be wrong by three of its own uncertainties on
-    top of the promise; one that is so uncertain that 1 % would pass gives no verdict.
+    top of the promise; one that is so uncertain that .1 % might pass gives no verdict.
 
     Args:
         subject: What was differentiated to.
@@ -230,7 +271,7 @@ def judge(
             )
             continue
         low, high = sorted(slope.sides or (slope.value, slope.value))
-        gap = max(low - gradient, gradient - high, 0.0) if isfinite(gradient) else float("inf")
+        gap = max(low - gradient, gradient - high, 0.0) if isfinite(gradient) else inf
         blur = _SAFETY * slope.uncertainty
         difference, allowance = _ratio(gap, scale), promise
         if gap > 0.0:
@@ -240,6 +281,14 @@ def judge(
         note = slope.note
         if passed and gap > 0.0 and allowance - promise > max(_COARSE, promise):
             passed, note = None, f"{note} differences too noisy to judge".strip()
+        if (
+            passed is False
+            and slope.step
+            and gap <= _CLEAR * blur
+            and slope.order is not None
+            and abs(slope.order - 1) > _NEAR_ONE
+        ):
+            passed, note = None, "as far off as noise may be, and the remainder is not of order 1"
         if not passed and index < len(kinked) and kinked[index]:
             passed, note = None, AT_A_KINK
         findings.append(
@@ -255,6 +304,7 @@ def judge(
                 slope.step or None,
                 slope.sides,
                 note,
+                slope.order,
             )
         )
     return findings
@@ -263,4 +313,4 @@ def judge(
 def _ratio(part: float, whole: float) -> float:
     if part == 0.0:
         return 0.0
-    return part / whole if whole > 0 else float("inf")
+    return part / whole if whole > 0 else inf

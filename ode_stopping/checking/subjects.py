@@ -17,7 +17,7 @@ from ..core.states import State
 from ..core.substitution import Substitution
 from ..core.validation import checked_state
 
-__all__ = ["Call", "Directions", "Subject", "directions_for", "moved", "subjects_of"]
+__all__ = ["Call", "Directions", "Subject", "chosen_directions", "moved", "subjects_of"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,12 @@ def directions_for(subject: Subject, count: int, generator: torch.Generator) -> 
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
         found.append(noise.to(value) * scale)
     return found
+
+
+def chosen_directions(subjects: Sequence[Subject], count: int, seed: int) -> Directions:
+    """Every subject with its directions, all from one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return [(subject, directions_for(subject, count, generator)) for subject in subjects]
 
 
 @contextmanager
