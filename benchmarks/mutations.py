@@ -20,6 +20,8 @@ from time import perf_counter
 
 from joblib import Parallel, delayed
 
+from theory_checks.files import require_output, run_script, write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("ode_stopping", "discrete", "theory_checks", "tests", "benchmarks", "pyproject.toml")
 
@@ -163,7 +165,7 @@ def planted(mutation: Mutation, folder: Path) -> None:
             f"{mutation.file} holds {mutation.before!r} {text.count(mutation.before)} times, not "
             "once: the list is to be brought up to date"
         )
-    place.write_text(text.replace(mutation.before, mutation.after))
+    write_text(place, text.replace(mutation.before, mutation.after))
 
 
 def killed(mutation: Mutation) -> tuple[bool, float]:
@@ -201,6 +203,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.out is not None:
+        require_output(options.out)
     numbers = options.only or list(range(len(MUTATIONS)))
     results = Parallel(n_jobs=options.jobs)(delayed(killed)(MUTATIONS[n]) for n in numbers)
     survived = sum(not noticed for noticed, _ in results)
@@ -208,9 +212,9 @@ def main() -> None:
     text += f"survived.\n\n{table(numbers, results)}\n"
     print(text)
     if options.out is not None:
-        options.out.write_text(text)
+        write_text(options.out, text)
     raise SystemExit(1 if survived else 0)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
