@@ -99,10 +99,15 @@ MUTATIONS = [
     ),
     *_in(
         f"{G}/directional.py",
-        ("self._by_values = [-float(target)", "self._by_values = [float(target)"),
+        ("by_values = [-float(target)", "by_values = [float(target)"),
         ("total += float(by_state @ x)", "total += 0.0"),
-        ("if together == 0.0:", "if together >= 0.0:"),
         tests="test_lost_derivatives.py",
+    ),
+    *_in(
+        "ode_stopping/core/directional.py",
+        ("if together == 0.0:", "if together >= 0.0:"),
+        ("if k in moved else tensor", "if k in moved[:1] else tensor"),
+        tests="test_lost_derivatives.py test_lost_derivatives_discrete.py",
     ),
     *_in(
         f"{G}/jumps.py",
