@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -113,8 +114,8 @@ def test_a_planted_departure_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
     """lam turned by a third at every chunk."""
     through = _Transpose.through
 
-    def turned(self: _Transpose, begin: int, end: int) -> None:
-        through(self, begin, end)
+    def turned(self: _Transpose, begin: int, end: int, share: Any = None) -> None:
+        through(self, begin, end, share)
         self._sweep.lam = [1.3 * self._sweep.lam[0]]
 
     leaves = CLOSED_FORMS[2].leaves(1e-3, 0.25)

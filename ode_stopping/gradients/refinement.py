@@ -182,9 +182,10 @@ class _Comparison:
         warn_about_moved_jumps(self._problem, shares)
         if transposed is None:
             transposed = differentiate(self._problem, Transpose(), self._given)
-        if (transposed.pulled.departure or 0.0) > self._problem.call.promise:
-            return None  # no transpose to be mended, as the identity says
         other = differentiate(self._problem, OverJumps(shares=shares), self._given)
+        departure, left = (g.pulled.departure or 0.0 for g in (transposed, other))
+        if departure > self._problem.call.promise and not left < 0.5 * departure:
+            return None  # the identity departs for something else
         return self.errors(transposed, other)
 
     def _names(self) -> list[str]:

@@ -83,9 +83,8 @@ class Transpose(GradientRoute):
         nodes = sorted({0, last, *named, *(i for i in over if i < last)})
         for begin, end in reversed(list(pairwise(nodes))):
             for stop in range(end, begin, -self._chunk(path)):
-                transpose.through(max(stop - self._chunk(path), begin), stop)
-            if begin in over:
-                transpose.correct(over[begin])
+                first = max(stop - self._chunk(path), begin)
+                transpose.through(first, stop, over.get(first))
             if begin in named:
                 transpose.over_the_jump(begin)
         return transpose.result()
@@ -177,10 +176,6 @@ class _Transpose:
     def _lam(self) -> Tensor:
         return self._sweep.lam[0]
 
-    def correct(self, share: Tensor) -> None:
-        """lam - r lam: the step that starts here went over a jump in the state."""
-        self._sweep.lam[0] = self._lam - share * self._lam
-
     def over_the_jump(self, node: int) -> None:
         """F_t has a point mass where the flow jumps."""
         before, after = self._path.steps[node - 1 : node + 1]
@@ -189,11 +184,12 @@ class _Transpose:
         self._time = self._time + mass
         self._anchor, self._since = self._lam @ before.f1, torch.zeros_like(self._since)
 
-    def through(self, begin: int, end: int) -> None:
+    def through(self, begin: int, end: int, share: Tensor | None = None) -> None:
         """Take lam from one node to another, with all that it receives at hits on the way.
 
         The steps of a hit branch off at their node: they are replayed in the same graph, where they
-        share the first evaluation with the step of the path.
+        share the first evaluation with the step of the path. Where the first step goes over a jump
+        in the state, with the share r, lam - r lam arrives at its start.
         """
         path, steps = self._path, self._path.steps[begin:end]
         first, shift = steps[0], path.x0.new_zeros(()).requires_grad_(True)
@@ -221,7 +217,7 @@ class _Transpose:
             # Beyond the limit of stability a few steps amplify rounding: each has to arrive.
             middle = (begin + end) // 2
             self.through(middle, end)
-            self.through(begin, middle)
+            self.through(begin, middle, share)
             return
         for jump in met:
             self._gain(jump)
@@ -231,6 +227,8 @@ class _Transpose:
         by_shift, *inner = self._sweep.through(
             ends, [x], [shift, *states[1:]], keep=path.leaves.has_history
         )
+        if share is not None:
+            self._sweep.lam[0] = self._lam - share * self._lam
         self._time, self._since = self._time + by_shift, self._since + by_shift
         if any(jump.node < end for jump in met):
             self._anchor, self._since = self._lam @ first.f0, torch.zeros_like(by_shift)
@@ -268,9 +266,11 @@ class _Transpose:
             number = sum(t <= step.t0 for t in self._path.call.times[1:-1])
             flow = self._path.flow.on(number)
             rounding = torch.finfo(step.y0.dtype).eps * noise_like(seed=4)(step.y0)
-            start = step.y0 + rounding * step.y0.abs().max()
-            moved = self._path.method.trial(flow, step.t0, start, flow(step.t0, start), step.t1)
-            return float((moved.y1 - step.y1).abs().max())
+            ends = [
+                self._path.method.trial(flow, step.t0, start, flow(step.t0, start), step.t1).y1
+                for start in (step.y0, step.y0 + rounding * step.y0.abs().max())
+            ]
+            return float((ends[1] - ends[0]).abs().max())
 
     def _gain(self, jump: Jump) -> None:
         """What lam^T F has to be from here on, and the size of that."""

@@ -70,7 +70,7 @@ def both_sides(cell: Cell) -> Sides:
     criterion, rule = LossValue(objective), Euler(instance.flow, step=step)
     wrong, norms = 0, []
     for k in range(1, cell.steps + 1):
-        result = stopping_index(rule, instance.x0, criterion, losses[k])
+        result = stopping_index(rule, instance.x0, criterion, losses[k], evidence="light")
         wrong += result.index != k
         by_index = torch.autograd.grad(result.steps, instance.parameters)
         weight = losses[k - 1] - losses[k]

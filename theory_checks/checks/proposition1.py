@@ -101,7 +101,12 @@ def compare(cell: Cell) -> Comparison:
     index = -1
     for name, route in routes_for(instance).items():
         result = stopping_index(
-            Euler(instance.flow, step=step), x0, instance.criterion, target, gradient=route
+            Euler(instance.flow, step=step),
+            x0,
+            instance.criterion,
+            target,
+            gradient=route,
+            evidence="light",
         )
         index = result.index
         found = torch.autograd.grad(result.steps, inputs)
