@@ -83,7 +83,7 @@ def refined(
     """Hold a gradient against those on other steps, and against a difference of the result.
 
     Costs a forward and a backward pass on half as many steps, and two more forward; where those do
-    not settle it, also a forward and a backward pass on twice as many.
+    not settle it, also a forward and a backward pass on twice as many, and so on up to eight times.
     """
     judge = _Comparison(problem, given, found)
     own = type(route) is StepAdjoint
