@@ -47,6 +47,7 @@ class StoppingIndexTask(TuningTask):
             objective is flat between its jumps. "log" (for J > 0) makes the objective continuous,
             with its own gradient; a line search (LBFGS) needs that.
         params: As for `stopping_index`; seldom needed.
+        evidence: As for `stopping_index`; "light" saves two runs a step.
         name: For messages.
 
     Raises:
@@ -67,6 +68,7 @@ class StoppingIndexTask(TuningTask):
     max_steps: int = 1_000_000
     interpolation: Interpolation | None = None
     params: Sequence[Tensor] | None = None
+    evidence: Literal["light", "standard"] = "standard"
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -109,6 +111,7 @@ class StoppingIndexTask(TuningTask):
             gradient=gradient,
             censored=censored,
             throw=False,
+            evidence=self.evidence,
         )
 
 

@@ -93,6 +93,7 @@ class StoppingTask(TuningTask):
             target is out of reach, and a large number to count a miss with.
         breakpoints: Times at which the flow jumps.
         params: As for `stopping_time`; seldom needed.
+        evidence: As for `stopping_time`; "light" halves the time of a step.
         name: For messages.
 
     Raises:
@@ -113,6 +114,7 @@ class StoppingTask(TuningTask):
     max_time: float | None = None
     breakpoints: Iterable[float] | None = None
     params: Sequence[Tensor] | None = None
+    evidence: Literal["light", "standard", "thorough"] = "standard"
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -161,4 +163,5 @@ class StoppingTask(TuningTask):
             censored=censored,
             solver=solver,
             throw=False,
+            evidence=self.evidence,
         )
