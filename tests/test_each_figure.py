@@ -165,3 +165,21 @@ def test_refinement(evidence: Any) -> None:
         evidence=evidence,
     )
     assert ("refinement" in judged(result)) == (evidence == "standard")
+
+
+@pytest.mark.parametrize("evidence", ["light", "standard"])
+def test_an_epidemic_at_rest_is_not_accused(evidence: Any) -> None:
+    """SIR until max |F| <= 1e-6, far down: within the promise, and nothing is said of it."""
+    beta, gamma = leaf(0.5), leaf(0.2)
+
+    def flow(t: Tensor, x: Tensor) -> Tensor:
+        infected, recovered = beta * x[0] * x[1], gamma * x[1]
+        return torch.stack([-infected, infected - recovered, recovered])
+
+    result = stopping_time(
+        flow, leaf([0.99, 0.01, 0.0]), lambda t, x: flow(t, x).abs().max(), 1e-6, evidence=evidence
+    )
+    found = torch.autograd.grad(result.time, [beta, gamma])
+    # dopri8 at rtol 1e-11
+    for one, truth in zip(found, (-144.11973175668538, -84.34368781117877), strict=True):
+        assert float(one) == pytest.approx(truth, rel=5e-6)
