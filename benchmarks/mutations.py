@@ -111,7 +111,7 @@ MUTATIONS = [
     ),
     *_in(
         f"{G}/jumps.py",
-        ("jump = _carried(problem, step) - step.f1", "jump = _carried(problem, step) - step.f0"),
+        ("_carried(problem, step, shift) - step.f1", "_carried(problem, step, shift) - step.f0"),
         ("velocity = torch.where(before >= after", "velocity = torch.where(before < after"),
         ("near > _JUMP * jump and near", "near < _JUMP * jump and near"),
         tests="test_jumps_in_the_state.py test_moved_jumps.py",

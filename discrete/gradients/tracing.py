@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ode_stopping.core.consistency import check_derivatives, check_reproducible, check_time
+from ode_stopping.core.consistency import (
+    check_derivatives,
+    check_reproducible,
+    check_time,
+    noise_like,
+)
 from ode_stopping.core.states import StateLayout
 from ode_stopping.core.status import KinkWarning, MissingGradientError, Status
 from ode_stopping.core.warn import warn_user
@@ -209,10 +214,8 @@ def _check_derivatives(
 
 def _random_move(x: Tensor, *, seed: int) -> Tensor:
     """A random direction at the scale of x; every element moves, also one that is zero."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
     size = x.square().mean().sqrt()
-    return noise * (x.abs() + (size if bool(size > 0) else 1.0))
+    return noise_like(seed=seed)(x) * (x.abs() + (size if bool(size > 0) else 1.0))
 
 
 def _on_kink(evaluate: Callable[[Tensor], Tensor], x: Tensor) -> bool:

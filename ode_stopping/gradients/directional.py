@@ -77,8 +77,8 @@ def _ends(problem: StoppingProblem, start: Tensor) -> list[Tensor]:
         states += _walked(problem, flow, states[-1], inner)
     ends = []
     for hit in problem.hits[:-1]:
-        number = sum(t <= hit.steps[0].t0 for t in problem.call.times[1:-1])
-        walked = _walked(problem, problem.flow.on(number), states[hit.node], hit.steps)
+        flow = problem.flow.on(problem.number_at(hit.steps[0].t0))
+        walked = _walked(problem, flow, states[hit.node], hit.steps)
         ends.append(walked[-1])
     return [*ends, states[-1]]
 

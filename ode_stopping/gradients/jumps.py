@@ -66,26 +66,23 @@ def shares_of_jumps(
 def _share(problem: StoppingProblem, index: int) -> Tensor | None:
     """r of one step; None where it goes over no jump."""
     step = problem.steps[index]
-    jump = _carried(problem, step) - step.f1
+    eps = torch.finfo(step.y0.dtype).eps
+    shift = max(_SHIFT, eps**0.5) * step.length
+    jump = _carried(problem, step, shift) - step.f1
     before, after = step.f0.abs(), step.f1.abs()
     size = torch.maximum(before, after)
-    eps = torch.finfo(size.dtype).eps
-    shift = max(_SHIFT, eps**0.5)
     # (An element may be rounded by the size of the others.)
     noise = 10 * eps * torch.maximum(step.y0.abs().max(), step.y1.abs().max())
-    noise = noise / (shift * step.length)
-    large = jump.abs() > _JUMP * size + noise
+    large = jump.abs() > _JUMP * size + noise / shift
     if not bool(large.any()):
         return None
     velocity = torch.where(before >= after, step.f0, step.f1)
     return torch.where(large, jump / velocity, 0.0).nan_to_num(0.0, 0.0, 0.0)
 
 
-def _carried(problem: StoppingProblem, step: Step) -> Tensor:
+def _carried(problem: StoppingProblem, step: Step, shift: float) -> Tensor:
     """Phi_y F_0 + Phi_t, from a step that starts a little later on the line along F_0."""
-    number = sum(t <= step.t0 for t in problem.call.times[1:-1])
-    flow = problem.flow.on(number)
-    shift = max(_SHIFT, torch.finfo(step.y0.dtype).eps ** 0.5) * step.length
+    flow = problem.flow.on(problem.number_at(step.t0))
     # Not beyond the piece.
     shift = shift if step.t1 + shift <= flow.high else -shift
     t, y = step.t0 + shift, step.y0 + shift * step.f0
@@ -144,8 +141,7 @@ class _Place:
 
 def _found(problem: StoppingProblem, step: Step) -> _Place:
     """Where in a step the flow jumps, by bisection on its dense output."""
-    number = sum(t <= step.t0 for t in problem.call.times[1:-1])
-    flow, dense = problem.flow.on(number), problem.method.dense(step)
+    flow, dense = problem.flow.on(problem.number_at(step.t0)), problem.method.dense(step)
 
     def at(t: float) -> Tensor:
         return step.y0 if t == step.t0 else step.y1 if t == step.t1 else dense(t)

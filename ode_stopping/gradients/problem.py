@@ -101,10 +101,14 @@ class Piece:
         """End of the stretch, in flow time."""
         return self.times[-1]
 
+    def number_at(self, time: float) -> int:
+        """The number of the flow's smooth piece that a step from this time lies on."""
+        return sum(t <= time for t in self.call.times[1:-1])
+
     @property
     def segments(self) -> list[tuple[int, float, float]]:
         """(number of the flow's piece, begin, end) of the smooth pieces, in order of time."""
-        first = sum(t <= self.start for t in self.call.times[1:-1])
+        first = self.number_at(self.start)
         pairs = zip(self.times, self.times[1:], strict=False)
         return [(first + i, begin, end) for i, (begin, end) in enumerate(pairs)]
 

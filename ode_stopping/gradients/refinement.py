@@ -128,10 +128,10 @@ class _Comparison:
         fine = halved(self._problem)
         if fine is None:
             return self.result(self._found, [inf] * len(self._names()), between=between)
-        first, other = fine, differentiate(fine, StepAdjoint(), self._given)
+        other = differentiate(fine, StepAdjoint(), self._given)
         # A continuous adjoint has an error of its own, which finer steps do not take away.
         errors = self.errors(self._found, other, share if other.pulled.fallback is None else 1.0)
-        lost, over = self._lost(first, other), self.over_jumps(None, None)
+        lost, over = self._lost(fine, other), self.over_jumps(None, None)
         for _ in range(_HALVINGS - 1):
             settled = max(errors, default=0.0) <= self._problem.call.promise
             hopeless = over is not None or max(lost) > 0.0 or other.pulled.fallback is not None

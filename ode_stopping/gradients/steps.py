@@ -263,8 +263,7 @@ class _Transpose:
     def _moved_by_rounding(self, step: Step) -> float:
         """By how much the end of a step moves where its start moves by a rounding."""
         with torch.no_grad():
-            number = sum(t <= step.t0 for t in self._path.call.times[1:-1])
-            flow = self._path.flow.on(number)
+            flow = self._path.flow.on(self._path.number_at(step.t0))
             rounding = torch.finfo(step.y0.dtype).eps * noise_like(seed=4)(step.y0)
             ends = [
                 self._path.method.trial(flow, step.t0, start, flow(step.t0, start), step.t1).y1
@@ -323,8 +322,7 @@ class _Replay:
     def __init__(self, path: Piece, shift: Tensor, begin: float, end: float) -> None:
         self._method = path.method
         self._shift = shift
-        index = sum(t <= begin for t in path.call.times[1:-1])
-        self._flow = path.flow.on(index).traced_between(begin, end)
+        self._flow = path.flow.on(path.number_at(begin)).traced_between(begin, end)
         self._times: dict[float, Tensor] = {}
         self._known: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
