@@ -163,6 +163,10 @@ class _Samples:
         other.points = [(s, -value) for s, value in self.points]
         return other
 
+    def take_from(self, mirrored: _Samples) -> None:
+        """What was looked at in the mirror image is seen here, too."""
+        self.points = [(s, -value) for s, value in mirrored.points]
+
     def time(self, s: float) -> float:
         return self.step.t1 if s == 1.0 else self.step.t0 + s * (self.step.t1 - self.step.t0)
 
@@ -326,7 +330,7 @@ def _first_rise(samples: _Samples, level: float, misfit: float) -> float | None:
         bracket = _first_bracket(mirrored, -level, a, va, b, vb, misfit, 0)
         if bracket is not None:
             break
-    samples.points = [(s, -value) for s, value in mirrored.points]
+    samples.take_from(mirrored)
     # J rises inside of the bracket and stays up to its end.
     return None if bracket is None else bracket[1]
 
