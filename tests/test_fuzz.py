@@ -204,7 +204,7 @@ def test_torch_and_the_oracle_see_one_function(script: Script, jumps: bool) -> N
             for key, grad in zip(["x0", *problem.leaves], found, strict=True):
                 mine = np.zeros(np.shape(exact[key])) if grad is None else grad.numpy()
                 assert mine == pytest.approx(exact[key], rel=1e-10, abs=1e-12 * size), (name, key)
-    assert len(names) == (5 if jumps else 29)
+    assert len(names) == (5 if jumps else 30)
 
 
 @pytest.fixture(scope="module", name="sample")

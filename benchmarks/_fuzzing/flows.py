@@ -319,6 +319,24 @@ def pulsed(rng: Generator) -> Flow:
 
 
 @_flow
+def dormant(rng: Generator) -> Flow:
+    """x' = -a x + b cos(w t): half of the x rest at 0, for their b is 0 as yet."""
+    n, awake = 4, np.array([1.0, 1.0, 0.0, 0.0])
+    leaves = {
+        "a": rng.uniform(0.4, 1.5, n),
+        "b": 0.5 * rng.standard_normal(n) * awake,
+        "gain": 0.0,
+        "w": log_uniform(rng, 0.5, 30.0),
+    }
+
+    def f(xp: Any, t: Any, x: Any, p: Values, side: Any) -> Any:
+        driven = xp.cos(p["w"] * t)
+        return p["b"] * driven + p["gain"] * driven * driven - p["a"] * x
+
+    return Flow(f, leaves, start(rng, n) * awake, 5.0)
+
+
+@_flow
 def blow_up(rng: Generator) -> Flow:
     """x' = a x^2 + b y, y' = -c y + x: leaves for infinity in finite time."""
     leaves = {name: float(rng.uniform(0.5, 1.5)) for name in ("a", "b", "c")}

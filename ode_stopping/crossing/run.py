@@ -386,13 +386,16 @@ class _Loop:
         status, note = Status.REACHED, ""
         if not point.is_finite():
             status, note = Status.DIVERGED, "a derivative at the crossing is not finite"
-        elif self._is_jump(watch, point):
-            status = Status.DEGENERATE
-            note = self._jump_note(point.value, watch)
-        elif met.grazing or not point.is_transversal(self.call.tolerances.rtol):
+        elif met.grazing or not point.is_transversal(self.call.tolerances.rtol) or point.rate > 0:
+            # (J falls to its target: where it rises there, T is behind the bottom of a dip.)
             status = Status.DEGENERATE
             rate = self.call.criterion.shown(point.rate)
             note = f"J'(T) = {rate:.3g} against a scale of {point.rate_scale:.3g}"
+            if met.grazing:
+                note += "; J turns back next to the target, within its error"
+        elif self._is_jump(watch, point):
+            status = Status.DEGENERATE
+            note = self._jump_note(point.value, watch)
         near_miss = self.watches.near_miss(watch)
         return Hit(
             watch, status, point.time, point.state, point, node, steps, note, near_miss, error

@@ -243,6 +243,20 @@ class _Samples:
         """(s, J) of the smallest value seen from `begin` on."""
         return min((p for p in self.points if p[0] >= begin), key=lambda point: point[1])
 
+    def touches(self, low: float, gap: float, rtol: float) -> bool:
+        """Whether J is as near to a target where it turns as the error of x moves it there.
+
+        An error of rtol |x_i| in each x_i: |J| itself may be any constant more.
+        """
+        values = [value for _, value in self.points]
+        extent = max(values) - min(values)
+        if abs(gap) <= 0.01 * rtol * extent:
+            return True
+        if abs(gap) > rtol * max(extent, *map(abs, values)):
+            return False
+        t, x = self.time(low), self._dense(self.time(low))
+        return abs(gap) <= rtol * float((self._criterion.gradient(t, x)[1] * x).abs().sum())
+
     def misfit(self) -> float:
         """By how much the third of four samples misses the parabola through the others, at most."""
         worst = 0.0
@@ -274,8 +288,8 @@ def scan_step(
         start_value: J at the start of the step: above every target that counts, and not above
             what it has to exceed to leave another.
         watches: The targets that are still to be met, from the highest.
-        rtol: Relative tolerance of the solve: a dip below the target that is shallower than this,
-            relative to the target, is a touch.
+        rtol: Relative tolerance of the solve: a dip below the target that is shallower than what an
+            error of this size in x does to J is a touch.
         may_retake: Whether an unresolved step may be given back; else it is searched as it is.
         unlimited: Whether nothing limited the length of the step: J is looked at more often.
 
@@ -344,16 +358,12 @@ def _first_crossing(
         bracket = _first_bracket(samples, target, a, va, b, vb, misfit, 0)
         if bracket is not None:
             break
-    values = [value for _, value in samples.points]
     low, value = samples.lowest(begin)
-    touch = rtol * max(abs(target), 0.01 * (max(values) - min(values)))
-    turns_back = begin < low < 1.0 and values[-1] > target
+    turns_back = begin < low < 1.0 and samples.points[-1][1] > target
+    touches = turns_back and samples.touches(low, value - target, rtol)
     if bracket is not None:
-        time = samples.root(target, bracket)
-        return Met(watch, time, grazing=turns_back and target - value <= touch)
-    if turns_back and value - target <= touch:
-        return Met(watch, samples.time(low), grazing=True)
-    return None
+        return Met(watch, samples.root(target, bracket), grazing=touches)
+    return Met(watch, samples.time(low), grazing=True) if touches else None
 
 
 def _first_bracket(

@@ -16,7 +16,9 @@ from typing import Literal
 
 import torch
 
+from ..core.consistency import noise_like
 from .backward import Cotangents, Gradients, differentiate
+from .backward_solve import Augmented
 from .directional import contradictions
 from .jumps import shares_of_jumps, warn_about_moved_jumps
 from .problem import StoppingProblem
@@ -31,6 +33,8 @@ _BELIEVED = 0.3
 # A difference to halved steps is at least so many errors of the gradient there.
 _AT_LEAST = 5.0
 _HALVINGS = 3
+# Of the path, at which it is looked at what a leaf moves.
+_POINTS = 4
 # A gradient that has cancelled below this share of its parts is judged by that share: with a
 # promise of 50 rtol, what is off by less than rtol of the parts is right.
 FLOOR = 1 / 50
@@ -245,13 +249,11 @@ def differences(
     Zero for what is not asked for.
     """
     found = []
-    naturals = [natural_sizes(problem, given, gradients) for gradients in (first, second)]
+    naturals = natural_sizes(problem, given, first, second)
     roundings = _roundings(problem, given)
-    rows = zip(
-        first.parts, second.parts, zip(*naturals, strict=True), roundings, given.wanted, strict=True
-    )
-    for a, b, sizes, rounding, wanted in rows:
-        natural, size = max(sizes), float(b.norm())
+    rows = zip(first.parts, second.parts, naturals, roundings, given.wanted, strict=True)
+    for a, b, natural, rounding, wanted in rows:
+        size = float(b.norm())
         gap = max(float((a - b).norm()) - rounding * max(size, natural), 0.0)
         size = max(size, FLOOR * natural)
         error = 0.0 if gap == 0.0 else gap / size if size > 0.0 else inf
@@ -267,20 +269,68 @@ def _roundings(problem: StoppingProblem, given: Cotangents) -> list[float]:
     return [0.0] * others + [2 * eps if eps > own else 0.0 for eps in leaves]
 
 
-def natural_sizes(problem: StoppingProblem, given: Cotangents, gradients: Gradients) -> list[float]:
-    """How large each gradient would be if nothing cancelled; 0 where that is not known."""
-    sizes, leaves = gradients.pulled.sizes, problem.leaves.tensors
-    if sizes is None:
-        # What lam receives at the hits is known of every route.
-        jumps = gradients.jumps
-        lam = max((jump.size for jump in jumps), default=0.0)
-        rates = [jump.size * float(jump.velocity.norm()) for jump in jumps]
-        sizes = (lam, max(rates, default=0.0), *[0.0] * len(leaves))
-    lam, rate, *parts = sizes
+def natural_sizes(
+    problem: StoppingProblem, given: Cotangents, *gradients: Gradients
+) -> list[float]:
+    """How large each gradient would be if nothing cancelled; 0 where that is not known.
+
+    Costs some products where nothing arrives at a time.
+
+    Args:
+        problem: The problem.
+        given: What was pulled back.
+        gradients: What has come back, by one or several routes: the largest counts.
+    """
+    rows = [_parts_of(problem, one) for one in gradients]
+    lam, rate, *parts = (max(sizes) for sizes in zip(*rows, strict=True))
+    others = [_rounded(problem, given)]
     if not bool(given.times.any()):
         # lam^T F is 0 on the whole path then: a leaf that acts along F cancels at every point.
-        span = problem.end - problem.start
-        moved = [rate * span / max(float(p.detach().norm()), 1e-300) for p in leaves]
-        parts = [max(a, b) for a, b in zip(parts, moved, strict=True)]
+        others.append(_uncancelled(problem, gradients[-1]))
+    parts = [max(sizes) for sizes in zip(parts, *others, strict=True)]
     targets, learned = [0.0] * len(problem.hits), [rate] * len(problem.call.learned)
     return [lam, rate, *targets, *learned, *parts]
+
+
+def _parts_of(problem: StoppingProblem, gradients: Gradients) -> tuple[float, ...]:
+    """Of lam, of lam^T F, and of each leaf, as far as the route has seen it."""
+    if gradients.pulled.sizes is not None:
+        return gradients.pulled.sizes
+    # What lam receives at the hits is known of every route.
+    jumps = gradients.jumps
+    lam = max((jump.size for jump in jumps), default=0.0)
+    rates = [jump.size * float(jump.velocity.norm()) for jump in jumps]
+    return (lam, max(rates, default=0.0), *[0.0] * len(problem.leaves.tensors))
+
+
+def _rounded(problem: StoppingProblem, given: Cotangents) -> list[float]:
+    """Sizes of which a share `FLOOR` is rounding.
+
+    A change of the leaf by itself, or by 1 where it is smaller, then does not show in the result.
+    """
+    spans = torch.tensor([hit.time - problem.start for hit in problem.hits], dtype=torch.float64)
+    states = torch.stack([hit.state for hit in problem.hits])
+    result = float((given.times.cpu() * spans).abs().sum() + (given.states * states).abs().sum())
+    rounding = torch.finfo(problem.x0.dtype).eps * result / FLOOR
+    return [rounding / max(float(p.detach().norm()), 1.0) for p in problem.leaves.tensors]
+
+
+def _uncancelled(problem: StoppingProblem, gradients: Gradients) -> list[float]:
+    """Of each leaf about int |lam| |F_p| dt: F_p at a few points, |lam| between its two ends."""
+    z, draw = Augmented(problem), noise_like(seed=5)
+    first = float(gradients.pulled.start.norm())
+    last = max((jump.size for jump in gradients.jumps), default=0.0)
+    points = [(step.t0, step.y0) for step in problem.steps]
+    points = points[:: -(-len(points) // _POINTS)] or [(problem.start, problem.x0)]
+    totals = [0.0] * len(problem.leaves.tensors)
+    for (t, x), until in zip(points, [*(t for t, _ in points[1:]), problem.end], strict=True):
+        share = (t - problem.start) / (problem.end - problem.start)
+        lam = first ** (1.0 - share) * last**share
+        # |F_p|, by a random direction.
+        flow = problem.flow.on(problem.number_at(t))
+        found = z.leaves_of(z.derivative(flow, t, x, draw(x)))
+        totals = [
+            total + (until - t) * lam * float(part.norm())
+            for total, part in zip(totals, found, strict=True)
+        ]
+    return totals

@@ -25,8 +25,8 @@ from .problem import StoppingProblem
 
 __all__ = ["halved", "merged"]
 
-# J meets its target on the other steps to this, relative to it, or to some roundings.
-_MET = 1e-9
+# The target is met to this share of rtol, in last steps of the path, or to some roundings of J.
+_MET = 1e-3
 _ROUNDINGS = 100.0
 # A path that blows up is given up after so many steps.
 _LOOK = 16
@@ -195,7 +195,9 @@ class _Regridded:
             if not (point.is_finite() and point.rate < 0):
                 break
             residual = point.value - target
-            if abs(residual) <= max(_MET * abs(target), _ROUNDINGS * point.rounding):
+            late = abs(residual / point.rate)
+            exact = late <= _MET * call.tolerances.rtol * steps[-1].length
+            if exact or abs(residual) <= _ROUNDINGS * point.rounding:
                 # The same side of a kink as on the accepted steps.
                 known = hit.point is not None and hit.point.aside > 0.0
                 return steps, one_sided(call, point) if known else point
