@@ -30,7 +30,7 @@ import argparse
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -79,9 +79,16 @@ _MAX_STEPS = 20_000
 
 
 class Subject:
-    """A case in torch: its leaves, and what `stopping_time` takes."""
+    """A case in torch: its leaves, and what `stopping_time` takes.
 
-    def __init__(self, case: Case) -> None:
+    Args:
+        case: The case.
+        altered: What flow and criterion see in the place of some leaves, by name (planted errors).
+    """
+
+    def __init__(
+        self, case: Case, *, altered: Mapping[str, Callable[[Tensor], Tensor]] | None = None
+    ) -> None:
         problem, dtype = case.problem, DTYPES[case.dtype]
         self.case = case
         p: dict[str, Tensor] = {
@@ -94,6 +101,13 @@ class Subject:
         for name, number in numbers.items():
             self.leaves[name] = torch.tensor(number, dtype=torch.float64, requires_grad=True)
         self.leaves["x0"] = torch.tensor(problem.x0, dtype=dtype, requires_grad=True)
+        self.max_time = case.near + 10 * (case.near - problem.t0)
+        self.solver = Torchdiffeq(
+            method=case.method, rtol=None if case.default else case.rtol, max_steps=_MAX_STEPS
+        )
+
+        def seen() -> dict[str, Tensor]:
+            return p | {name: change(p[name]) for name, change in (altered or {}).items()}
 
         def side(t: Tensor, x: Tensor) -> Any:
             if problem.flow.switch is None:
@@ -101,27 +115,25 @@ class Subject:
             return 2.0 * (problem.switch(TORCH, t, x, p) > 0).to(dtype) - 1.0
 
         def flow(t: Tensor, x: Tensor) -> Tensor:
-            return problem.velocity(TORCH, t, x, p, side(t, x))
+            return problem.velocity(TORCH, t, x, seen(), side(t, x))
 
         def criterion(t: Tensor, x: Tensor) -> Tensor:
-            return problem.measure(TORCH, t, x, p, side(t, x))
+            return problem.measure(TORCH, t, x, seen(), side(t, x))
 
         self.flow, self.criterion = flow, criterion
 
     def solve(self, evidence: str, gradient: GradientRoute | None = None) -> StoppingResult:
         """The run, forward."""
-        case, leaves = self.case, self.leaves
+        leaves = self.leaves
         return stopping_time(
             self.flow,
             leaves["x0"],
             self.criterion,
             leaves["target"],
             t0=leaves["t0"],
-            max_time=case.near + 10 * (case.near - case.problem.t0),
-            solver=Torchdiffeq(
-                method=case.method, rtol=None if case.default else case.rtol, max_steps=_MAX_STEPS
-            ),
-            gradient=gradient or ROUTES[case.route],
+            max_time=self.max_time,
+            solver=self.solver,
+            gradient=gradient or ROUTES[self.case.route],
             evidence=evidence,  # type: ignore[arg-type]
         )
 

@@ -211,7 +211,14 @@ def main() -> None:
     if options.out is not None:
         require_output(options.out)
     numbers = options.only or list(range(len(MUTATIONS)))
-    results = Parallel(n_jobs=options.jobs)(delayed(killed)(MUTATIONS[n]) for n in numbers)
+    results = []
+    found = Parallel(n_jobs=options.jobs, return_as="generator")(
+        delayed(killed)(MUTATIONS[n]) for n in numbers
+    )
+    for number, (noticed, seconds) in zip(numbers, found, strict=True):
+        results.append((noticed, seconds))
+        verdict = "noticed" if noticed else "SURVIVED"
+        print(f"{number}: {verdict} after {seconds:.0f} s, {MUTATIONS[number].file}", flush=True)
     survived = sum(not noticed for noticed, _ in results)
     text = f"# Planted errors\n\nBy `benchmarks/mutations.py`: {len(numbers)}, of which {survived} "
     text += f"survived.\n\n{table(numbers, results)}\n"

@@ -154,7 +154,11 @@ def test_single_precision_on_a_stiff_flow_is_named() -> None:
     matrix, p, x0 = (tensor.float() for tensor in problem.data())
     x0.requires_grad_()
     result = stopping_time(
-        lambda t, x: -p * (matrix @ x), x0, lambda t, x: (matrix @ x).square().sum(), 1e-8
+        lambda t, x: -p * (matrix @ x),
+        x0,
+        lambda t, x: (matrix @ x).square().sum(),
+        1e-8,
+        evidence="light",
     )
     with pytest.warns(GradientAccuracyWarning, match=r"float32 .* Use float64") as caught:
         result.time.backward()

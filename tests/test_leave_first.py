@@ -161,6 +161,7 @@ def test_a_crossing_of_a_crossing() -> None:
         t0=first.time,
         leave_first=True,
         solver=TIGHT,
+        evidence="light",
     )
     truth = turning.crossings(0.2, "falling")[1]
     assert second.time.item() == pytest.approx(truth, abs=1e-8)

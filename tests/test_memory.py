@@ -190,7 +190,7 @@ def test_repeated_stopping_times_leave_nothing(route: GradientRoute) -> None:
     x0 = torch.ones(width, dtype=torch.float64)
 
     def call() -> None:
-        stopping_time(flow, x0, mean_square, 0.98, gradient=route).time.backward()
+        stopping_time(flow, x0, mean_square, 0.98, gradient=route, evidence="light").time.backward()
 
     require_no_growth(call)
     assert flow.rate.grad is not None

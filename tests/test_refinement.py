@@ -258,6 +258,7 @@ def test_the_start_time_of_an_autonomous_flow_is_exact() -> None:
             t0=t0,
             solver=Torchdiffeq(rtol=1e-3),
             gradient=route,
+            evidence="light",
         )
         (gradient,) = torch.autograd.grad(result.time, t0)
         assert gradient.item() == pytest.approx(1.0, abs=1e-10)

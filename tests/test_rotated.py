@@ -83,7 +83,7 @@ def test_direct_differentiation(condition: float) -> None:
 
 @pytest.mark.parametrize(
     "condition",
-    [pytest.param(c, marks=pytest.mark.slow) if c == max(CONDITIONS) else c for c in CONDITIONS],
+    [pytest.param(c, marks=pytest.mark.slow) if c >= 100 else c for c in CONDITIONS],
 )
 def test_quartic(condition: float) -> None:
     """No closed form: the reference is differentiation through a solve at rtol 1e-10."""
@@ -105,6 +105,7 @@ def test_quartic(condition: float) -> None:
             1e-3,
             gradient=route,
             solver=Torchdiffeq(method=method, rtol=rtol),
+            evidence="light",
         )
         result.time.backward()
         assert theta.grad is not None
@@ -130,11 +131,15 @@ def test_quartic_problem_class_is_the_same_flow() -> None:
     """The library's own problem, with its gradient given, against autograd on the formula."""
     problem = QuarticQuadratic(torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64))
     x0 = torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)
-    given = stopping_time(GradientFlow(problem), x0, GradientNorm(problem), 1e-4).time
+    given = stopping_time(
+        GradientFlow(problem), x0, GradientNorm(problem), 1e-4, evidence="light"
+    ).time
     spectrum = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64)
 
     def objective(x: torch.Tensor) -> torch.Tensor:
         return 0.5 * (spectrum * x * x).sum() + 0.25 * x.pow(4).sum()
 
-    plain = stopping_time(GradientFlow(objective), x0, GradientNorm(objective), 1e-4).time
+    plain = stopping_time(
+        GradientFlow(objective), x0, GradientNorm(objective), 1e-4, evidence="light"
+    ).time
     assert abs(given.item() - plain.item()) < 1e-12 * plain.item()

@@ -65,6 +65,7 @@ def gradients(route: GradientRoute, method: str = "dopri5") -> dict[str, Tensor]
         t0=t0,
         gradient=route,
         solver=Torchdiffeq(method=method, rtol=1e-8),
+        evidence="light",
     )
     position, velocity = result.state
     (result.time + position[0] - 0.5 * velocity[1]).backward()
@@ -95,6 +96,7 @@ def test_second_derivative_of_the_direct_route() -> None:
         eps,
         gradient=DirectAdjoint(),
         solver=Torchdiffeq(rtol=1e-10),
+        evidence="light",
     ).time
     (first,) = torch.autograd.grad(time, theta, create_graph=True)
     (second,) = torch.autograd.grad(first, theta)
@@ -114,6 +116,7 @@ def test_mixed_second_derivatives_of_the_direct_route() -> None:
         eps,
         gradient=DirectAdjoint(),
         solver=Torchdiffeq(rtol=1e-10),
+        evidence="light",
     ).time
     closed = (1 / (2 * eps) - 1 / x0**2) / (2 * theta)
     for output_pair in zip(

@@ -66,7 +66,7 @@ class Cubic:
             lambda t, x: self.weight * x.square().sum(),
             eps,
             t0=self.t0,
-            **{"solver": Torchdiffeq(rtol=1e-9), **options},
+            **{"solver": Torchdiffeq(rtol=1e-9), "evidence": "light", **options},
         )
 
 
@@ -95,6 +95,7 @@ def test_exponential_decay(route: GradientRoute) -> None:
         eps,
         gradient=route,
         solver=Torchdiffeq(rtol=1e-10),
+        evidence="light",
     )
     truth = torch.log(x0**2 / (2 * eps)) / (2 * theta)
     assert result.time.shape == result.rate.shape == result.reached.shape == (4,)
@@ -125,7 +126,12 @@ def test_closed_forms_with_three_targets(case: Any) -> None:
     leaves = case.leaves(targets[0], 0.0)
     leaves["eps"] = leaf(targets)
     result = stopping_time(
-        case.flow(leaves), leaves["x0"], case.criterion(leaves), leaves["eps"], t0=leaves["t0"]
+        case.flow(leaves),
+        leaves["x0"],
+        case.criterion(leaves),
+        leaves["eps"],
+        t0=leaves["t0"],
+        evidence="light",
     )
     for k, eps in enumerate(targets):
         truth = case.answer(case.values(eps, 0.0))
@@ -235,7 +241,7 @@ def test_breakpoints_and_parameters_of_later_parts() -> None:
     """log x falls by `early` until t = 1, then by `late`: T in closed form on both sides."""
     flow, x0 = JumpingLeaf(), leaf([1.0])
     eps = torch.tensor([math.exp(-2.5), math.exp(-0.5), math.exp(-1.5)], dtype=F64)
-    result = stopping_time(flow, x0, lambda t, x: x.sum(), eps, breakpoints=[1.0])
+    result = stopping_time(flow, x0, lambda t, x: x.sum(), eps, breakpoints=[1.0], evidence="light")
     torch.testing.assert_close(
         result.time.detach(), torch.tensor([4.0, 0.5, 2.0], dtype=F64), rtol=1e-7, atol=0
     )
@@ -372,9 +378,11 @@ def test_oscillating_criterion_first_crossings() -> None:
     state = flow.initial_state(torch.tensor([1.0, 0.3], dtype=F64))
     eps = torch.tensor([0.08, 1.0, 0.3, 0.02], dtype=F64)
     with pytest.warns(UserWarning, match="J came within"):
-        together = stopping_time(flow, state, LossValue(f), eps)
+        together = stopping_time(flow, state, LossValue(f), eps, evidence="light")
     with pytest.warns(UserWarning, match="J came within"):
-        alone = [float(stopping_time(flow, state, LossValue(f), e).time) for e in eps]
+        alone = [
+            float(stopping_time(flow, state, LossValue(f), e, evidence="light").time) for e in eps
+        ]
     assert together.time.tolist() == pytest.approx(alone, rel=1e-7)
 
 

@@ -99,7 +99,14 @@ def test_the_gradient_by_independent_roads(name: str) -> None:
 def solved(make: Callable[[float], tuple[Flow, Any]], value: float, t0: float) -> float:
     flow, start = make(value)
     result = stopping_time(
-        flow, start, LossValue(F), 1.5, t0=t0, solver=Torchdiffeq(rtol=1e-10), gradient=None
+        flow,
+        start,
+        LossValue(F),
+        1.5,
+        t0=t0,
+        solver=Torchdiffeq(rtol=1e-10),
+        gradient=None,
+        evidence="light",
     )
     return float(result.time)
 
@@ -120,7 +127,7 @@ def test_hyperparameters_that_shape_the_start_as_well(name: str) -> None:
     parameter = leaf(value)
     flow, start = make(parameter)
     tight = Torchdiffeq(rtol=1e-9)
-    result = stopping_time(flow, start, LossValue(F), 1.5, t0=t0, solver=tight)
+    result = stopping_time(flow, start, LossValue(F), 1.5, t0=t0, solver=tight, evidence="light")
     (slope,) = torch.autograd.grad(result.time, parameter)
     errors = []
     for h in (0.04 * value, 0.02 * value):
@@ -131,7 +138,7 @@ def test_hyperparameters_that_shape_the_start_as_well(name: str) -> None:
     # Without the start's own part it would be another number.
     fixed = tuple(piece.detach() for piece in start)
     (partial,) = torch.autograd.grad(
-        stopping_time(flow, fixed, LossValue(F), 1.5, t0=t0).time, parameter
+        stopping_time(flow, fixed, LossValue(F), 1.5, t0=t0, evidence="light").time, parameter
     )
     assert abs(float(partial - slope)) > 100 * abs(errors[1])
 
@@ -148,7 +155,7 @@ def two_modes(damping: float) -> tuple[float, float, list[str]]:
     start = flow.initial_state(torch.tensor([1.0, 0.3], dtype=torch.float64))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = stopping_time(flow, start, LossValue(TWO_MODES), 0.08)
+        result = stopping_time(flow, start, LossValue(TWO_MODES), 0.08, evidence="light")
         (slope,) = torch.autograd.grad(result.time, a)
     return float(result.time.detach()), float(slope), [str(w.message) for w in caught]
 
@@ -188,7 +195,7 @@ def test_momentum_on_a_function_that_is_not_convex() -> None:
     f = Rosenbrock(dim=2)
     flow = HeavyBallFlow(f, damping=3.0)
     start = flow.initial_state(torch.tensor([-1.2, 1.0], dtype=torch.float64))
-    result = stopping_time(flow, start, LossValue(f), 0.5)
+    result = stopping_time(flow, start, LossValue(f), 0.5, evidence="light")
     times = torch.linspace(0.0, float(result.time.detach()), 4000, dtype=torch.float64)[:-1]
     values = f(result.trajectory(times)[0])
     assert bool((values > 0.5).all())

@@ -275,6 +275,7 @@ def test_training_a_switching_time() -> None:
             lambda t, x: x.sum(),
             1e-2,
             breakpoints=[b],
+            evidence="light",
         )
         result.time.backward()
         optimizer.step()

@@ -70,7 +70,7 @@ def test_a_disk_that_is_full_at_any_file_keeps_what_came_before(
     run(dummies.registry, tmp_path / "reference")
     whole = disk.taken
     assert whole >= 12  # two of the page four times, three results, one figure, two cells
-    for room in range(whole) if error == errno.ENOSPC else (0, whole // 2):
+    for room in range(0, whole, 2) if error == errno.ENOSPC else (0, whole // 2):
         disk.room, disk.taken, out = room, 0, tmp_path / str(room)
         dummies.calls.clear()
         result = run(dummies.registry, out)
