@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,11 +29,17 @@ __all__ = [
     "check_same_value",
     "check_time",
     "disagreement",
+    "if_allowed",
     "natural_size",
     "noise_like",
+    "wider_direction",
 ]
 
 _SHARE_OF_STEP = 1e-2
+# The scale of a tensor of zeros, in the units of its problem: one has to be taken.
+_ZEROS = 1e-3
+# What a leaf does has to be so many roundings to be seen.
+_SEEN = 1e3
 
 # Leaves beyond these are compared together.
 _SINGLE_LEAVES = 12
@@ -82,6 +90,42 @@ def natural_size(tensor: Tensor) -> Tensor:
     """By how much each element is moved where it is moved by its own size, > 0."""
     tensor = tensor.detach()
     return tensor.abs() + _rms(tensor) + _tiny_scale(tensor)
+
+
+def wider_direction(
+    leaf: Tensor, gradient: Tensor, size: float, limits: Thresholds
+) -> Tensor | None:
+    """By how much a leaf is moved that is so small that a share of itself does not show.
+
+    A parameter of 1e-10 among values of 1 acts as one of 0: moved by itself, it changes a value by
+    less than its rounding, whatever its derivative. Where that is so, the move is one that shows
+    by the derivative that is claimed, and no larger than that of a leaf of zeros.
+
+    Args:
+        leaf: The leaf.
+        gradient: Of a value, to it.
+        size: Of the numbers that the value is made of.
+        limits: Of the comparison.
+
+    Returns:
+        The size of the direction; None where the leaf is seen as it is, or is no small one.
+    """
+    if not leaf.numel():
+        return None
+    own, slope = natural_size(leaf), gradient.detach().abs().to(leaf.dtype).reshape(leaf.shape)
+    if float((slope * own).max()) >= _SEEN * limits.eps * size / limits.perturbation:
+        return None
+    steepest = float(slope.max())
+    length = _ZEROS * min(1.0, size / steepest) if steepest > 0.0 else _ZEROS
+    return None if float(own.max()) >= length else torch.full_like(own, length)
+
+
+def if_allowed(evaluate: Callable[[], Any]) -> Any:
+    """A value, or NaN where a function refuses numbers that it was not made for."""
+    try:
+        return evaluate()
+    except (ArithmeticError, AssertionError, RuntimeError, ValueError):
+        return nan
 
 
 def check_reproducible(first: Tensor, second: Tensor, *, name: str) -> None:
@@ -169,9 +213,16 @@ def check_derivatives(
             torch.zeros_like(p) if g is None else g
             for g, p in zip((grads[1 + k] for k in group), moved, strict=True)
         ]
-        _compare_leaves(
-            lambda: evaluate(x), moved, directions, filled, cotangent, limits, name, value, hooked
-        )
+        compared = (filled, cotangent, limits, name, value, hooked)
+        _compare_leaves(lambda: evaluate(x), moved, directions, *compared)
+        size = float((cotangent * value.detach()).abs().sum())
+        wider = [wider_direction(p, g, size, limits) for p, g in zip(moved, filled, strict=True)]
+        if any(one is not None for one in wider):
+            noise = [
+                torch.zeros_like(p) if one is None else random_like(p) * one
+                for p, one in zip(moved, wider, strict=True)
+            ]
+            _compare_leaves(lambda: if_allowed(partial(evaluate, x)), moved, noise, *compared)
 
 
 def _compare_leaves(
@@ -358,4 +409,4 @@ def _rms(tensor: Tensor) -> Tensor:
 
 def _tiny_scale(tensor: Tensor) -> float:
     """A scale for all-zero tensors, where a relative perturbation would be none."""
-    return 1e-3 if not bool(tensor.detach().any()) else 0.0
+    return _ZEROS if not bool(tensor.detach().any()) else 0.0

@@ -11,11 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .consistency import Thresholds, disagreement, natural_size, noise_like
+from .consistency import (
+    Thresholds,
+    disagreement,
+    if_allowed,
+    natural_size,
+    noise_like,
+    wider_direction,
+)
 from .memo import Memo, sharing
 from .substitution import Substitution
 
@@ -95,15 +103,33 @@ class _Difference:
 
     def errors(self) -> list[float]:
         """See `contradictions`."""
-        found = [0.0] * len(self._tensors)
-        every = range(len(self._tensors))
-        together = self._gap(every)
-        if together == 0.0:
+        found = self._errors(range(len(self._tensors)))
+        wider = {
+            k: direction
+            for k, leaf in enumerate(self._leaves, 1)
+            if (direction := self._wider(leaf, self._gradients[k])) is not None
+        }
+        if not wider:
             return found
+        noise = noise_like(seed=6)
+        for k, direction in wider.items():
+            self._directions[k] = noise(direction) * direction
+        self._known.clear()
+        for k, error in zip(wider, self._errors(list(wider)), strict=True):
+            found[k] = max(found[k], error)
+        return found
+
+    def _wider(self, leaf: Tensor, gradient: Tensor) -> Tensor | None:
+        return wider_direction(leaf, gradient, self._size, self._limits)
+
+    def _errors(self, moved: Sequence[int]) -> list[float]:
+        """The errors of some of the tensors."""
+        together = self._gap(moved)
+        if together == 0.0:
+            return [0.0] * len(moved)
         # Which of them it is; all, where it is none by itself.
-        for k in every[:_SINGLE]:
-            found[k] = self._gap([k])
-        return found if max(found) > 0.0 else [together] * len(found)
+        found = [self._gap([k]) if i < _SINGLE else 0.0 for i, k in enumerate(moved)]
+        return found if max(found) > 0.0 else [together] * len(moved)
 
     def _gap(self, moved: Sequence[int]) -> float:
         """By how much the gradient is contradicted along some of the tensors; 0 where it is not."""
@@ -140,6 +166,6 @@ class _Difference:
                 for k, tensor in enumerate(self._tensors)
             )
             with Substitution(self._leaves, values) as seen, sharing(Memo()):
-                self._known[key] = self._result(start.detach())
+                self._known[key] = if_allowed(partial(self._result, start.detach()))
             self._met |= {k for k, met in enumerate(seen.met, 1) if met}
         return self._known[key]
