@@ -16,6 +16,7 @@ from ode_stopping.checking.differences import (
     gradients_of,
     require_reached,
     require_subjects,
+    widened,
 )
 from ode_stopping.checking.ladder import Slope
 from ode_stopping.checking.quiet import listening, quiet
@@ -210,6 +211,7 @@ def _findings(
 ) -> list[Finding]:
     """Finite differences and another exact route, subject by subject."""
     promise = _PROMISE_PER_ROOT_EPS * sqrt(torch.finfo(problem.x0.dtype).eps)
+    chosen = widened(chosen, gradients, _noise(problem), promise)
     subjects = [subject for subject, _ in chosen]
     others, road, why_not = _other_road(job, call, route, problem, subjects)
     exact: list[list[Slope | None]] | None = None
@@ -265,13 +267,16 @@ def _differences(
         result = job.run(shifted, None, limit=limit)
         return result.status, float(result.steps)
 
-    # s is J's distance to the target over its decrease, and so is the rounding in it.
+    return difference_slopes(
+        call, subject, moves, figures, solve, at=at, noise=_noise(problem), promise=promise
+    )
+
+
+def _noise(problem: IndexProblem) -> float:
+    """Rounding of N*: s is J's distance to the target over its decrease, and so is that in it."""
     eps = torch.finfo(problem.x0.dtype).eps
     height = max(abs(problem.previous_loss), abs(problem.loss), abs(problem.target))
-    noise = _ROUNDING * eps * height / abs(problem.decrease) + eps * problem.index
-    return difference_slopes(
-        call, subject, moves, figures, solve, at=at, noise=noise, promise=promise
-    )
+    return _ROUNDING * eps * height / abs(problem.decrease) + eps * problem.index
 
 
 def _other_road(

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from planted import scaled_gradient
 from test_lost_derivatives import F64, LOST, leaf
 from torch import Tensor
 
-from discrete import Unrolled, stopping_index
+from discrete import Unrolled, check_index_gradient, stopping_index
 from ode_stopping import (
     GradientAccuracyWarning,
     InterpolatingAdjoint,
     MissingGradientError,
     StepAdjoint,
+    check_gradient,
+    check_stopping_gradient,
     stopping_time,
 )
 
@@ -144,3 +147,36 @@ def test_the_epsilon_of_an_adaptive_method() -> None:
         exact = math.log(math.sqrt(5.0) / 0.05) / 1e-8
         assert eps.grad is not None
         assert float(eps.grad) == pytest.approx(exact, rel=1e-5)
+
+
+# --- the checks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [0.0, 0.01])
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1e-8, 1e-4])
+@pytest.mark.parametrize("check", ["time", "index", "function"])
+def test_checks_judge_small_leaves(check: str, size: float, error: float) -> None:
+    bias = leaf(size)
+
+    def seen() -> Tensor:
+        return scaled_gradient(bias, 1.0 + error)
+
+    if check == "time":
+        report = check_stopping_gradient(
+            lambda t, x: -x + 0.05 * seen() * torch.cos(t), X0, lambda t, x: x.norm(), 0.2
+        )
+    elif check == "index":
+        report = check_index_gradient(
+            lambda k, x: 0.9 * x + 0.005 * seen(), X0, lambda k, x: x.norm(), 0.2
+        )
+    else:
+        report = check_gradient(lambda: torch.sin(3 * seen()) + 1 + seen().exp(), [bias])
+    assert report.verdict == ("wrong" if error else "right"), report
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-8])
+def test_checks_stay_inside_the_domain(size: float) -> None:
+    """sqrt(eps) has no value below 0: eps is moved by its own size after all."""
+    eps = leaf(size)
+    report = check_gradient(lambda: 1e-3 * torch.sqrt(eps) + torch.log(eps), [eps])
+    assert report.verdict == "right", report

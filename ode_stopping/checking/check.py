@@ -25,6 +25,7 @@ from .differences import (
     gradients_of,
     require_reached,
     require_subjects,
+    widened,
 )
 from .identities import identity_findings
 from .ladder import Slope
@@ -215,7 +216,12 @@ def _checked(
         return GradientReport("T", name, time, rate, error=error, warnings=tuple(warned))
     problem = answer.problem
     promise = problem.call.promise
-    chosen = chosen_directions(answer.subjects, directions, seed)
+    chosen = widened(
+        chosen_directions(answer.subjects, directions, seed),
+        answer.gradients,
+        _tight(problem).tolerances(problem.x0.dtype).rtol * (problem.end - problem.start),
+        promise,
+    )
     with quiet():
         findings = _against_references(job, call, answer, chosen, promise)
         findings += identity_findings(problem, route, promise)

@@ -20,10 +20,13 @@ __all__ = [
     "largest_step",
     "require_reached",
     "require_subjects",
+    "widened",
 ]
 
 # A ladder of differences may stop where it is this much more certain than the promise.
 _ENOUGH = 0.1
+# A change of so many times the noise over the promise can be seen; of so many it is seen clearly.
+_SEEN, _CLEAR = 10.0, 1e3
 
 
 class _Ended(Protocol):
@@ -117,16 +120,59 @@ def difference_slopes(
         return None
 
     def slope(move: Tensor, figure: float) -> Slope | None:
-        return measure_slope(
-            lambda step: value_at(move, step),
-            at,
-            noise=noise,
-            goal=_ENOUGH * promise,
-            largest=largest or largest_step(torch.finfo(move.dtype).eps),
-            gradient=figure,
-        )
+        found = None
+        for factor in _factors(subject, move):
+            found = measure_slope(
+                lambda step, factor=factor: value_at(factor * move, step),  # type: ignore[misc]
+                at,
+                noise=noise,
+                goal=_ENOUGH * promise,
+                largest=largest or largest_step(torch.finfo(move.dtype).eps),
+                gradient=factor * figure,
+            )
+            if found is not None:
+                return found.of_direction(factor)
+        return found
 
     return [slope(*pair) for pair in zip(moves, figures, strict=True)], reason
+
+
+def _factors(subject: Subject, move: Tensor) -> list[float]:
+    """1, and for a leaf that is moved by more than its own size that size: it may not be zero."""
+    own, size = float(subject.tensor.detach().norm()), float(move.norm())
+    return [1.0, own / size] if subject.kind == "leaf" and 0.0 < own < 0.5 * size else [1.0]
+
+
+def widened(
+    chosen: Directions, gradients: Sequence[Tensor], noise: float, promise: float
+) -> Directions:
+    """The directions, those of small leaves so long that what they do is seen above the noise.
+
+    A parameter of 1e-8 among numbers of 1 is as good as 0: moved by a share of itself, it does less
+    than the noise. None is moved farther than one of zeros is.
+
+    Args:
+        chosen: The directions.
+        gradients: Of the result, one a subject.
+        noise: Absolute error of one value of the result.
+        promise: Relative error that is allowed of the route.
+    """
+    return [
+        (subject, [_widened(subject, move, gradient, noise / promise) for move in moves])
+        for (subject, moves), gradient in zip(chosen, gradients, strict=True)
+    ]
+
+
+def _widened(subject: Subject, move: Tensor, gradient: Tensor, seen: float) -> Tensor:
+    size = float(move.norm()) / max(move.numel(), 1) ** 0.5
+    if subject.kind != "leaf" or not 0.0 < size < subject.size:
+        return move
+    step = largest_step(torch.finfo(move.dtype).eps)
+    change = abs(float((gradient * move).sum())) * step
+    if change >= _SEEN * seen:
+        return move
+    farthest = subject.size / size
+    return min(farthest, _CLEAR * seen / change if change > 0.0 else farthest) * move
 
 
 def compared(

@@ -15,7 +15,7 @@ from ..core.names import names_of
 from ..core.status import GradientError, Status
 from ..core.substitution import Substitution
 from ..core.validation import require_callable, require_count
-from .differences import compared, difference_slopes, gradients_of, largest_step
+from .differences import compared, difference_slopes, gradients_of, largest_step, widened
 from .ladder import measure_noise
 from .quiet import listening, quiet
 from .report import GradientReport
@@ -141,7 +141,7 @@ def _checked(
     with quiet():
         noise, largest = _noise(lambda step: _moved_together(evaluate, call, chosen, step), at, eps)
         findings = compared(
-            chosen,
+            widened(chosen, gradients, noise, promise),
             gradients,
             lambda subject, moves, figures: difference_slopes(
                 call,

@@ -55,6 +55,19 @@ class Slope:
     note: str = ""
     order: float | None = None
 
+    def of_direction(self, factor: float) -> Slope:
+        """In units of a direction, where this is the slope along `factor` times it."""
+        if factor == 1.0:
+            return self
+        sides = None if self.sides is None else (self.sides[0] / factor, self.sides[1] / factor)
+        return replace(
+            self,
+            value=self.value / factor,
+            uncertainty=self.uncertainty / factor,
+            step=self.step * factor,
+            sides=sides,
+        )
+
 
 @dataclass(frozen=True)
 class _Estimate:
