@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..core.status import GradientError
 from ..solving.interpolation import accurate_path
+from ..solving.solver import first_entries
 from ..solving.step import Step
 from .backward_solve import Augmented, Residuals, integrate_backward
 from .problem import Jump, Piece
 from .route import GradientRoute, PullBack
+from .staged import Disagreement, Products
 
 __all__ = ["InterpolatingAdjoint"]
 
@@ -53,6 +57,21 @@ class InterpolatingAdjoint(GradientRoute):
         return self._solve(path, [path.at_end(cotangent)], times)
 
     def _solve(self, path: Piece, jumps: Sequence[Jump], times: Sequence[float] = ()) -> PullBack:
+        recorded = Products.of(path, Augmented(path).derivative)
+        try:
+            return self._attempt(path, jumps, times, recorded)
+        except (Disagreement, GradientError):
+            if recorded is None:
+                raise
+        return self._attempt(path, jumps, times)
+
+    def _attempt(
+        self,
+        path: Piece,
+        jumps: Sequence[Jump],
+        times: Sequence[float],
+        recorded: Products | None = None,
+    ) -> PullBack:
         z = Augmented(path)
         x = accurate_path(path.trajectory, path.flow, path.segments)
         wide = path.method.order > path.method.dense_order + 1
@@ -64,8 +83,11 @@ class InterpolatingAdjoint(GradientRoute):
             lambda t, _: x(t),
             residuals,
             self.rtol if self.rtol is not None else path.tolerances.rtol,
+            method=None if recorded is None else partial(recorded.method, x),
             after_step=[sampler] if len(times) else [],
         )
+        if recorded is not None:
+            recorded.compare_latest()
         return PullBack(
             start=end[z.adjoint],
             leaves=z.leaves_of(end),
@@ -89,7 +111,7 @@ class _Sampler:
         end, n = self._path.end, self._path.x0.numel()
         for i, t in enumerate(self._times):
             if step.t0 < end - t <= step.t1:
-                self._found[i] = self._path.method.dense(step)(end - t)[:n]
+                self._found[i] = first_entries(self._path.method.dense(step), n)(end - t)
 
     def stacked(self, last: Tensor) -> Tensor:
         return torch.stack([self._found.get(i, last) for i in range(len(self._times))])
