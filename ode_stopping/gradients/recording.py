@@ -30,6 +30,14 @@ _REFUSED = {
     torch.Tag.dynamic_output_shape,
     torch.Tag.nondeterministic_seeded,
 }
+# What writes into a tensor of its own, and the same with a result of its own.
+_ATEN = torch.ops.aten
+_IN_PLACE = {
+    _ATEN.squeeze_.default: _ATEN.squeeze.default,
+    _ATEN.squeeze_.dim: _ATEN.squeeze.dim,
+    _ATEN.unsqueeze_.default: _ATEN.unsqueeze.default,
+    _ATEN.masked_fill_.Scalar: _ATEN.masked_fill.Scalar,
+}
 
 
 class Unrecordable(Exception):
@@ -122,7 +130,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.operations: list[Any] = []
-        self.size = len(inputs)
+        self.size = self._inputs = len(inputs)
         self.refused: str | None = None
         self._slots = {id(tensor): _Slot(i) for i, tensor in enumerate(inputs)}
         # Held, so that no address comes twice.
@@ -146,13 +154,21 @@ class _Recorder(TorchDispatchMode):
             self.refuse("a tensor that came of another without an operation")
         return tensor.detach()
 
+    def _is_own(self, tensor: Tensor) -> bool:
+        """Whether a tensor is the result of an operation, and no other one shows its memory."""
+        same = [one for one in self._held if torch._C._is_alias_of(tensor, one)]  # type: ignore[attr-defined]
+        return (
+            len(same) == 1 and same[0] is tensor and self._slots[id(tensor)].number >= self._inputs
+        )
+
     def _note(self, tensor: Tensor, slot: _Slot) -> None:
         self._slots[id(tensor)] = slot
         self._held.append(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable or _REFUSED.intersection(func.tags):
+        changes = func._schema.is_mutable and not (func in _IN_PLACE and self._is_own(args[0]))
+        if changes or _REFUSED.intersection(func.tags):
             self.refuse(str(func))
         found = func(*args, **kwargs)
         if self.refused is not None:
@@ -170,7 +186,7 @@ class _Recorder(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._note(tensor, _Slot(number))
         self.size += len(results)
-        self.operations.append((func, arguments, options, results))
+        self.operations.append((_IN_PLACE.get(func, func), arguments, options, results))
         return found
 
 
