@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -27,6 +26,9 @@ from .route import GradientRoute, PullBack
 from .staged import Disagreement, Products
 
 __all__ = ["InterpolatingAdjoint"]
+
+# Numbers in x from which on recorded products pay.
+_LARGE_STATE = 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class InterpolatingAdjoint(GradientRoute):
         return self._solve(path, [path.at_end(cotangent)], times)
 
     def _solve(self, path: Piece, jumps: Sequence[Jump], times: Sequence[float] = ()) -> PullBack:
-        recorded = Products.of(path, Augmented(path).derivative)
+        recorded = Products.of(path, Augmented(path).derivative, least=_LARGE_STATE)
         try:
             return self._attempt(path, jumps, times, recorded)
         except (Disagreement, GradientError):
@@ -83,11 +85,11 @@ class InterpolatingAdjoint(GradientRoute):
             lambda t, _: x(t),
             residuals,
             self.rtol if self.rtol is not None else path.tolerances.rtol,
-            method=None if recorded is None else partial(recorded.method, x),
+            method=None if recorded is None else recorded.method_over(x),
             after_step=[sampler] if len(times) else [],
         )
         if recorded is not None:
-            recorded.compare_latest()
+            recorded.finish()
         return PullBack(
             start=end[z.adjoint],
             leaves=z.leaves_of(end),

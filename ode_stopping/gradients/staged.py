@@ -1,14 +1,14 @@
-"""The continuous adjoint's steps with fewer products: recorded, the leaves' part for all stages.
+"""Fewer products in a step of the adjoint and in the transpose of a step: recorded and batched.
 
-    lam' = F_x^T lam,   (int lam^T F_t)' = F_t^T lam,   (int F_theta^T lam)' = F_theta^T lam
+    F_x(t_i, Y_i)^T lam_i one after the other,   F_theta(t_i, Y_i)^T lam_i all at once
 
-F_x^T lam does not need F, and no stage of a step depends on F_theta^T lam. So the stages are those
-of the first two alone, by a recording without what only F needs; the third is made for all stages
-of a step in one batched call, and added with the method's weights. Where F is a large matrix times
-x, a stage takes one product with a vector in place of two, and a step one with a few columns.
+at the stages i of a step: the next stage waits for F_x^T lam alone, which does not need F and comes
+from a recording without what only F needs. F_theta^T lam, and F with it, is made for all stages in
+one batched call. Where F is a large matrix times x, a stage takes one product with a vector in
+place of two, and a step one with a few columns.
 
-Beside what `recording` refuses, the recorded F has to be the kept one at every accepted step, and
-the products those of autograd at the first, the last and seeded random evaluations.
+Beside what `recording` refuses, F has to be the kept one at every accepted step, and the products
+those of autograd at the first, the last and seeded random evaluations; else `Disagreement`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,12 +34,14 @@ from .recording import Recording, Unrecordable
 
 __all__ = ["Disagreement", "Products", "Staged"]
 
-# The recording (5 ms) is paid back by some 100 evaluations; small states are quick either way.
-_LARGE_STATE = 64
+# The recording (5 ms) is paid back by some 100 evaluations.
 _MANY_STEPS = 32
 # Of the steps, one in so many is compared with autograd.
 _ONE_IN = 8
 _ROUNDINGS = 1000
+
+# (flow, t, x, lam) -> (F_x^T lam, F_t^T lam, F_theta^T lam), shape (n + 1 + P,).
+Eager = Callable[[FlowPiece, float, Tensor, Tensor], Tensor]
 
 
 class Disagreement(Exception):
@@ -49,6 +52,7 @@ class Disagreement(Exception):
 class _Point:
     """One evaluation: where, and (F_x^T lam, F_t^T lam) as they were found there."""
 
+    flow: FlowPiece
     time: float
     x: Tensor
     lam: Tensor
@@ -60,49 +64,51 @@ class Products:
 
     Args:
         path: The path, of a Runge-Kutta method.
-        eager: (flow, t, x, lam) -> (F_x^T lam, F_t^T lam, F_theta^T lam) by autograd, shape
-            (n + 1 + P,).
+        eager: The products by autograd.
 
     Attributes:
-        leaf_numbers: P, numbers in all leaves.
+        sizes: Numbers in x, t and the leaves.
+        stages: Evaluations in one step.
 
     Raises:
         Unrecordable: The flow does what a recording cannot hold.
         Disagreement: The recorded flow is not that of the forward run.
     """
 
-    def __init__(self, path: Piece, eager: Callable[..., Tensor]) -> None:
-        self._flow, self._eager = path.flow, eager
-        self._tensors = path.leaves.tensors
-        self._sizes = [path.x0.numel(), 1, *(leaf.numel() for leaf in self._tensors)]
-        self.leaf_numbers = sum(self._sizes[2:])
-        self._random = random.Random(0)
-        self._latest: tuple[FlowPiece, _Point, Tensor] | None = None
-        steps, method = path.steps, path.method
+    def __init__(self, path: Piece, eager: Eager) -> None:
+        method, steps = path.method, path.steps
         assert isinstance(method, RungeKutta)
-        self._method, self._end = method, path.end
-        count = len(method.nodes) + (not method.ends_on_last_stage)
+        self._path, self._eager, self._method = path, eager, method
+        self.sizes = [path.x0.numel(), 1, *(leaf.numel() for leaf in path.leaves.tensors)]
+        self.stages = len(method.weights) - method.ends_on_last_stage
+        self._tableau = _tableau(method, self.stages, path.x0)
+        self._random = random.Random(0)
+        self._latest: tuple[_Point, list[Tensor]] | None = None
+        self._worst = path.x0.new_zeros(())
         # Rows of their own: a recording tells tensors apart by their memory.
-        inputs = _rows(path, steps[:count])
-        whole = Recording.of(self._joint, *(rows[-1].clone() for rows in inputs))
+        rows = self._starts(steps[: self.stages])
+        whole = Recording.of(self._joint, *(part[-1].clone() for part in rows))
         self._of_state = whole.giving(1, 2)
-        self._of_leaves = Recording.of(
-            torch.vmap(whole.giving(*range(3, len(whole.outputs))).run), *inputs
-        )
-        value = Recording.of(torch.vmap(whole.giving(0).run), *inputs)
-        for i in range(0, len(steps), count):
-            # The last rows end with the last step.
-            begin = min(i, len(steps) - count)
-            _check_values(value, steps[begin : begin + count], path)
+        rest = whole.giving(0, *range(3, len(whole.outputs)))
+        self._of_rest = Recording.of(torch.vmap(rest.run), *rows)
+        for i in range(0, len(steps), self.stages):
+            begin = min(i, len(steps) - self.stages)
+            some = steps[begin : begin + self.stages]
+            times, states, velocities = self._starts(some)
+            lengths = times.new_tensor([step.length for step in some])[:, None]
+            values = self._of_rest.run(times, states, velocities)[0]
+            self._note(lengths * (values - velocities), states, lengths * velocities)
+        _require(self._worst)
 
     @classmethod
-    def of(cls, path: Piece, eager: Callable[..., Tensor]) -> Products | None:
-        """The products where they pay and can be recorded; None elsewhere."""
+    def of(cls, path: Piece, eager: Eager, *, least: int) -> Products | None:
+        """The products where they pay (`least` numbers in x) and can be recorded; else None."""
         kind = (path.x0.dtype, path.x0.device)
         if (
-            path.x0.numel() < _LARGE_STATE
+            path.x0.numel() < least
             or len(path.steps) < _MANY_STEPS
-            or not isinstance(path.method, RungeKutta)
+            # A class that derives from it may have other data in its steps.
+            or type(path.method) is not RungeKutta
             or not path.leaves.tensors
             or path.leaves.has_history
             or any((p.dtype, p.device) != kind or p._backward_hooks for p in path.leaves.tensors)
@@ -114,77 +120,109 @@ class Products:
             # Whatever a flow does that cannot be recorded, autograd takes it or says why not.
             return None
 
-    def method(self, state: Callable[[float], Tensor], flow: FlowPiece) -> Staged:
-        """The path's method by these products, over x(t) and the flow on a smooth piece."""
-        return Staged(self._method, self, flow, self._end, state)
-
     def _joint(self, t: Tensor, x: Tensor, lam: Tensor) -> list[Tensor]:
+        """F, F_x^T lam, F_t^T lam and F_theta^T lam."""
         time, state = (one.detach().requires_grad_(True) for one in (t, x))
-        value = self._flow.traced(time, state)
+        value = self._path.flow.traced(time, state)
         _, nodes = walk([value])
         if any(isinstance(node, BackwardCFunction) for node in nodes):
             raise Unrecordable("a backward pass in Python, which may read numbers unseen")
-        return [value.detach(), *products([value], [state, time, *self._tensors], [lam])]
+        inputs = [state, time, *self._path.leaves.tensors]
+        return [value.detach(), *products([value], inputs, [lam])]
 
-    def of_state(self, t: Tensor, x: Tensor, lam: Tensor) -> Tensor:
-        """(F_x^T lam, F_t^T lam), shape (n + 1,)."""
-        self._flow.count_product()
-        state, time = self._of_state.run(t, x, lam)
-        return torch.cat([state, time.reshape(1)])
+    def _starts(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor, Tensor]:
+        """t, x and F at the starts of some steps, of shapes (s,), (s, n), (s, n)."""
+        times = [self._flow_at(step).time_tensor(step.t0) for step in steps]
+        states, velocities = [step.y0 for step in steps], [step.f0 for step in steps]
+        return torch.stack(times), torch.stack(states), torch.stack(velocities)
 
-    def of_leaves(self, flow: FlowPiece, points: list[_Point]) -> Tensor:
-        """F_theta^T lam at the stages of one step, shape (s, P).
+    def _flow_at(self, step: Step) -> FlowPiece:
+        return self._path.flow.on(self._path.number_at(step.t0))
+
+    def method_over(self, state: Callable[[float], Tensor]) -> Callable[[FlowPiece], Method]:
+        """The path's method for the continuous adjoint over x(t), given the flow on a piece."""
+        return partial(Staged, self._method, self, self._path.end, state)
+
+    def at(self, flow: FlowPiece, t: float, x: Tensor, lam: Tensor) -> _Point:
+        """F_x^T lam and F_t^T lam at a stage."""
+        self._path.flow.count_product()
+        state, time = self._of_state.run(flow.time_tensor(t), x, lam)
+        return _Point(flow, t, x, lam, torch.cat([state, time.reshape(1)]))
+
+    def rest(self, points: Sequence[_Point]) -> tuple[Tensor, list[Tensor]]:
+        """F and F_theta^T lam at all stages of a step, of shapes (s, n) and (s, *leaf.shape).
 
         Raises:
             Disagreement: A product is not that of autograd, where this is looked at.
         """
-        times = torch.stack([flow.time_tensor(point.time) for point in points])
+        times = torch.stack([point.flow.time_tensor(point.time) for point in points])
         states, lams = (torch.stack([getattr(p, name) for p in points]) for name in ("x", "lam"))
-        parts = self._of_leaves.run(times, states, lams)
-        rows = torch.cat([part.reshape(len(points), -1) for part in parts], dim=1)
+        values, *leaves = self._of_rest.run(times, states, lams)
         if self._latest is None or self._random.randrange(_ONE_IN) == 0:
             some = self._random.randrange(len(points))
-            self._compare(flow, points[some], rows[some])
-        self._latest = flow, points[-1], rows[-1]
-        return rows
+            self._compare(points[some], [part[some] for part in leaves])
+        self._latest = points[-1], [part[-1] for part in leaves]
+        return values, leaves
 
-    def compare_latest(self) -> None:
-        """Compare the products of the latest evaluation with those of autograd.
+    def transposed(self, step: Step, lam: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """lam at the start of a step, and what int lam^T F_t and the leaves gain.
+
+        With Y_i = y0 + h sum_j a_ij k_j and mu_i = h (b_i lam + sum_j a_ji F_x(Y_j)^T mu_j), lam
+        becomes lam + sum_i F_x(Y_i)^T mu_i, and a leaf gains sum_i F_theta(Y_i)^T mu_i.
+        """
+        nodes, matrix, columns = self._tableau
+        h, n, flow = step.length, len(lam), self._flow_at(step)
+        velocities = step.data[: self.stages]
+        states = torch.addmm(step.y0, matrix, velocities, alpha=h)
+        rows = torch.cat([lam[None], torch.zeros_like(states)])
+        points = []
+        for i in reversed(range(self.stages)):
+            t = step.t1 if nodes[i] == 1.0 else step.t0 + nodes[i] * h
+            mu = torch.mv(rows.t(), columns[i]).mul_(h)
+            points.append(self.at(flow, t, states[i], mu))
+            rows[i + 1] = points[-1].found[:n]
+        values, leaves = self.rest(points)
+        self._note(h * (values.flip(0) - velocities), step.y0[None], h * velocities)
+        by_time = torch.stack([point.found[n] for point in points]).sum()
+        return rows.sum(0), by_time, [part.sum(0) for part in leaves]
+
+    def _note(self, gaps: Tensor, states: Tensor, moves: Tensor) -> None:
+        """By how much recorded velocities move the ends of steps, as `StepAdjoint` looks at it."""
+        sizes = states.abs().amax(1) + moves.abs().amax(1)
+        self._worst = torch.maximum(self._worst, (gaps.abs().amax(1) / sizes).max())
+
+    def finish(self) -> None:
+        """Look at the latest evaluation, and at all that was noted.
 
         Raises:
-            Disagreement: They differ.
+            Disagreement: The products are not those of the flow.
         """
+        _require(self._worst)
         if self._latest is not None:
             self._compare(*self._latest)
 
-    def _compare(self, flow: FlowPiece, at: _Point, leaves: Tensor) -> None:
-        true = self._eager(flow, at.time, at.x, at.lam)
-        gaps = torch.split(torch.cat([at.found, leaves]) - true, self._sizes)
-        sizes = torch.split(true, self._sizes)
-        _require(*(torch.stack([p.abs().amax() for p in parts]) for parts in (gaps, sizes)))
+    def _compare(self, at: _Point, leaves: Sequence[Tensor]) -> None:
+        """Compare the products at a point with those of autograd."""
+        true = self._eager(at.flow, at.time, at.x, at.lam)
+        found = torch.cat([at.found, *(part.reshape(-1) for part in leaves)])
+        gaps, sizes = (torch.split(one, self.sizes) for one in (found - true, true))
+        for gap, size in zip(gaps, sizes, strict=True):
+            largest = size.abs().amax()
+            _require(torch.where(largest > 0, gap.abs().amax() / largest, gap.abs().amax()))
 
 
-def _rows(path: Piece, steps: Sequence[Step]) -> tuple[Tensor, Tensor, Tensor]:
-    """t, x and F at the starts of some steps, of shapes (s,), (s, n), (s, n)."""
-    pieces = [path.flow.on(path.number_at(step.t0)) for step in steps]
-    times = [piece.time_tensor(step.t0) for piece, step in zip(pieces, steps, strict=True)]
-    states, velocities = [step.y0 for step in steps], [step.f0 for step in steps]
-    return torch.stack(times), torch.stack(states), torch.stack(velocities)
-
-
-def _check_values(value: Recording, steps: Sequence[Step], path: Piece) -> None:
-    """F is the kept one at the starts of some steps, as far as it moves their ends."""
-    times, states, velocities = _rows(path, steps)
-    (found,) = value.run(times, states, velocities)
-    lengths = times.new_tensor([step.length for step in steps])
-    moved = lengths * velocities.abs().amax(1)
-    _require(lengths * (found - velocities).abs().amax(1), states.abs().amax(1) + moved)
-
-
-def _require(gaps: Tensor, sizes: Tensor) -> None:
-    """Raise where a gap is more than rounding."""
-    if not bool((gaps <= _ROUNDINGS * torch.finfo(gaps.dtype).eps * sizes).all()):
+def _require(relative: Tensor) -> None:
+    """Raise where a difference is more than rounding, or no number."""
+    if not bool(relative <= _ROUNDINGS * torch.finfo(relative.dtype).eps):
         raise Disagreement
+
+
+def _tableau(method: RungeKutta, count: int, like: Tensor) -> tuple[list[float], Tensor, Tensor]:
+    """Nodes and a_ij of some stages i, and their weights (b_i, a_0i, a_1i, ...) in a transpose."""
+    rows = [[], *method.matrix][:count]
+    matrix = like.new_tensor([[*row, *[0.0] * (count - len(row))] for row in rows])
+    weights = like.new_tensor(method.weights[:count])
+    return [0.0, *method.nodes][:count], matrix, torch.cat([weights[:, None], matrix.T], dim=1)
 
 
 @dataclass(frozen=True)
@@ -194,16 +232,16 @@ class Staged(Method):
     Args:
         method: The method.
         products: The products.
-        flow: The flow on a smooth piece.
         end: T, in flow time.
         state: t -> x(t).
+        flow: The flow on a smooth piece.
     """
 
     method: RungeKutta
     products: Products
-    flow: FlowPiece
     end: float
     state: Callable[[float], Tensor]
+    flow: FlowPiece
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -212,34 +250,26 @@ class Staged(Method):
 
     def trial(self, f: Function, t0: float, y0: Tensor, f0: Tensor, t1: float) -> Step:
         """See `Method.trial`; the data are those of (lam, int lam^T F_t) alone."""
-        short = len(y0) - self.products.leaf_numbers
+        short = sum(self.products.sizes[:2])
         points: list[_Point] = []
 
         def derivative(s: float, y: Tensor) -> Tensor:
-            t, lam = self.end - s, y[: short - 1]
-            x = self.state(t)
-            found = self.products.of_state(self.flow.time_tensor(t), x, lam)
-            points.append(_Point(t, x, lam, found))
-            return found
+            t = self.end - s
+            points.append(self.products.at(self.flow, t, self.state(t), y[: short - 1]))
+            return points[-1].found
 
         step = self.method.trial(derivative, t0, y0[:short], f0[:short], t1)
-        rows = torch.cat([f0[None, short:], self.products.of_leaves(self.flow, points)])
+        leaves = [part.reshape(len(points), -1) for part in self.products.rest(points)[1]]
+        rows = torch.cat([f0[None, short:], torch.cat(leaves, dim=1)])
         unused = [0.0] * (len(rows) - len(self.method.weights))
-        added, error = (
+        gained, error = (
             torch.mv(rows.t(), rows.new_tensor([*weights, *unused])).mul_(t1 - t0)
             for weights in (self.method.weights, self.method.error)
         )
-        return Step(
-            t0,
-            t1,
-            y0,
-            f0,
-            torch.cat([step.y1, y0[short:] + added]),
-            torch.cat([step.f1, rows[-1]]),
-            torch.cat([step.error, error]),
-            step.data,
-        )
+        y1 = torch.cat([step.y1, y0[short:] + gained])
+        f1 = torch.cat([step.f1, rows[-1]])
+        return Step(t0, t1, y0, f0, y1, f1, torch.cat([step.error, error]), step.data)
 
     def replay(self, f: Function, step: Step, y0: Tensor, t0: Any, h: Any) -> Tensor:
-        """Nobody replays a step of the adjoint."""
+        """Nobody differentiates the adjoint's steps."""
         raise NotImplementedError
