@@ -27,13 +27,16 @@ from tests.recorded_cases import (
 
 # None of these is about accuracy.
 pytestmark = pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
+SHARE = staged._LARGEST_SHARE
 ROUTES = [InterpolatingAdjoint(), StepAdjoint()]
 each_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
 
 
 @pytest.fixture(autouse=True)
-def small_states(monkeypatch: pytest.MonkeyPatch) -> None:
+def wherever_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record small states, and flows of which no product is saved."""
     monkeypatch.setattr(steps, "_LARGE_STATE", DIM)
+    monkeypatch.setattr(staged, "_LARGEST_SHARE", 9.0)
 
 
 @pytest.fixture
@@ -61,6 +64,15 @@ def test_recorded_agrees(
     share = 1e-9 if isinstance(route, InterpolatingAdjoint) else 1e-11
     for a, b in zip(one.gradients, other.gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=share * float(b.abs().max()))
+
+
+@pytest.mark.parametrize(("name", "pays"), [("rotated", True), ("network", False)])
+def test_recorded_where_it_pays(
+    name: str, pays: bool, eagerly: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staged, "_LARGEST_SHARE", SHARE)
+    one, other = (run(RECORDED[name], InterpolatingAdjoint()) for run in (found, eagerly))
+    assert one.recorded_beside(other) is pays
 
 
 @each_route

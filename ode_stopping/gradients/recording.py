@@ -56,12 +56,13 @@ class Recording:
     """Operations in the order in which they ran.
 
     Attributes:
-        operations: Each with its arguments and its results, slots in the place of tensors.
+        operations: Each with its arguments and its results, slots in the place of tensors, and the
+            numbers in all tensors that it reads and writes.
         outputs: Slots, or tensors that do not depend on the inputs.
         size: Number of slots; the first ones are the inputs.
     """
 
-    operations: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], list[int]]]
+    operations: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], list[int], int]]
     outputs: list[Any]
     size: int
 
@@ -80,6 +81,11 @@ class Recording:
             raise Unrecordable(f"{recorder.refused} in a recording")
         return cls(recorder.operations, outputs, recorder.size)
 
+    @property
+    def traffic(self) -> int:
+        """Numbers that are read and written in one run: what it costs where tensors are large."""
+        return sum(operation[4] for operation in self.operations)
+
     def giving(self, *positions: int) -> Recording:
         """Some of the outputs alone, without the operations that only the others need."""
         outputs = [self.outputs[i] for i in positions]
@@ -94,7 +100,7 @@ class Recording:
     def run(self, *inputs: Tensor) -> list[Tensor]:
         """The outputs at these inputs."""
         values: list[Any] = [*inputs, *[None] * (self.size - len(inputs))]
-        for function, arguments, options, results in self.operations:
+        for function, arguments, options, results, _ in self.operations:
             found = function(*_filled(arguments, values), **options)
             for number, value in zip(results, _listed(found), strict=True):
                 values[number] = value
@@ -186,7 +192,9 @@ class _Recorder(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._note(tensor, _Slot(number))
         self.size += len(results)
-        self.operations.append((_IN_PLACE.get(func, func), arguments, options, results))
+        traffic = sum(one.numel() for one in tree_iter((args, found)) if isinstance(one, Tensor))
+        operation = _IN_PLACE.get(func, func)
+        self.operations.append((operation, arguments, options, results, traffic))
         return found
 
 

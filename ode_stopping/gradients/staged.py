@@ -36,6 +36,8 @@ __all__ = ["Disagreement", "Products", "Staged"]
 
 # The recording (5 ms) is paid back by some 100 evaluations.
 _MANY_STEPS = 32
+# Of what autograd reads and writes, so much or less has to remain.
+_LARGEST_SHARE = 0.75
 # Of the steps, one in so many is compared with autograd.
 _ONE_IN = 8
 _ROUNDINGS = 1000
@@ -71,7 +73,7 @@ class Products:
         stages: Evaluations in one step.
 
     Raises:
-        Unrecordable: The flow does what a recording cannot hold.
+        Unrecordable: The flow does what a recording cannot hold, or a recording saves too little.
         Disagreement: The recorded flow is not that of the forward run.
     """
 
@@ -91,6 +93,9 @@ class Products:
         self._of_state = whole.giving(1, 2)
         rest = whole.giving(0, *range(3, len(whole.outputs)))
         self._of_rest = Recording.of(torch.vmap(rest.run), *rows)
+        mean = self._of_state.traffic + self._of_rest.traffic / self.stages
+        if mean > _LARGEST_SHARE * whole.traffic:
+            raise Unrecordable("too little of autograd's work is saved")
         for i in range(0, len(steps), self.stages):
             begin = min(i, len(steps) - self.stages)
             some = steps[begin : begin + self.stages]
