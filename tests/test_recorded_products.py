@@ -61,7 +61,7 @@ def test_recorded_agrees(
     one, other = found(RECORDED[name], route), eagerly(RECORDED[name], route)
     assert one.recorded_beside(other)
     # Of the backward solve, roundings change the steps, and these the gradient by its error.
-    share = 1e-9 if isinstance(route, InterpolatingAdjoint) else 1e-11
+    share = 1e-8 if isinstance(route, InterpolatingAdjoint) else 1e-11
     for a, b in zip(one.gradients, other.gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=share * float(b.abs().max()))
 

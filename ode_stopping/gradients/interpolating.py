@@ -36,7 +36,8 @@ class InterpolatingAdjoint(GradientRoute):
     """Adjoint over the kept trajectory: lam' = -F_x^T lam, dL/dtheta = int F_theta^T lam dt.
 
     Exact for: flows that are smooth between the accepted steps. Memory: the kept steps. Cost: about
-    as many vector-Jacobian products as the forward run had evaluations.
+    as many vector-Jacobian products as the forward run had evaluations, recorded where that saves
+    work (see `staged`).
 
     Args:
         rtol: Relative tolerance of the backward solve, by blocks; None: that of the forward solve.

@@ -8,7 +8,7 @@ one batched call. Where F is a large matrix times x, a stage takes one product w
 place of two, and a step one with a few columns.
 
 Beside what `recording` refuses, F has to be the kept one at every accepted step, and the products
-those of autograd at the first, the last and seeded random evaluations; else `Disagreement`.
+those of autograd in the first, the last and every few steps, at random; else `Disagreement`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ __all__ = ["Disagreement", "Products", "Staged"]
 _MANY_STEPS = 32
 # Of what autograd reads and writes, so much or less has to remain.
 _LARGEST_SHARE = 0.75
-# Of the steps, one in so many is compared with autograd.
-_ONE_IN = 8
+# Of so many steps in a row, a random one is compared with autograd.
+_ONE_IN = 4
 _ROUNDINGS = 1000
 
 # (flow, t, x, lam) -> (F_x^T lam, F_t^T lam, F_theta^T lam), shape (n + 1 + P,).
@@ -86,6 +86,7 @@ class Products:
         self._tableau = _tableau(method, self.stages, path.x0)
         self._random = random.Random(0)
         self._latest: tuple[_Point, list[Tensor]] | None = None
+        self._steps = self._chosen = 0
         self._worst = path.x0.new_zeros(())
         # Rows of their own: a recording tells tensors apart by their memory.
         rows = self._starts(steps[: self.stages])
@@ -163,9 +164,12 @@ class Products:
         times = torch.stack([point.flow.time_tensor(point.time) for point in points])
         states, lams = (torch.stack([getattr(p, name) for p in points]) for name in ("x", "lam"))
         values, *leaves = self._of_rest.run(times, states, lams)
-        if self._latest is None or self._random.randrange(_ONE_IN) == 0:
+        if self._steps > 0 and self._steps % _ONE_IN == 0:
+            self._chosen = self._steps + self._random.randrange(_ONE_IN)
+        if self._steps == self._chosen:
             some = self._random.randrange(len(points))
             self._compare(points[some], [part[some] for part in leaves])
+        self._steps += 1
         self._latest = points[-1], [part[-1] for part in leaves]
         return values, leaves
 

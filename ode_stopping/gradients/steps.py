@@ -131,8 +131,9 @@ class StepAdjoint(Transpose):
 
     Exact for: the discretised flow, as `DirectAdjoint`. Memory: the kept steps and the graph of one
     chunk. Cost: one evaluation with a graph and one vector-Jacobian product for each evaluation of
-    the accepted steps. Falls back to `InterpolatingAdjoint`, and says so in `result.stats`, where
-    lam^T F departs from what it has to be.
+    the accepted steps, or a recorded product alone where that saves work (see `staged`). Falls back
+    to `InterpolatingAdjoint`, and says so in `result.stats`, where lam^T F departs from what it has
+    to be.
 
     Args:
         chunk: Number of steps in one graph; None: 16 for small states, fewer for large ones.
