@@ -45,8 +45,8 @@ _VOUCHED_ORDER = 4
 # Numbers in the states of one chunk: small states share a graph, large ones have one a step.
 _CHUNK_NUMBERS = 2**16
 _LONGEST_CHUNK = 16
-# Numbers in x from which on recorded products pay: below, autograd's overhead is shared by a chunk.
-_LARGE_STATE = 256
+# Numbers in x from which on recorded products pay: of fewer, chunks share autograd's overhead.
+_LARGE_STATE = 1000
 
 
 @dataclass(frozen=True)
