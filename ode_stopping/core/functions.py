@@ -180,6 +180,10 @@ class UserFunction:
         value = self.traced(time, state)
         return self.pull(value, time, state, cotangent, leaves, look=look)
 
+    def count_product(self) -> None:
+        """Count a vector-Jacobian product that was taken without an evaluation."""
+        self.products += 1
+
     def pull(
         self,
         value: Tensor,

@@ -42,6 +42,13 @@ class Sweep:
         """Further pieces of the state, on which nothing has arrived so far but this."""
         self.lam += cotangents
 
+    def leave(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add what a segment leaves in the leaves."""
+        for total, size, gradient in zip(self.sums, self.sizes, gradients, strict=True):
+            if gradient is not None:
+                total += gradient
+                size += torch.linalg.vector_norm(gradient)
+
     def through(
         self,
         end: Sequence[Tensor],
@@ -64,10 +71,7 @@ class Sweep:
         inputs = [*start, *extra, *self._leaves]
         found = _products(end, inputs, self.lam, keep=keep)
         first, second = len(start), len(start) + len(extra)
-        for total, size, gradient in zip(self.sums, self.sizes, found[second:], strict=True):
-            if gradient is not None:
-                total += gradient
-                size += torch.linalg.vector_norm(gradient)
+        self.leave(found[second:])
         filled = _filled(found[:second], inputs[:second])
         self.lam = filled[:first]
         return filled[first:]

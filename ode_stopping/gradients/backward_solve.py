@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.status import GradientError
 from ..solving.flow_map import FlowPiece
-from ..solving.solver import StepFailed, first_entries
+from ..solving.solver import Method, StepFailed, first_entries
 from ..solving.step import Step
 from ..solving.stepper import Stepper
 from .problem import Jump, Piece
@@ -218,6 +218,7 @@ def integrate_backward(
     residuals: Residuals,
     rtol: float,
     *,
+    method: Callable[[FlowPiece], Method] | None = None,
     max_steps: int | None = None,
     after_step: Sequence[Callable[[Step], None]] = (),
 ) -> Tensor:
@@ -233,6 +234,7 @@ def integrate_backward(
         state: (t, z) -> x(t).
         residuals: Told of every step and jump.
         rtol: Relative tolerance, by blocks.
+        method: Makes the steps, given the flow on its smooth piece; None: that of the path.
         max_steps: Limit on all steps; None: that of the solver.
         after_step: Called with every accepted step, too.
 
@@ -271,7 +273,7 @@ def integrate_backward(
             if bottom == top:
                 break
             stepper = Stepper(
-                path.method,
+                path.method if method is None else method(flow),
                 derivative,
                 end - top,
                 end - bottom,

@@ -16,13 +16,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..core.status import GradientError
 from ..solving.interpolation import accurate_path
+from ..solving.solver import first_entries
 from ..solving.step import Step
 from .backward_solve import Augmented, Residuals, integrate_backward
 from .problem import Jump, Piece
 from .route import GradientRoute, PullBack
+from .staged import Disagreement, Products
 
 __all__ = ["InterpolatingAdjoint"]
+
+# Numbers in x from which on recorded products pay.
+_LARGE_STATE = 64
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class InterpolatingAdjoint(GradientRoute):
     """Adjoint over the kept trajectory: lam' = -F_x^T lam, dL/dtheta = int F_theta^T lam dt.
 
     Exact for: flows that are smooth between the accepted steps. Memory: the kept steps. Cost: about
-    as many vector-Jacobian products as the forward run had evaluations.
+    as many vector-Jacobian products as the forward run had evaluations, recorded where that saves
+    work (see `staged`).
 
     Args:
         rtol: Relative tolerance of the backward solve, by blocks; None: that of the forward solve.
@@ -53,6 +60,21 @@ class InterpolatingAdjoint(GradientRoute):
         return self._solve(path, [path.at_end(cotangent)], times)
 
     def _solve(self, path: Piece, jumps: Sequence[Jump], times: Sequence[float] = ()) -> PullBack:
+        recorded = Products.of(path, Augmented(path).derivative, least=_LARGE_STATE)
+        try:
+            return self._attempt(path, jumps, times, recorded)
+        except (Disagreement, GradientError):
+            if recorded is None:
+                raise
+        return self._attempt(path, jumps, times)
+
+    def _attempt(
+        self,
+        path: Piece,
+        jumps: Sequence[Jump],
+        times: Sequence[float],
+        recorded: Products | None = None,
+    ) -> PullBack:
         z = Augmented(path)
         x = accurate_path(path.trajectory, path.flow, path.segments)
         wide = path.method.order > path.method.dense_order + 1
@@ -64,8 +86,11 @@ class InterpolatingAdjoint(GradientRoute):
             lambda t, _: x(t),
             residuals,
             self.rtol if self.rtol is not None else path.tolerances.rtol,
+            method=None if recorded is None else recorded.method_over(x),
             after_step=[sampler] if len(times) else [],
         )
+        if recorded is not None:
+            recorded.finish()
         return PullBack(
             start=end[z.adjoint],
             leaves=z.leaves_of(end),
@@ -89,7 +114,7 @@ class _Sampler:
         end, n = self._path.end, self._path.x0.numel()
         for i, t in enumerate(self._times):
             if step.t0 < end - t <= step.t1:
-                self._found[i] = self._path.method.dense(step)(end - t)[:n]
+                self._found[i] = first_entries(self._path.method.dense(step), n)(end - t)
 
     def stacked(self, last: Tensor) -> Tensor:
         return torch.stack([self._found.get(i, last) for i in range(len(self._times))])

@@ -31,9 +31,11 @@ from ..core.status import NotReproducibleError
 from ..core.sweep import Sweep
 from ..core.validation import require_count
 from ..solving.step import Step
+from .backward_solve import Augmented
 from .interpolating import InterpolatingAdjoint
 from .problem import Jump, Piece
 from .route import GradientRoute, PullBack
+from .staged import Disagreement, Products
 
 __all__ = ["OverJumps", "StepAdjoint", "Transpose"]
 
@@ -43,6 +45,8 @@ _VOUCHED_ORDER = 4
 # Numbers in the states of one chunk: small states share a graph, large ones have one a step.
 _CHUNK_NUMBERS = 2**16
 _LONGEST_CHUNK = 16
+# Numbers in x from which on recorded products pay: of fewer, chunks share autograd's overhead.
+_LARGE_STATE = 1000
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,16 @@ class Transpose(GradientRoute):
         return {}
 
     def _solve(self, path: Piece, jumps: Sequence[Jump]) -> PullBack:
-        transpose, over = _Transpose(path, jumps), self._over
+        recorded = Products.of(path, Augmented(path).derivative, least=_LARGE_STATE)
+        if recorded is not None:
+            try:
+                return self._attempt(path, jumps, recorded)
+            except Disagreement:
+                pass
+        return self._attempt(path, jumps, None)
+
+    def _attempt(self, path: Piece, jumps: Sequence[Jump], recorded: Products | None) -> PullBack:
+        transpose, over = _Transpose(path, jumps, recorded), self._over
         # The steps of a hit branch off from the step of the path after their node.
         last = max(jump.node + bool(jump.steps) for jump in jumps)
         named = {i for i, step in enumerate(path.steps[:last]) if step.t0 in path.times[1:-1]}
@@ -87,6 +100,8 @@ class Transpose(GradientRoute):
                 transpose.through(first, stop, over.get(first))
             if begin in named:
                 transpose.over_the_jump(begin)
+        if recorded is not None:
+            recorded.finish()
         return transpose.result()
 
     def _chunk(self, path: Piece) -> int:
@@ -116,8 +131,9 @@ class StepAdjoint(Transpose):
 
     Exact for: the discretised flow, as `DirectAdjoint`. Memory: the kept steps and the graph of one
     chunk. Cost: one evaluation with a graph and one vector-Jacobian product for each evaluation of
-    the accepted steps. Falls back to `InterpolatingAdjoint`, and says so in `result.stats`, where
-    lam^T F departs from what it has to be.
+    the accepted steps, or a recorded product alone where that saves work (see `staged`). Falls back
+    to `InterpolatingAdjoint`, and says so in `result.stats`, where lam^T F departs from what it has
+    to be.
 
     Args:
         chunk: Number of steps in one graph; None: 16 for small states, fewer for large ones.
@@ -157,8 +173,11 @@ def _continuous(path: Piece, jumps: Sequence[Jump], departure: float) -> PullBac
 class _Transpose:
     """lam on its way back through the steps, the sums that it leaves, and the identity."""
 
-    def __init__(self, path: Piece, jumps: Sequence[Jump]) -> None:
+    def __init__(
+        self, path: Piece, jumps: Sequence[Jump], recorded: Products | None = None
+    ) -> None:
         self._path = path
+        self._recorded = recorded
         self._jumps = jumps
         self._sweep = Sweep([torch.zeros_like(path.x0)], path.leaves.tensors)
         # Sums on the device: int lam^T F_t, what lam^T F has to be, and its error by the steps'.
@@ -191,8 +210,63 @@ class _Transpose:
         share the first evaluation with the step of the path. Where the first step goes over a jump
         in the state, with the share r, lam - r lam arrives at its start.
         """
-        path, steps = self._path, self._path.steps[begin:end]
-        first, shift = steps[0], path.x0.new_zeros(()).requires_grad_(True)
+        steps = self._path.steps[begin:end]
+        met = [
+            jump
+            for jump in self._jumps
+            if begin <= jump.node < end or (jump.node == end and not jump.steps)
+        ]
+        if self._recorded is not None and not met:
+            by_shift, inner = self._by_products(self._recorded, steps)
+        elif self._recorded is not None and len(steps) > 1 and all(j.node == end for j in met):
+            # A step that ends at a hit is as long as the polished T, its velocities are older.
+            self.through(end - 1, end)
+            self.through(begin, end - 1, share)
+            return
+        else:
+            replayed = self._by_replay(steps, begin, met)
+            if replayed is None:
+                # Beyond the limit of stability a few steps amplify rounding: each has to arrive.
+                middle = (begin + end) // 2
+                self.through(middle, end)
+                self.through(begin, middle, share)
+                return
+            by_shift, inner = replayed
+        if share is not None:
+            self._sweep.lam[0] = self._lam - share * self._lam
+        self._time, self._since = self._time + by_shift, self._since + by_shift
+        if any(jump.node < end for jump in met):
+            self._anchor = self._lam @ steps[0].f0
+            self._since = torch.zeros_like(by_shift)
+        self._largest = torch.maximum(self._largest, torch.linalg.vector_norm(self._lam))
+        errors = torch.stack([step.error for step in steps])
+        self._defect = self._defect + (torch.stack(inner) * errors).sum()
+        self._look(steps[0])
+
+    def _by_products(
+        self, recorded: Products, steps: Sequence[Step]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `_by_replay`, by the kept velocities and recorded products."""
+        inner, times, gained = [], [], []
+        for step in reversed(steps):
+            inner.append(self._lam)
+            lam, time, leaves = recorded.transposed(step, self._lam)
+            self._sweep.lam = [lam]
+            times.append(time)
+            gained.append(leaves)
+        self._products += recorded.stages * len(steps)
+        self._sweep.leave([torch.stack(parts).sum(0) for parts in zip(*gained, strict=True)])
+        return torch.stack(times).sum(), inner[::-1]
+
+    def _by_replay(
+        self, steps: Sequence[Step], begin: int, met: Sequence[Jump]
+    ) -> tuple[Tensor, list[Tensor]] | None:
+        """What int lam^T F_t gains, and lam at the ends of the steps; None where these are missed.
+
+        lam and the sums of the leaves move on.
+        """
+        path, first = self._path, steps[0]
+        shift = path.x0.new_zeros(()).requires_grad_(True)
         x = first.y0.detach().requires_grad_(True)
         replay = _Replay(path, shift, first.t0, steps[-1].t1)
         evaluations = path.flow.calls
@@ -200,11 +274,6 @@ class _Transpose:
             states = replay.through(steps, x)
             ends, lams = [states[-1]], [self._lam]
             kept = [(steps[-1], states[-1])]
-            met = [
-                jump
-                for jump in self._jumps
-                if begin <= jump.node < end or (jump.node == end and not jump.steps)
-            ]
             for jump in met:
                 state = states[jump.node - begin]
                 if jump.steps:
@@ -214,11 +283,7 @@ class _Transpose:
                 lams.append(jump.cotangent)
         self._products += path.flow.calls - evaluations
         if not self._arrive(steps, kept):
-            # Beyond the limit of stability a few steps amplify rounding: each has to arrive.
-            middle = (begin + end) // 2
-            self.through(middle, end)
-            self.through(begin, middle, share)
-            return
+            return None
         for jump in met:
             self._gain(jump)
         where = f"by the flow between t = {first.t0:.6g} and {steps[-1].t1:.6g}"
@@ -227,15 +292,7 @@ class _Transpose:
         by_shift, *inner = self._sweep.through(
             ends, [x], [shift, *states[1:]], keep=path.leaves.has_history
         )
-        if share is not None:
-            self._sweep.lam[0] = self._lam - share * self._lam
-        self._time, self._since = self._time + by_shift, self._since + by_shift
-        if any(jump.node < end for jump in met):
-            self._anchor, self._since = self._lam @ first.f0, torch.zeros_like(by_shift)
-        self._largest = torch.maximum(self._largest, torch.linalg.vector_norm(self._lam))
-        errors = torch.stack([step.error for step in steps])
-        self._defect = self._defect + (torch.stack(inner) * errors).sum()
-        self._look(first)
+        return by_shift, inner
 
     def _arrive(self, steps: Sequence[Step], ends: Sequence[tuple[Step, Tensor]]) -> bool:
         """Whether a replay gives the kept ends again, to rounding; a single step has to.
