@@ -112,9 +112,9 @@ class Products:
         kind = (path.x0.dtype, path.x0.device)
         if (
             path.x0.numel() < least
-            or len(path.steps) < _MANY_STEPS
             # A class that derives from it may have other data in its steps.
             or type(path.method) is not RungeKutta
+            or len(path.steps) < max(_MANY_STEPS, len(path.method.weights))
             or not path.leaves.tensors
             or path.leaves.has_history
             or any((p.dtype, p.device) != kind or p._backward_hooks for p in path.leaves.tensors)
