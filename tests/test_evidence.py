@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from ode_stopping import (
     InterpolatingAdjoint,
     StepAdjoint,
     StoppingResult,
+    StoppingWarning,
     Torchdiffeq,
     stopping_time,
 )
@@ -345,3 +348,28 @@ def test_dips_among_points_that_the_clock_cannot_tell_apart() -> None:
     closest = dips.near_miss(0.0)
     assert closest is not None
     assert closest.margin == pytest.approx(0.9, abs=0.11)
+
+
+@pytest.mark.parametrize("to", ["target", "rate", "x0"])
+@pytest.mark.parametrize("evidence", ["light", "standard"])
+def test_a_criterion_that_is_flat_in_its_dtype(evidence: Any, to: str) -> None:
+    """J = 1 + c x with c = 1e-11: its rounding moves T by 7e-5, and so dT/deps = -1/(c r x_T).
+
+    dT/dr = -T/r feels it as T does; dT/dx0 = 1/(r x0) is the same to any target.
+    """
+    values = {"rate": 1.3, "x0": 2.0, "target": 1 + 0.3e-11}
+    leaves = {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
+    leaf = leaves[to].requires_grad_()
+    rate, x0, target = leaves.values()
+    with pytest.warns(StoppingWarning, match="too flat at the target"):
+        result = stopping_time(
+            lambda t, x: -rate * x, x0, lambda t, x: 1 + 1e-11 * x, target, evidence=evidence
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (gradient,) = torch.autograd.grad(result.time, leaf)
+    time = math.log(2.0 / 0.3) / 1.3
+    exact = {"target": -1 / (1e-11 * 1.3 * 0.3), "rate": -time / 1.3, "x0": 1 / 2.6}[to]
+    error = abs(float(gradient) / exact - 1.0)
+    assert bool(caught) == (to != "x0"), [str(w.message) for w in caught]
+    assert error < (1e-3 if to == "target" else 2e-4)

@@ -125,3 +125,21 @@ def test_a_jump_at_a_named_time_is_no_jump_in_the_state() -> None:
     torch.testing.assert_close(float(result.time.detach()), time, rtol=1e-6, atol=0)
     assert a.grad is not None
     torch.testing.assert_close(float(a.grad), -0.4 / 2.0, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("speeds", [(3.0, 2.0), (2.0, 0.5), (5.0, 1.0)])
+def test_the_size_of_the_error_is_told(speeds: tuple[float, float]) -> None:
+    """x' = -a above 1 and -b below: dT/dx0 = 1/a, and the steps, which go over it, have 1/b."""
+    fast, slow = speeds
+    x0 = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    result = stopping_time(
+        lambda t, x: -torch.where(x > 1, fast, slow) * torch.ones_like(x), x0, lambda t, x: x, 0.5
+    )
+    with pytest.warns(GradientAccuracyWarning, match="the flow jumps in the state"):
+        result.time.backward()
+    (leaf,) = (leaf for leaf in result.evidence.leaves if leaf.name == "x0")
+    assert leaf.cause == "jump"
+    assert x0.grad is not None
+    error = abs(float(x0.grad) * fast - 1.0)
+    assert error > 0.3
+    assert leaf.error == pytest.approx(error, rel=0.1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..call import Call
 
-__all__ = ["Crossing", "lam_change"]
+__all__ = ["Crossing", "delay_changes", "lam_change"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,27 @@ def lam_change(call: Call, crossing: Crossing, state_error: Tensor) -> float:
     change = float((moved.gradient / moved.rate - lam).norm())
     size = float(lam.norm())
     return change / size if size > 0 else 0.0
+
+
+def delay_changes(call: Call, crossing: Crossing) -> tuple[float, float, float]:
+    """Relative changes of lam(T), of J'(T) and of T - t0 if T errs by the rounding of J.
+
+    The gradient of T is then that to another target. lam is taken back to T by the adjoint
+    equation, for a change along the path is none.
+    """
+    late = crossing.rounding / abs(crossing.rate)
+    t, x = crossing.time + late, crossing.state + late * crossing.velocity
+    moved = Crossing.at(call, t, x, call.flow.plain(t, x))
+    if moved.rate == 0.0:
+        return float("inf"), float("inf"), float("inf")
+    time, state = call.flow.inputs(t, x)
+    value = call.flow.traced(time, state)
+    lam, later = crossing.gradient / crossing.rate, moved.gradient / moved.rate
+    back = torch.zeros_like(lam)
+    if value.requires_grad:
+        (found,) = torch.autograd.grad(value, state, later, allow_unused=True)
+        back = back if found is None else late * found
+    size = float(lam.norm())
+    change = float((later + back - lam).norm())
+    of_lam, of_rate = change / size if size > 0 else 0.0, abs(moved.rate / crossing.rate - 1.0)
+    return of_lam, of_rate, late / (crossing.time - call.start)

@@ -68,7 +68,8 @@ class Evidence:
         time_error: Estimate of the error of T, in flow time; None where no path was kept.
         time_term: The same relative to T - t0.
         noise: Relative change of lam(T) under the error estimate of the last steps.
-        rounding: The same under one rounding of every element of x_T.
+        rounding: The same under one rounding of every element of x_T, and where J is flat under one
+            of J; or that of J', where the gradient to the target is asked for.
         clock: One rounding of T (or of the t that the flow sees), relative to T - t0.
         leaves: Of every tensor that was differentiated to, its estimated error (`LeafError`);
             empty with evidence="light", and for routes that keep no steps.
@@ -203,7 +204,7 @@ class Evidence:
                 "Use float64" if self.dtype != torch.float64 else "Use a target that is met earlier"
             )
             return (
-                f"one rounding of x_T in {self.dtype} changes grad J / J' by "
+                f"one rounding of x_T or of J in {self.dtype} changes grad J / J' or J' by "
                 f"{self.rounding:.1e}. {remedy}."
             )
         if "noise" in large:

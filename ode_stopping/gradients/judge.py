@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.stats import Stats
-from ..crossing.point import lam_change
+from ..crossing.point import Crossing, delay_changes, lam_change
 from .backward import Cotangents, Gradients, differentiate
 from .evidence import Evidence, identity_residual, relative_size
 from .interpolating import InterpolatingAdjoint
@@ -20,6 +20,9 @@ from .route import GradientRoute, PullBack
 from .steps import StepAdjoint
 
 __all__ = ["judge"]
+
+# J' may change by some times as much as T, over the length of the last step.
+_FELT = 1e-2
 
 
 def judge(
@@ -43,23 +46,40 @@ def judge(
         better = refined(problem, route, found, given)
     common = _of_the_path(problem, route, found, given, better)
     parts = []
-    for hit, arrives in zip(problem.hits, given.arriving, strict=True):
+    asked = given.wanted[2 : 2 + len(problem.hits)]
+    for hit, arrives, to_target in zip(problem.hits, given.arriving, asked, strict=True):
         evidence = Evidence.of(problem, hit)
         if arrives:
             assert hit.point is not None
             assert hit.state_error is not None
             evidence = replace(evidence, **common)
             if hit.point.aside == 0.0:  # (On a kink a small move changes the side, as was said.)
+                rounding = lam_change(call, hit.point, _rounding(hit.state))
+                if _is_flat(problem, hit.point):
+                    of_lam, of_rate, of_time = delay_changes(call, hit.point)
+                    rounding = max(
+                        rounding,
+                        of_lam,
+                        of_rate if to_target else 0.0,
+                        # (A quadrature over the path gains as much as the path does.)
+                        of_time if any(given.wanted[2 + len(problem.hits) :]) else 0.0,
+                    )
                 evidence = replace(
                     evidence,
                     noise=lam_change(call, hit.point, hit.state_error),
-                    rounding=lam_change(call, hit.point, _rounding(hit.state)),
+                    rounding=rounding,
                 )
         parts.append(evidence)
     worst = max(parts, key=lambda evidence: evidence.estimate or 0.0)
     worst.warn()
     returned = found if better is None else better.gradients
     return returned, parts, Stats(checks=call.flow.calls - calls)
+
+
+def _is_flat(problem: StoppingProblem, point: Crossing) -> bool:
+    """Whether J changes so slowly that its rounding moves T by what J' may feel."""
+    length = problem.steps[-1].length if problem.steps else problem.end - problem.start
+    return point.rounding > _FELT * problem.call.promise * length * abs(point.rate)
 
 
 def _of_the_path(

@@ -33,6 +33,8 @@ _BELIEVED = 0.3
 # A difference to halved steps is at least so many errors of the gradient there.
 _AT_LEAST = 5.0
 _HALVINGS = 3
+# A gradient is off by so many roundings of the result for nothing.
+_FEW_ROUNDINGS = 100.0
 # Of the path, at which it is looked at what a leaf moves.
 _POINTS = 4
 # A gradient that has cancelled below this share of its parts is judged by that share: with a
@@ -252,21 +254,34 @@ def differences(
     naturals = natural_sizes(problem, given, first, second)
     roundings = _roundings(problem, given)
     rows = zip(first.parts, second.parts, naturals, roundings, given.wanted, strict=True)
-    for a, b, natural, rounding, wanted in rows:
+    for a, b, natural, (relative, least), wanted in rows:
         size = float(b.norm())
-        gap = max(float((a - b).norm()) - rounding * max(size, natural), 0.0)
+        gap = max(float((a - b).norm()) - relative * max(size, natural) - least, 0.0)
         size = max(size, FLOOR * natural)
         error = 0.0 if gap == 0.0 else gap / size if size > 0.0 else inf
         found.append((error if isfinite(error) else inf) if wanted else 0.0)
     return found
 
 
-def _roundings(problem: StoppingProblem, given: Cotangents) -> list[float]:
-    """What a gradient is rounded by on its way, relative to its parts, where that is coarse."""
-    own = torch.finfo(problem.x0.dtype).eps
-    leaves = [torch.finfo(leaf.dtype).eps for leaf in problem.leaves.tensors]
-    others = len(given.wanted) - len(leaves)
-    return [0.0] * others + [2 * eps if eps > own else 0.0 for eps in leaves]
+def _roundings(problem: StoppingProblem, given: Cotangents) -> list[tuple[float, float]]:
+    """What each gradient is rounded by, relative to its parts and absolutely.
+
+    A change of a leaf by itself, or by 1 where it is smaller, that moves the result by some
+    roundings is none.
+    """
+    own, leaves = torch.finfo(problem.x0.dtype).eps, problem.leaves.tensors
+    spans = torch.tensor([hit.time - problem.start for hit in problem.hits], dtype=torch.float64)
+    states = torch.stack([hit.state for hit in problem.hits])
+    result = float((given.times.cpu() * spans).abs().sum() + (given.states * states).abs().sum())
+    least = _FEW_ROUNDINGS * own * result
+    coarse = [torch.finfo(leaf.dtype).eps for leaf in leaves]
+    return [
+        *[(0.0, 0.0)] * (len(given.wanted) - len(leaves)),
+        *(
+            (2 * eps if eps > own else 0.0, least / max(float(leaf.detach().norm()), 1.0))
+            for eps, leaf in zip(coarse, leaves, strict=True)
+        ),
+    ]
 
 
 def natural_sizes(
@@ -283,11 +298,10 @@ def natural_sizes(
     """
     rows = [_parts_of(problem, one) for one in gradients]
     lam, rate, *parts = (max(sizes) for sizes in zip(*rows, strict=True))
-    others = [_rounded(problem, given)]
     if not bool(given.times.any()):
         # lam^T F is 0 on the whole path then: a leaf that acts along F cancels at every point.
-        others.append(_uncancelled(problem, gradients[-1]))
-    parts = [max(sizes) for sizes in zip(parts, *others, strict=True)]
+        others = _uncancelled(problem, gradients[-1])
+        parts = [max(sizes) for sizes in zip(parts, others, strict=True)]
     targets, learned = [0.0] * len(problem.hits), [rate] * len(problem.call.learned)
     return [lam, rate, *targets, *learned, *parts]
 
@@ -301,18 +315,6 @@ def _parts_of(problem: StoppingProblem, gradients: Gradients) -> tuple[float, ..
     lam = max((jump.size for jump in jumps), default=0.0)
     rates = [jump.size * float(jump.velocity.norm()) for jump in jumps]
     return (lam, max(rates, default=0.0), *[0.0] * len(problem.leaves.tensors))
-
-
-def _rounded(problem: StoppingProblem, given: Cotangents) -> list[float]:
-    """Sizes of which a share `FLOOR` is rounding.
-
-    A change of the leaf by itself, or by 1 where it is smaller, then does not show in the result.
-    """
-    spans = torch.tensor([hit.time - problem.start for hit in problem.hits], dtype=torch.float64)
-    states = torch.stack([hit.state for hit in problem.hits])
-    result = float((given.times.cpu() * spans).abs().sum() + (given.states * states).abs().sum())
-    rounding = torch.finfo(problem.x0.dtype).eps * result / FLOOR
-    return [rounding / max(float(p.detach().norm()), 1.0) for p in problem.leaves.tensors]
 
 
 def _uncancelled(problem: StoppingProblem, gradients: Gradients) -> list[float]:
