@@ -38,7 +38,7 @@ def figure_6(context: Context) -> Outcome:
     Adam misses; of f - f* at 1000 where neither converges), at most 1, and the diverged runs of
     Adam-OLA over its whole grid of initial rates, none.
     """
-    seeds = seeds_of(context.choose(quick=5, paper=12))
+    seeds = seeds_of(context.choose(quick=3, paper=12))
     methods = context.choose(quick=BY_RATE, paper=available_methods())
     return judge(context, available(), methods, seeds)
 
