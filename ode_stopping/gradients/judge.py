@@ -21,7 +21,7 @@ from .steps import StepAdjoint
 
 __all__ = ["judge"]
 
-# J' may change by some times as much as T, over the length of the last step.
+# J' may change by some times as much as T, over the length of the last steps.
 _FELT = 1e-2
 
 
@@ -78,7 +78,8 @@ def judge(
 
 def _is_flat(problem: StoppingProblem, point: Crossing) -> bool:
     """Whether J changes so slowly that its rounding moves T by what J' may feel."""
-    length = problem.steps[-1].length if problem.steps else problem.end - problem.start
+    lengths = [step.length for step in problem.steps[-2:]]
+    length = max(lengths, default=problem.end - problem.start)
     return point.rounding > _FELT * problem.call.promise * length * abs(point.rate)
 
 
