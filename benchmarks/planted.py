@@ -65,8 +65,8 @@ class _Wrong(torch.autograd.Function):
         return ctx.factor * grad, None
 
 
-def run(seed: int, number: int, directions: int) -> Verdict:
-    """One case."""
+def run(seed: int, number: int, directions: int, *, show: bool = False) -> Verdict:
+    """One case; its report is printed with `show`."""
     begin, kind = time.perf_counter(), KINDS[number % len(KINDS)]
     settings = Settings(seed=seed)
     row = fuzz.run(settings, number)
@@ -94,7 +94,10 @@ def run(seed: int, number: int, directions: int) -> Verdict:
         _add_kink(subject, name, _KINK * abs(known.rate / case.on_time) * row.leaves[name].truth)
         note += f", {name}"
     try:
-        verdict = _report(subject, directions).verdict
+        report = _report(subject, directions)
+        verdict = report.verdict
+        if show:
+            print(report)
     except (StoppingError, ValueError) as failure:
         verdict = f"refused: {failure}"[:200]
     return Verdict(number, kind, verdict, note, time.perf_counter() - begin)
@@ -159,7 +162,8 @@ def main() -> None:
     numbers = [options.only] if options.only is not None else range(options.cases)
     verdicts: list[Verdict] = []
     found = Parallel(n_jobs=options.jobs, return_as="generator")(
-        delayed(run)(options.seed, number, options.directions) for number in numbers
+        delayed(run)(options.seed, number, options.directions, show=options.only is not None)
+        for number in numbers
     )
     for verdict in found:
         verdicts.append(verdict)

@@ -16,6 +16,7 @@ from ode_stopping.checking.differences import (
     gradients_of,
     require_reached,
     require_subjects,
+    rounding_of,
     widened,
 )
 from ode_stopping.checking.ladder import Slope
@@ -227,6 +228,7 @@ def _findings(
             job, call, subject, moves, figures, problem, at, promise
         ),
         promise=promise,
+        least=rounding_of(problem.index, problem.x0.dtype),
         road=road,
         others=exact,
         why_not=why_not,

@@ -180,3 +180,18 @@ def test_checks_stay_inside_the_domain(size: float) -> None:
     eps = leaf(size)
     report = check_gradient(lambda: 1e-3 * torch.sqrt(eps) + torch.log(eps), [eps])
     assert report.verdict == "right", report
+
+
+@pytest.mark.parametrize("route", [StepAdjoint(), InterpolatingAdjoint()], ids=str)
+def test_a_leaf_that_does_nothing_is_right(route: Any) -> None:
+    """A pulse long after T: its place has a derivative of 1e-150, which no road can tell from 0."""
+    place, rate = leaf(30.0), leaf(2.0)
+    report = check_stopping_gradient(
+        lambda t, x: -rate * x + torch.exp(-((t - place) ** 2) / 2),
+        X0,
+        lambda t, x: x.norm(),
+        0.2,
+        gradient=route,
+    )
+    assert report.verdicts == {"place": "right", "rate": "right"}, report
+    assert report.passed

@@ -20,11 +20,13 @@ __all__ = [
     "largest_step",
     "require_reached",
     "require_subjects",
+    "rounding_of",
     "widened",
 ]
 
 # A ladder of differences may stop where it is this much more certain than the promise.
 _ENOUGH = 0.1
+_ROUNDINGS = 100.0
 # A change of so many times the noise over the promise can be seen; of so many it is seen clearly.
 _SEEN, _CLEAR = 10.0, 1e3
 
@@ -66,6 +68,11 @@ def gradients_of(value: Tensor, subjects: Sequence[Subject]) -> list[Tensor]:
     tensors = [subject.tensor for subject in subjects]
     found = torch.autograd.grad(value, tensors, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, tensors, strict=True)]
+
+
+def rounding_of(value: float, dtype: torch.dtype) -> float:
+    """What a result is rounded by on its way."""
+    return _ROUNDINGS * torch.finfo(dtype).eps * abs(value)
 
 
 def largest_step(error: float) -> float:
@@ -181,6 +188,7 @@ def compared(
     differences: Callable[[Subject, list[Tensor], list[float]], tuple[list[Slope | None], str]],
     *,
     promise: float,
+    least: float,
     road: str = "",
     others: Sequence[list[Slope | None]] | None = None,
     why_not: str = "",
@@ -192,6 +200,7 @@ def compared(
         gradients: The route's gradients.
         differences: Subject, moves and the route's figures to slopes, and why there are none.
         promise: Relative error that is allowed of the route.
+        least: What a rounding of the result is (`rounding_of`).
         road: The name of the other road; empty for none.
         others: Its slopes, a list a subject; None where it has none.
         why_not: Why it has none.
@@ -201,13 +210,21 @@ def compared(
         figures = [float((gradient * move).sum()) for move in moves]
         slopes, note = differences(subject, moves, figures)
         pairs = list(zip(figures, slopes, strict=True))
-        findings += judge(subject.name, FINITE_DIFFERENCES, pairs, promise=promise, why_not=note)
+        findings += judge(
+            subject.name, FINITE_DIFFERENCES, pairs, promise=promise, why_not=note, least=least
+        )
         if road:
             other = others[index] if others is not None else [None] * len(moves)
             # What takes one side of a kink is no judge there.
             kinked = [slope is not None and slope.sides is not None for slope in slopes]
             pairs = list(zip(figures, other, strict=True))
             findings += judge(
-                subject.name, road, pairs, promise=promise, why_not=why_not, kinked=kinked
+                subject.name,
+                road,
+                pairs,
+                promise=promise,
+                why_not=why_not,
+                kinked=kinked,
+                least=least,
             )
     return findings

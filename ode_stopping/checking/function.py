@@ -15,7 +15,14 @@ from ..core.names import names_of
 from ..core.status import GradientError, Status
 from ..core.substitution import Substitution
 from ..core.validation import require_callable, require_count
-from .differences import compared, difference_slopes, gradients_of, largest_step, widened
+from .differences import (
+    compared,
+    difference_slopes,
+    gradients_of,
+    largest_step,
+    rounding_of,
+    widened,
+)
 from .ladder import measure_noise
 from .quiet import listening, quiet
 from .report import GradientReport
@@ -155,6 +162,7 @@ def _checked(
                 largest=largest,
             ),
             promise=promise,
+            least=rounding_of(at, value.dtype),
         )
     return GradientReport(
         "f", "autograd", at, nan, tuple(findings), names, warnings=tuple(warned), solves=calls

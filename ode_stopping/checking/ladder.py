@@ -186,7 +186,7 @@ class _Ladder:
         The gap of a smooth f is f'' h, which the extrapolation takes out, up to its cube.
         """
         largest = max((abs(gap) for _, gap in self._gaps), default=0.0)
-        gaps = [(h, gap) for h, gap in self._gaps if 4 * _CLEAR * self._noise < h * largest]
+        gaps = [(h, gap) for h, gap in self._gaps if 12 * _CLEAR * self._noise < h * largest]
         found = _extrapolated(gaps, _FACTOR)[-2:]
         if len(found) < 2:
             return None

@@ -14,12 +14,14 @@ __all__ = [
     "AT_A_KINK",
     "FINITE_DIFFERENCES",
     "FORWARD_SENSITIVITY",
+    "NOTHING",
     "SAME_ROAD",
     "Finding",
     "GradientReport",
     "judge",
 ]
 
+NOTHING = "less than the result is rounded by"
 AT_A_KINK = "at a kink: this may be the slope of its other side"
 FINITE_DIFFERENCES = "finite differences"
 FORWARD_SENSITIVITY = "forward sensitivity"
@@ -240,6 +242,7 @@ def judge(
     promise: float,
     why_not: str = "",
     kinked: Sequence[bool] = (),
+    least: float = 0.0,
 ) -> list[Finding]:
     """Compare the route's figures with a road's, one pair a direction.
 
@@ -254,6 +257,7 @@ def judge(
         promise: Relative error that is allowed of the route.
         why_not: The note for a pair without a reference.
         kinked: Directions with a kink, in which a road that takes one side of it is no judge.
+        least: A figure that is no larger is a rounding of the result, and so is nothing.
     """
     known = [slope for _, slope in pairs if slope is not None]
     scale = max(
@@ -291,6 +295,8 @@ def judge(
             passed, note = None, "as far off as noise may be, and the remainder is not of order 1"
         if not passed and index < len(kinked) and kinked[index]:
             passed, note = None, AT_A_KINK
+        if not passed and max(abs(gradient), abs(low), abs(high)) <= least:
+            passed, note = True, NOTHING
         findings.append(
             Finding(
                 subject,
