@@ -15,6 +15,7 @@ rounds. rtol is 1e-6, atol 1e-10. Every gradient is compared with a truth that n
     f  30 targets 1 .. 1e-8 in one call over the lowest alone: evaluations and products
     g  host reads and own operations, per tried step forward, per product backward
     h  `InterpolatingAdjoint` over torchdiffeq: value and gradient as in a, backward as in c
+    i  where the time of a and e goes, by the profiler (which makes small functions look larger)
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 import argparse
+import cProfile
 import platform
+import pstats
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from _engine_cases import DTYPE, Decay, Network, RotatedQuadratic
@@ -53,8 +57,19 @@ from ode_stopping import InterpolatingAdjoint
 from theory_checks.files import require_output, run_script, write_text
 
 RESULTS = Path(__file__).resolve().parent / "results" / "engine.md"
-ROWS = "abcdefgh"
+ROWS = "abcdefghi"
 COLUMNS = ["row", "case", "figure", "quartiles", "bar", "goal", "errors", "CPU ms"]
+# Parts of a call, the functions that they are and that call one another only across parts.
+PARTS = {
+    "leaves looked for": ("gradients/tracing.py", "trace_leaves"),
+    "derivatives compared with differences": ("gradients/tracing.py", "check_functions"),
+    "forward, all": ("crossing/run.py", "find_crossings"),
+    "forward, steps": ("solving/stepper.py", "attempt"),
+    "forward, J inside the steps": ("crossing/run.py", "_look"),
+    "backward, steps": ("gradients/steps.py", "pull_back_path"),
+    "backward, autograd's products": ("core/sweep.py", "_products"),
+    "evidence": ("gradients/judge.py", "judge"),
+}
 Line = list[str]
 Row = Callable[[int, bool], Iterator[Line]]
 
@@ -217,6 +232,28 @@ def reads_and_operations(rounds: int, quick: bool) -> Iterator[Line]:
         yield ["g", f"{name} backward, a product; an accepted step", figure, "", "", "", "", ""]
 
 
+def where_it_goes(rounds: int, quick: bool) -> Iterator[Line]:
+    """Row i."""
+    cases = {"two steps": (Decay().closures, 50), "d = 100": (RotatedQuadratic(100).closures, 2)}
+    for name, (make, count) in cases.items():
+        run = ours(make)
+        run()  # what is looked up once
+        profiler = cProfile.Profile()
+        profiler.enable()
+        for _ in range(count * rounds):
+            run()
+        profiler.disable()
+        stats: Any = pstats.Stats(profiler)
+        for part, (file, function) in PARTS.items():
+            spent = sum(
+                entry[3]
+                for (path, _, called), entry in stats.stats.items()
+                if path.endswith(file) and called == function
+            )
+            share = f"{100 * spent / stats.total_tt:.0f} %"
+            yield ["i", f"{name}: {part}", share, "", "", "", "", ""]
+
+
 def lines(wanted: str, rounds: int, quick: bool) -> Iterator[Line]:
     """All lines of the wanted rows, as they come."""
     if set(wanted) & set("abh"):
@@ -228,6 +265,7 @@ def lines(wanted: str, rounds: int, quick: bool) -> Iterator[Line]:
         "e": one_step,
         "f": several_targets,
         "g": reads_and_operations,
+        "i": where_it_goes,
     }
     for row, measure in others.items():
         if row in wanted:
