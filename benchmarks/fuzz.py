@@ -21,7 +21,8 @@ are dropped, and counted.
 
 `--out` keeps a row a case, and a run that was interrupted goes on where it was; samples of several
 settings may share a file, and `--cases 0` makes the table of what a file holds. `--only` runs one
-case and shows it whole. `--all` runs the samples of the stored table (an hour of one core).
+case and shows it whole. `--all` runs the samples of the stored table (an hour and a half of one
+core).
 """
 
 from __future__ import annotations

@@ -73,14 +73,13 @@ class Settings:
 
 
 SAMPLES: tuple[tuple[Settings, int], ...] = (
-    (Settings(), 600),
-    (Settings(what="state"), 300),
-    (Settings(jumps=True), 150),
-    (Settings(evidence="light"), 300),
-    (Settings(evidence="light", what="state"), 150),
-    (Settings(evidence="thorough"), 150),
+    (Settings(), 1000),
+    (Settings(what="state"), 550),
+    (Settings(jumps=True), 320),
+    (Settings(evidence="thorough"), 530),
     (Settings(methods=METHODS, dtypes=tuple(DTYPES)), 150),
     (Settings(cost=True, seed=1), 40),
+    (Settings(cost=True, seed=1, evidence="thorough"), 40),
 )
 """What the stored table is of, and how many cases of each."""
 
