@@ -125,9 +125,9 @@ def test_a_result_is_freed_at_once(interpolation: str | None) -> None:
     assert [reference() for reference in watched] == [None] * 4
 
 
-CALLS = 100
+CALLS = 50
 WIDTH = 10_000  # of a state, 80 kB
-KEPT = 24 * 2**20  # bytes; a trajectory a call would be several times that
+KEPT = 12 * 2**20  # bytes; a trajectory a call would be several times that
 TIME_ROUTES = (
     StepAdjoint(),
     InterpolatingAdjoint(),

@@ -53,7 +53,7 @@ def test_a_tuple_of_states_with_breakpoints(of: str) -> None:
 @pytest.mark.parametrize("method", adaptive_methods())
 def test_every_method(method: str) -> None:
     """Also those that do not end on their last stage, and that of order 8."""
-    rtol, found = 1e-4 if method in ("adaptive_heun", "fehlberg2") else 1e-6, []
+    rtol, found = {"adaptive_heun": 1e-3, "fehlberg2": 1e-3, "bosh3": 1e-5}.get(method, 1e-6), []
     for route in (StepAdjoint(), DirectAdjoint()):
         problem = PairProblem([0.5, 0.1])
         result = problem.solve(route, rtol=rtol, method=method)

@@ -229,6 +229,7 @@ def test_gradient_agrees_with_central_differences() -> None:
 
 
 @loosely
+@pytest.mark.slow
 def test_a_few_iterations_help_another_problem() -> None:
     constants = StoPMConstants()
     other = learned_ishd(logistic(8, samples=100, dim=20), constants)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ode_stopping import StoppingResult, Torchdiffeq, stopping_time
 
 F64 = torch.float64
-TIGHT = Torchdiffeq(rtol=1e-10)
+TIGHT = Torchdiffeq("dopri8", rtol=1e-10)
 
 
 def leaf(value: float | list[float]) -> Tensor:
