@@ -175,6 +175,7 @@ def test_the_closed_form_names_its_range(damping: float) -> None:
         _two_modes.first_crossing(damping)
 
 
+@pytest.mark.slow
 def test_both_sides_meet_the_first_crossing() -> None:
     outcome = oscillation.judge_crossings(
         Context(), [1.5, 1.7, 1.8], step=2e-3, jump_steps=(8e-3, 4e-3, 2e-3)

@@ -147,6 +147,7 @@ def test_order_of_the_gradient(rule: type[UpdateRule], interpolation: str, at_le
     assert min(slopes) >= at_least
 
 
+@pytest.mark.slow
 def test_order_of_definition_3() -> None:
     _, of_gradient = order_errors(Euler, None, FINE)
     assert 0.9 <= slope(FINE, of_gradient) <= 1.1

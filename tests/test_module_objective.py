@@ -26,6 +26,7 @@ from ode_stopping.problems import objective_gradient
 # --- training is a flow --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_has_a_stopping_time_with_its_gradient() -> None:
     f = objective()
     x0 = f.initial_point().requires_grad_()

@@ -157,6 +157,7 @@ def test_divergence_is_raised_with_what_was_found() -> None:
     assert quiet.time is None
 
 
+@pytest.mark.slow
 def test_converges_to_the_continuous_side() -> None:
     """h dN_k/dp -> dT_k/dp for all targets at once (Theorem 2)."""
     case = Case()

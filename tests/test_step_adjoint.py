@@ -184,6 +184,7 @@ def test_memory_of_the_graph_is_one_chunk() -> None:
 FIVE = [0.1, 0.5, 0.02, 0.3, 0.05]
 
 
+@pytest.mark.slow
 def test_several_targets_are_the_single_ones() -> None:
     """Each alone on a run of its own (the first one too), at the tolerance of the runs."""
     problem = PairProblem(FIVE)

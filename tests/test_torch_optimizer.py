@@ -34,6 +34,14 @@ from ode_stopping.core.status import MissingGradientError
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "how-to-torch-optimisers.md"
 optim = torch.optim
+VARIANTS = (
+    "RMSprop-centered",
+    "Adam-amsgrad",
+    "NAdam-decoupled",
+    "Rprop-bounded",
+    "AdamW",
+    "Adamax",
+)
 every_case = pytest.mark.parametrize("name", CASES)
 
 
@@ -105,7 +113,11 @@ def test_with_a_graph_the_numbers_are_the_same(name: str) -> None:
             assert torch.equal(twice, plain)
 
 
-@every_case
+@pytest.mark.parametrize(
+    "name",
+    # The other half of the variants takes as long again.
+    [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in CASES],
+)
 def test_gradient_to_every_hyperparameter(name: str) -> None:
     report = report_of(adapted(name))
     assert report.passed, report

@@ -67,6 +67,7 @@ def test_closed_form(optimizer: Any, iterations: int) -> None:
     assert theta.grad is None
 
 
+@pytest.mark.slow
 def test_damping_of_the_heavy_ball() -> None:
     objective = Quadratic(torch.tensor([1.0, 6.0], dtype=torch.float64))
     x0 = torch.tensor([1.0, 0.6], dtype=torch.float64)
