@@ -40,7 +40,7 @@ ROUTES = (
     DirectAdjoint(),
     ForwardSensitivity(),
 )
-SLOW = (DirectAdjoint, ForwardSensitivity)
+QUICK_AND_SLOW = [*ROUTES[:3], *(pytest.param(r, marks=pytest.mark.slow) for r in ROUTES[3:])]
 every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
 
 
@@ -149,14 +149,7 @@ def test_closed_forms_with_three_targets(case: Any) -> None:
 # --- against one call a target ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "route",
-    [
-        pytest.param(route, marks=pytest.mark.slow if isinstance(route, SLOW) else ())
-        for route in ROUTES
-    ],
-    ids=lambda route: type(route).__name__,
-)
+@pytest.mark.parametrize("route", QUICK_AND_SLOW, ids=lambda route: type(route).__name__)
 def test_gradients_equal_those_of_single_calls(route: GradientRoute) -> None:
     # x comes back over the whole path to twice rtol only: the tolerance of that route alone.
     many, single = Cubic(), Cubic()
