@@ -7,9 +7,10 @@ the oracle's path at which J falls below all that it was before, clear of a graz
 one that is shallow behind T is let be, and may be refused as DEGENERATE).
 
 The error of a leaf is |g - g*| / max(|g*|, 1/50 of its natural size), the natural size being what g
-would be if nothing cancelled (int |F_p^T lam| dt for a parameter, max |lam| for x0,
-max sum_i |lam_i F_i| for t0); the library judges by the same floor. The promise is 50 rtol, at most
-0.1. A leaf is *silently wrong* where its error exceeds the promise and ten times its estimate, and
+would be if nothing cancelled (int |F_p^T lam| dt for a parameter, or int |F_p|^T |lam| dt where
+nothing arrives at T; max |lam| for x0, max sum_i |lam_i F_i| for t0); the library judges by the
+same floor. The promise is 50 rtol, at most 0.1. A leaf is *silently wrong* where its error exceeds
+the promise and ten times its estimate, and
 no `GradientAccuracyWarning` came; a gradient (one backward call) is *accused* where one came and no
 leaf exceeds the promise. Cases on which the oracle itself is not clear to a tenth of the promise
 are dropped, and counted.

@@ -1,6 +1,6 @@
 """Does `check_stopping_gradient` tell right from wrong? Random cases with known verdicts.
 
-Flows, criteria, scales and routes are those of `fuzz.py` (at default tolerances), drawn from the
+Flows, criteria, scales, tolerances and routes are those of `fuzz.py`, drawn from the
 seed and the number of the case; a case is used where the gradient is right by the oracle. Of ten,
 four stay as they are, five get a gradient that is wrong in one leaf by .1 to 10 % of itself (the
 value is as before), and in one J has a kink in a leaf. Only a leaf that matters is made wrong: its
@@ -38,6 +38,7 @@ from theory_checks.files import require_output, run_script, write_text
 KINDS = ("right", "wrong") * 4 + ("wrong", "kink")
 _LEAST_SHARE = 0.01  # of its natural size: a gradient that is made wrong
 _RIGHT = 0.5  # of the promise: the error of a gradient that counts as right
+Criterion = Callable[[Tensor, Tensor], Tensor]
 _KINK = 0.3  # slope of the kink, over that of J along the leaf
 
 
@@ -89,12 +90,14 @@ def run(seed: int, number: int, directions: int, *, show: bool = False) -> Verdi
         altered[name] = lambda p: _Wrong.apply(p, 1.0 + error)
         note += f", {name} by {error:.1e}"
     subject = fuzz.Subject(case, altered=altered)
+    criterion = subject.criterion
     if kind == "kink":
         known = answer(case.problem, case.near, case.on_time, case.on_state)
-        _add_kink(subject, name, _KINK * abs(known.rate / case.on_time) * row.leaves[name].truth)
+        slope = _KINK * abs(known.rate / case.on_time) * row.leaves[name].truth
+        criterion = _kinked(criterion, subject.leaves[name], slope)
         note += f", {name}"
     try:
-        report = _report(subject, directions)
+        report = _report(subject, criterion, directions)
         verdict = report.verdict
         if show:
             print(report)
@@ -103,25 +106,24 @@ def run(seed: int, number: int, directions: int, *, show: bool = False) -> Verdi
     return Verdict(number, kind, verdict, note, time.perf_counter() - begin)
 
 
-def _add_kink(subject: fuzz.Subject, name: str, slope: float) -> None:
+def _kinked(criterion: Criterion, leaf: Tensor, slope: float) -> Criterion:
     """J plus slope |p - p0| in the first element of a leaf, p0 where it is."""
-    criterion, leaf = subject.criterion, subject.leaves[name]
     place = float(leaf.detach().reshape(-1)[0])
 
     def kinked(t: Tensor, x: Tensor) -> Tensor:
         return criterion(t, x) + slope * (leaf.reshape(-1)[0] - place).abs()
 
-    subject.criterion = kinked
+    return kinked
 
 
-def _report(subject: fuzz.Subject, directions: int) -> GradientReport:
+def _report(subject: fuzz.Subject, criterion: Criterion, directions: int) -> GradientReport:
     case, leaves = subject.case, subject.leaves
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return check_stopping_gradient(
             subject.flow,
             leaves["x0"],
-            subject.criterion,
+            criterion,
             leaves["target"],
             gradient=ROUTES[case.route],
             solver=subject.solver,

@@ -81,7 +81,7 @@ SAMPLES: tuple[tuple[Settings, int], ...] = (
     (Settings(cost=True, seed=1), 40),
     (Settings(cost=True, seed=1, evidence="thorough"), 40),
 )
-"""What the stored table is of, and how many cases of each."""
+"""What `--all` runs, and how many cases of each; the stored table has all but other methods."""
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ class _Difference:
         wider = {
             k: direction
             for k, leaf in enumerate(self._leaves, 1)
-            if (direction := self._wider(leaf, self._gradients[k])) is not None
+            if (direction := wider_direction(leaf, self._gradients[k], self._size, self._limits))
+            is not None
         }
         if not wider:
             return found
@@ -118,9 +119,6 @@ class _Difference:
         for k, error in zip(wider, self._errors(list(wider)), strict=True):
             found[k] = max(found[k], error)
         return found
-
-    def _wider(self, leaf: Tensor, gradient: Tensor) -> Tensor | None:
-        return wider_direction(leaf, gradient, self._size, self._limits)
 
     def _errors(self, moved: Sequence[int]) -> list[float]:
         """The errors of some of the tensors."""
