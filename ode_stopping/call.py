@@ -6,18 +6,18 @@ field here, read where it matters; nothing in between hands it on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from torch import Tensor
 
-from .core.functions import CriterionMap
+from .core.functions import Clock, CriterionMap
 from .core.leaves import LeafSet
 from .core.states import StateLayout
 from .solving.flow_map import FlowMap
 from .solving.solver import Method, Solver, Tolerances
 
-__all__ = ["Call", "Route"]
+__all__ = ["Call", "Route", "Watch"]
 
 
 class Route(Protocol):
@@ -29,19 +29,51 @@ class Route(Protocol):
 
 
 @dataclass(frozen=True)
+class Watch:
+    """A target that a criterion is watched for; a run ends when all of its watches have been met.
+
+    Attributes:
+        index: Its place among the watches of the call.
+        criterion: J on flat vectors; it falls, whatever direction the user's J has.
+        target: eps, which J falls to.
+        leave: The value that J has to exceed before a fall to the target counts; None: it counts
+            from now on, and J is above the target.
+        event: What it belongs to: a crossing in either direction has two watches.
+        repeats: Whether it is waited for again once it was met.
+        count: The run ends where its event is met for so many times from now on; None: it does not.
+    """
+
+    index: int
+    criterion: CriterionMap
+    target: float
+    leave: float | None = None
+    event: int = 0
+    repeats: bool = False
+    count: int | None = None
+
+    @property
+    def time(self) -> float | None:
+        """When it is met, in flow time, where that is known: J is the clock."""
+        return -self.target if isinstance(self.criterion, Clock) else None
+
+    def counting(self) -> Watch:
+        """The same, once J has been above its target."""
+        return replace(self, leave=None)
+
+
+@dataclass(frozen=True)
 class Call:
     """A checked call.
 
     Attributes:
         flow: dx/dt on flat vectors.
-        criterion: J on flat vectors; it falls, whatever `direction` the user's J has.
         leaves: Tensors that receive gradients as far as they are known before any evaluation.
         solver: Of the forward run.
         method: The solver's, for the dtype of the state.
         tolerances: Likewise.
         times: Start, breakpoints and horizon: the flow is smooth in t between them.
         x0: Start, shape (n,), without graph.
-        targets: The values of eps that it falls to, in the order given.
+        watches: What the run looks for, in the order given.
         learned: The breakpoints that require grad, in the order given.
         gradient: Route of the derivatives; None: the time only, and nothing is kept.
         censored: What a miss counts as, in flow time; None: infinity.
@@ -50,14 +82,13 @@ class Call:
     """
 
     flow: FlowMap
-    criterion: CriterionMap
     leaves: LeafSet
     solver: Solver
     method: Method
     tolerances: Tolerances
     times: tuple[float, ...]
     x0: Tensor
-    targets: tuple[float, ...]
+    watches: tuple[Watch, ...]
     learned: tuple[float, ...] = ()
     gradient: Route | None = None
     censored: float | None = None
@@ -70,9 +101,19 @@ class Call:
         return self.flow.layout
 
     @property
+    def criteria(self) -> list[CriterionMap]:
+        """The criteria that are watched, each once."""
+        return list({id(watch.criterion): watch.criterion for watch in self.watches}.values())
+
+    @property
     def start(self) -> float:
         """t0, in flow time."""
         return self.times[0]
+
+    @property
+    def first_piece(self) -> int:
+        """The number of the smooth piece of the flow that the run starts on."""
+        return self.flow.number_at(self.start)
 
     @property
     def keeps(self) -> bool:

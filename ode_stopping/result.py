@@ -193,11 +193,13 @@ def result_of(run: Run, found: Attached, *, several: bool) -> StoppingResult:
         several: Whether the target was a vector.
     """
     call = run.call
-    hits = [run.hit(index) for index in range(len(call.targets))]
+    hits = [run.hit(watch.index) for watch in call.watches]
     status = [run.status if hit is None else hit.status for hit in hits]
     reached = torch.tensor([s in _HITS for s in status], device=run.state.device)
-    shown, nan = call.criterion.shown, float("nan")
-    rates = [nan if h is None or h.point is None else shown(h.point.rate) for h in hits]
+    nan = float("nan")
+    rates = [
+        nan if h is None or h.point is None else h.watch.criterion.shown(h.point.rate) for h in hits
+    ]
     rate = torch.tensor(rates, dtype=torch.float64, device=run.state.device)
     misses = [run.near_miss if hit is None else hit.near_miss for hit in hits]
     differentiation = found.differentiation
@@ -226,14 +228,14 @@ def require_success(run: Run, result: StoppingResult) -> None:
         StoppingError: DEGENERATE, DIVERGED or STALLED.
     """
     several = isinstance(result.status, list)
-    for index in sorted(range(len(run.call.targets)), key=lambda k: -run.call.targets[k]):
-        hit = run.hit(index)
+    for watch in sorted(run.call.watches, key=lambda watch: -watch.target):
+        hit = run.hit(watch.index)
         status = run.status if hit is None else hit.status
         error = ERROR_OF_STATUS.get(status)
         if error is None:
             continue
         time, note = (run.time, run.note) if hit is None else (hit.time, hit.note)
-        target = run.call.criterion.shown(run.call.targets[index])
+        target = watch.criterion.shown(watch.target)
         where = f"target {target:g}: " if several else ""
         raise error(
             f"{where}{status.name}: {status.value} [{note}; t = {time:.9g}, "

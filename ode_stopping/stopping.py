@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .call import Call
+from .call import Call, Watch
 from .core.functions import CriterionMap
 from .core.leaves import LeafSet
 from .core.states import State, StateLayout
@@ -152,14 +152,15 @@ def stopping_time(
     targets = [measured.oriented(one) for one in targets]
     call = Call(
         flow=FlowMap(flow, layout, x_start, times=times, jumps_at_start=jumps_at_start),
-        criterion=measured,
         leaves=LeafSet.collect(flow, criterion, params=params),
         solver=chosen,
         method=chosen.method(packed.dtype),
         tolerances=tolerances,
         times=times,
         x0=x_start,
-        targets=tuple(float(one.detach()) for one in targets),
+        watches=tuple(
+            Watch(index, measured, float(one.detach())) for index, one in enumerate(targets)
+        ),
         learned=tuple(float(one.detach()) for one in learned),
         gradient=gradient,
         censored=limit,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ode_stopping import Method, Solver, Step
-from ode_stopping.call import Call
+from ode_stopping.call import Call, Watch
 from ode_stopping.core.functions import CriterionMap
 from ode_stopping.core.leaves import LeafSet
 from ode_stopping.core.states import StateLayout
@@ -98,16 +98,16 @@ class Scene:
         def flow(t: Tensor, x: Tensor) -> Tensor:
             return torch.full_like(x, velocity(float(t)))
 
+        criterion = CriterionMap(self.criterion, layout, x0)
         call = Call(
             flow=FlowMap(flow, layout, x0, times=self.times),
-            criterion=CriterionMap(self.criterion, layout, x0),
             leaves=LeafSet.collect(flow, self.criterion),
             solver=solver,
             method=method,
             tolerances=solver.tolerances(F64),
             times=self.times,
             x0=x0,
-            targets=tuple(self.targets),
+            watches=tuple(Watch(k, criterion, target) for k, target in enumerate(self.targets)),
             gradient=self.route,
             evidence="light",
             leave_first=self.leave_first,

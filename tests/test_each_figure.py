@@ -139,7 +139,7 @@ def sphere(state: Tensor) -> tuple[Any, Crossing]:
     )
     assert result.problem is not None
     call = result.problem.call
-    return call, Crossing.at(call, 1.0, state, -state)
+    return call, Crossing.at(result.problem.criterion, 1.0, state, -state)
 
 
 def test_noise_is_moved_back_to_the_level_set() -> None:
@@ -148,8 +148,8 @@ def test_noise_is_moved_back_to_the_level_set() -> None:
     call, point = sphere(state)
     delta = 1e-4
     along, across = delta * state, delta * torch.tensor([0.0, 1.0, 0.0], dtype=F64)
-    assert lam_change(call, point, along) < 10 * delta**2
-    assert lam_change(call, point, across) == pytest.approx(delta, rel=1e-3)
+    assert lam_change(call.flow, point, along) < 10 * delta**2
+    assert lam_change(call.flow, point, across) == pytest.approx(delta, rel=1e-3)
 
 
 @pytest.mark.parametrize("evidence", ["light", "standard"])

@@ -18,7 +18,7 @@ from .leaves import LeafSet
 from .names import tensors_in
 from .states import State, StateLayout
 
-__all__ = ["CriterionMap", "UserFunction", "Vjp", "sum_of_products"]
+__all__ = ["Clock", "CriterionMap", "ResetMap", "UserFunction", "Vjp", "sum_of_products"]
 
 Value = TypeVar("Value", float, Tensor)
 
@@ -321,6 +321,44 @@ class CriterionMap(UserFunction):
         grads = torch.autograd.grad(value, [state, time], allow_unused=True, retain_graph=True)
         g, rate = _or_zeros(grads[0], state), _or_zeros(grads[1], time)
         return value.item(), g, float(rate)
+
+
+class Clock(CriterionMap):
+    """-t, which falls to -T at a known time T: a crossing like any other, with J' = -1.
+
+    Args:
+        layout: Layout of the state.
+        like: A state, for dtype and device.
+    """
+
+    name = "clock"
+
+    def __init__(self, layout: StateLayout, like: Tensor) -> None:
+        super().__init__(lambda t, x: t, layout, like, rises=True)
+
+    def value(self, t: float | Tensor, flat: Tensor) -> float:
+        """-t, which no dtype rounds."""
+        return -float(t)
+
+    def gradient(self, t: float | Tensor, flat: Tensor) -> tuple[float, Tensor, float]:
+        """-t, 0 (shape (n,)) and -1."""
+        return -float(t), torch.zeros_like(flat), -1.0
+
+    def vjp(
+        self, t: float | Tensor, flat: Tensor, cotangent: Tensor, leaves: LeafSet, *, look: bool
+    ) -> Vjp:
+        """See `UserFunction.vjp`: nothing arrives at x and the leaves."""
+        time = torch.scalar_tensor(-float(t), dtype=torch.float64, device=self.device)
+        return Vjp(time, torch.zeros_like(flat), -cotangent, leaves.zeros())
+
+
+class ResetMap(UserFunction):
+    """x+ = R(t, x-) on flat vectors: what the state becomes at an event."""
+
+    name = "reset"
+
+    def _checked(self, output: Any) -> Tensor:
+        return self.layout.pack(self.layout.check_like(output, name="reset", dtype=self.dtype))
 
 
 def sum_of_products(cotangents: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from math import nan
 
 import torch
 from torch import Tensor
 
 from ..call import Call
+from ..core.functions import CriterionMap
 from ..solving.step import Step
 from ..solving.trajectory import Trajectory
 from .scan import Scan
+from .watch import Hit
 
 __all__ = ["Path"]
 
@@ -21,7 +24,13 @@ _RECENT = 3
 class Path:
     """Steps, times and values of J so far, and what J did between them.
 
+    Args:
+        call: What was asked.
+        criterion: J that is kept at the nodes; None where there is none, and J is NaN.
+        value: J at the start.
+
     Attributes:
+        criterion: As given.
         grid: Accepted times, from t0: the nodes of the path.
         values: J there.
         steps: The steps, where they are kept.
@@ -30,8 +39,9 @@ class Path:
         largest: Largest root mean square of a piece of the state.
     """
 
-    def __init__(self, call: Call, value: float) -> None:
+    def __init__(self, call: Call, criterion: CriterionMap | None, value: float = nan) -> None:
         self._call = call
+        self.criterion = criterion
         self._keep = call.keeps
         self._recent: deque[Step] = deque(maxlen=_RECENT)
         self._errors: deque[Tensor] = deque(maxlen=_RECENT)
@@ -42,6 +52,21 @@ class Path:
         self.grid = [call.start]
         self.values = [value]
         self.best = (value, call.start)
+
+    def value_at(self, t: float, x: Tensor) -> float:
+        """J at time t and state x, shape (n,)."""
+        return nan if self.criterion is None else self.criterion.value(t, x)
+
+    def _value_of(self, hit: Hit) -> float:
+        """J at a hit."""
+        assert hit.point is not None
+        if hit.watch.criterion is self.criterion:
+            return hit.point.value
+        return self.value_at(hit.time, hit.state)
+
+    def shown(self, value: float) -> float:
+        """J in the user's sign."""
+        return value if self.criterion is None else self.criterion.shown(value)
 
     @property
     def node(self) -> int:
@@ -99,9 +124,10 @@ class Path:
         squares = [error.square() for error in errors]
         return sum(squares, torch.zeros_like(self._call.x0)).sqrt()
 
-    def trajectory(self, marks: Mapping[float, tuple[float, Tensor]]) -> Trajectory:
-        """The path as a trajectory, with marks inside its steps, and J in the user's sign."""
-        call, shown = self._call, self._call.criterion.shown
+    def trajectory(self, hits: Iterable[Hit]) -> Trajectory:
+        """The path as a trajectory, hits marked inside of its steps, and J in the user's sign."""
+        call, shown = self._call, self.shown
+        crossings = [hit for hit in hits if hit.point is not None]
         return Trajectory(
             call.layout,
             call.method,
@@ -110,5 +136,5 @@ class Path:
             self.grid,
             [shown(value) for value in self.values],
             largest=self.largest,
-            marks={time: (shown(value), state) for time, (value, state) in marks.items()},
+            marks={hit.time: (shown(self._value_of(hit)), hit.state) for hit in crossings},
         )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..call import Call
+from ..core.functions import CriterionMap
+from ..solving.flow_map import FlowMap
 
 __all__ = ["Crossing", "delay_changes", "lam_change"]
 
@@ -19,6 +20,7 @@ class Crossing:
     Signs are those of a J that falls (`core.functions.CriterionMap`), whatever the user's does.
 
     Attributes:
+        criterion: J.
         time: T.
         state: x_T, shape (n,).
         value: J(T, x_T).
@@ -29,6 +31,7 @@ class Crossing:
             where J has a kink, so that they are those of one side.
     """
 
+    criterion: CriterionMap
     time: float
     state: Tensor
     value: float
@@ -38,10 +41,10 @@ class Crossing:
     aside: float = 0.0
 
     @classmethod
-    def at(cls, call: Call, time: float, state: Tensor, velocity: Tensor) -> Crossing:
+    def at(cls, criterion: CriterionMap, time: float, state: Tensor, velocity: Tensor) -> Crossing:
         """The point, with the criterion evaluated and differentiated there."""
-        value, gradient, explicit = call.criterion.gradient(time, state)
-        return cls(time, state, value, velocity, gradient, explicit)
+        value, gradient, explicit = criterion.gradient(time, state)
+        return cls(criterion, time, state, value, velocity, gradient, explicit)
 
     @property
     def seen_at(self) -> tuple[float, Tensor]:
@@ -77,7 +80,7 @@ class Crossing:
         return self.value - self.value == 0.0 and bool(parts)
 
 
-def lam_change(call: Call, crossing: Crossing, state_error: Tensor) -> float:
+def lam_change(flow: FlowMap, crossing: Crossing, state_error: Tensor) -> float:
     """Relative change of lam(T) = -g / J' if x_T errs by `state_error`, shape (n,).
 
     J(x_T) = eps holds in spite of the error, as T gives way: so the error is moved along the path
@@ -85,7 +88,7 @@ def lam_change(call: Call, crossing: Crossing, state_error: Tensor) -> float:
     """
     delay = -float(crossing.gradient @ state_error) / crossing.rate
     t, x = crossing.time + delay, crossing.state + state_error + delay * crossing.velocity
-    moved = Crossing.at(call, t, x, call.flow.plain(t, x))
+    moved = Crossing.at(crossing.criterion, t, x, flow.plain(t, x))
     if moved.rate == 0.0:
         return float("inf")
     lam = crossing.gradient / crossing.rate
@@ -94,7 +97,7 @@ def lam_change(call: Call, crossing: Crossing, state_error: Tensor) -> float:
     return change / size if size > 0 else 0.0
 
 
-def delay_changes(call: Call, crossing: Crossing) -> tuple[float, float, float]:
+def delay_changes(flow: FlowMap, crossing: Crossing, start: float) -> tuple[float, float, float]:
     """Relative changes of lam(T), of J'(T) and of T - t0 if T errs by the rounding of J.
 
     The gradient of T is then that to another target. lam is taken back to T by the adjoint
@@ -102,11 +105,11 @@ def delay_changes(call: Call, crossing: Crossing) -> tuple[float, float, float]:
     """
     late = crossing.rounding / abs(crossing.rate)
     t, x = crossing.time + late, crossing.state + late * crossing.velocity
-    moved = Crossing.at(call, t, x, call.flow.plain(t, x))
+    moved = Crossing.at(crossing.criterion, t, x, flow.plain(t, x))
     if moved.rate == 0.0:
         return float("inf"), float("inf"), float("inf")
-    time, state = call.flow.inputs(t, x)
-    value = call.flow.traced(time, state)
+    time, state = flow.inputs(t, x)
+    value = flow.traced(time, state)
     lam, later = crossing.gradient / crossing.rate, moved.gradient / moved.rate
     back = torch.zeros_like(lam)
     if value.requires_grad:
@@ -115,4 +118,4 @@ def delay_changes(call: Call, crossing: Crossing) -> tuple[float, float, float]:
     size = float(lam.norm())
     change = float((later + back - lam).norm())
     of_lam, of_rate = change / size if size > 0 else 0.0, abs(moved.rate / crossing.rate - 1.0)
-    return of_lam, of_rate, late / (crossing.time - call.start)
+    return of_lam, of_rate, late / (crossing.time - start)

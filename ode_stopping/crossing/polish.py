@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 
-from ..call import Call
+from ..call import Call, Watch
 from ..solving.errors import StateError, VelocityError
 from ..solving.flow_map import FlowPiece
 from ..solving.solver import StepFailed
@@ -20,7 +20,6 @@ from ..solving.step import Step
 from ..solving.stepper import Stepper
 from .path import Path
 from .scan import Met, NonFiniteCriterion, scan_step
-from .watch import Watch
 
 __all__ = ["Approach", "approach", "polished"]
 
@@ -50,8 +49,8 @@ def polished(
         watch: The target, as it was where those steps begin.
 
     Returns:
-        The finer steps with J at their ends, the one with the crossing, and that; or None where
-        they have no crossing (a touch within the tolerance).
+        The finer steps with the shown J at their ends, the one with the crossing, and that; or None
+        where they have no crossing (a touch within the tolerance).
     """
     recent = path.recent()
     # Right after a jump, or after another target, the step with the crossing alone.
@@ -68,7 +67,10 @@ def polished(
         max_step=call.solver.max_step,
         first_step=0.25 * first.length,
     )
+    shown = path.criterion is watch.criterion
     value = path.values[-1 - len(recent)]
+    if not shown:
+        value = watch.criterion.value(first.t0, first.y0)
     steps: list[tuple[Step, float]] = []
     while not fine.done and fine.tried < _POLISH_LIMIT:
         try:
@@ -77,15 +79,15 @@ def polished(
                 continue
             dense = call.method.dense(step)
             rtol = call.tolerances.rtol
-            scan = scan_step(step, dense, call.criterion, value, [watch], rtol=rtol)
+            scan = scan_step(step, dense, watch.criterion, value, [watch], rtol=rtol)
         except (StepFailed, NonFiniteCriterion):
             return None
         if scan.met:
             return steps, step, scan.met[0]
         if scan.left:
             watch = watch.counting()
-        steps.append((step, scan.end_value))
         value = scan.end_value
+        steps.append((step, value if shown else path.value_at(step.t1, step.y1)))
     return None
 
 

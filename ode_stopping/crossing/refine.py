@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..call import Call
+from ..call import Call, Watch
 from ..solving.solver import Function
 from ..solving.step import Step
 from .point import Crossing
@@ -21,7 +21,7 @@ _ROUNDINGS = 10
 
 
 def refine(
-    call: Call, flow: Function, step: Step, target: float, guess: float, end: float
+    call: Call, flow: Function, step: Step, watch: Watch, guess: float, end: float
 ) -> tuple[Step, Crossing]:
     """A partial step, from the start of a step to the crossing inside of it.
 
@@ -33,7 +33,7 @@ def refine(
         call: The call.
         flow: (t, y) -> y' on this piece.
         step: A step from t_a, with the crossing in it or at its end.
-        target: eps.
+        watch: What is met.
         guess: T on the dense output.
         end: T does not lie beyond this time.
 
@@ -44,13 +44,13 @@ def refine(
     t = guess
     for _ in range(_ITERATIONS):
         shorter = _ending(call, flow, step if found is None else found[0], t)
-        point = Crossing.at(call, t, shorter.y1, shorter.f1)
-        residual = point.value - target
-        if found is not None and not abs(residual) < abs(found[1].value - target):
+        point = Crossing.at(watch.criterion, t, shorter.y1, shorter.f1)
+        residual = point.value - watch.target
+        if found is not None and not abs(residual) < abs(found[1].value - watch.target):
             break
         found = (shorter, point)
         rate = point.rate
-        if abs(residual) <= max(point.rounding, _CLOSE * abs(target)) or rate == 0.0:
+        if abs(residual) <= max(point.rounding, _CLOSE * abs(watch.target)) or rate == 0.0:
             break
         # At a grazing crossing Newton runs away: the point on the dense output stays.
         proposal = min(t - residual / rate, end)

@@ -5,8 +5,12 @@ Knows nothing of gradients.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, nextafter
+from heapq import merge
+from itertools import pairwise
+from math import inf, isfinite, nan, nextafter
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -30,7 +34,8 @@ from .refine import refine
 from .rest import Rest
 from .scan import Met, NonFiniteCriterion, Scan, scan_step
 from .stiffness import if_stiff
-from .watch import Hit, Watch
+from .verdict import jump_note, verdict
+from .watch import Hit
 from .watches import Watches
 
 __all__ = ["Run", "find_crossings"]
@@ -77,15 +82,15 @@ class Run:
     velocity_error: float
     stats: Stats
 
-    def hit(self, target: int) -> Hit | None:
-        """The hit of a target, by its place among those of the call; None for a miss."""
-        return next((hit for hit in self.hits if hit.watch.index == target), None)
+    def hit(self, index: int) -> Hit | None:
+        """The hit of a watch, by its place among those of the call; None for a miss."""
+        return next((hit for hit in self.hits if hit.watch.index == index), None)
 
 
 def find_crossings(call: Call) -> Run:
     """Integrate from (t0, x0) until J has come down to every target for the first time."""
-    flow, criterion = call.flow, call.criterion
-    evaluations, calls = flow.calls, criterion.calls
+    flow, criteria = call.flow, call.criteria
+    evaluations, calls = flow.calls, sum(one.calls for one in criteria)
     with torch.no_grad(), sharing(Memo()):
         loop = _Loop(call)
         try:
@@ -95,7 +100,7 @@ def find_crossings(call: Call) -> Run:
             ended = end.end
         stats = Stats(
             nfe_forward=flow.calls - evaluations,
-            criterion_calls=criterion.calls - calls,
+            criterion_calls=sum(one.calls for one in criteria) - calls,
             control=sum(control.evaluations for control in loop.controls),
             accepted=loop.path.node,
             rejected=loop.rejected,
@@ -108,10 +113,8 @@ def find_crossings(call: Call) -> Run:
         time=ended.time,
         state=ended.state,
         note=ended.note,
-        trajectory=path.trajectory(
-            {hit.time: (hit.point.value, hit.state) for hit in loop.hits if hit.point is not None}
-        ),
-        best=(criterion.shown(path.best[0]), path.best[1]),
+        trajectory=path.trajectory(loop.hits),
+        best=(path.shown(path.best[0]), path.best[1]),
         near_miss=loop.watches.nearest_miss,
         velocity_error=max((control.largest for control in loop.controls), default=0.0),
         stats=stats,
@@ -166,9 +169,9 @@ class _Loop:
         self.rest = Rest(call.tolerances)
         self.rejected = 0
         self.hits: list[Hit] = []
-        value = call.criterion.value(call.start, call.x0)
-        self.path = Path(call, value)
-        self.watches = Watches(call, value)
+        self.watches = Watches(call)
+        first = next(iter(self.watches.levels), None)
+        self.path = Path(call, first.criterion, first.value) if first else Path(call, None)
 
     def _control(self, flow: FlowPiece, tolerances: Tolerances) -> VelocityError:
         layout = self.call.layout
@@ -181,47 +184,49 @@ class _Loop:
             _Ended: Always.
         """
         call, path = self.call, self.path
-        value = path.values[0]
-        if not isfinite(value):
+        if not all(isfinite(level.value) for level in self.watches.levels):
             raise _Ended(Status.DIVERGED, call.start, call.x0, "J is not finite at t0")
-        for watch in self.watches.met_by(value):
+        for watch in self.watches.met_at_start():
             self.hits.append(Hit(watch, Status.AT_START, call.start, call.x0))
         self._end_if_met(Status.AT_START, call.start, call.x0)
-        for index in range(len(call.times) - 1):
-            self._piece(index)
-        note = f"at the horizon {call.times[-1]:g}" + self.watches.never_left(call)
+        for number, (begin, end) in enumerate(pairwise(call.times), call.first_piece):
+            self._piece(number, begin, end)
+        note = f"at the horizon {call.times[-1]:g}" + self.watches.never_left()
         raise _Ended(Status.NOT_REACHED, path.grid[-1], path.state, note)
 
     def _end_if_met(self, status: Status, time: float, state: Tensor, note: str = "") -> None:
         if not self.watches:
             raise _Ended(status, time, state, note)
 
-    def _piece(self, index: int) -> None:
+    def _piece(self, number: int, begin: float, end: float) -> None:
         """From breakpoint to breakpoint."""
         call, path = self.call, self.path
-        begin, end = call.times[index], call.times[index + 1]
-        flow = call.flow.on(index)
+        flow = call.flow.on(number)
         path.begin_piece()
         path.hold(path.node)
-        if index > 0:
+        if begin > call.start:
             self._over_the_jump(flow, nextafter(begin, end))
         stepper = self._stepper(flow, begin, end)
         retakes = _Retakes()
         try:
             while not stepper.done:
                 step = self._attempt(stepper, retakes)
-                scan = None if step is None else self._look(step, stepper, retakes)
-                if step is None or scan is None:
+                scans = None if step is None else self._look(step, stepper, retakes)
+                if step is None or scans is None:
                     continue
-                self._meet(flow, step, scan, end)
-                stepper.limit_next_step(scan.growth * step.length)
-                path.add(step, scan.end_value, self.controls[-1].size)
-                if self.watches.passed(scan):
+                self._meet(flow, step, scans, end)
+                growth = min((scan.growth for scan in scans), default=inf)
+                stepper.limit_next_step(growth * step.length)
+                path.add(step, scans[0].end_value if scans else nan, self.controls[-1].size)
+                pairs = zip(self.watches.levels, scans, strict=True)
+                passed = [level.passed(scan) for level, scan in pairs]
+                if any(passed):
                     path.hold(path.node)  # J was below the target before
-                if end == call.times[-1] and self._is_resting(step, scan):
+                if end == call.times[-1] and self._is_resting(step):
                     self._end_if_at_rest(flow, step, end)
         finally:
             self.rejected += stepper.rejected
+        self._end_by_the_clock(flow, end)
 
     def _stepper(self, flow: FlowPiece, begin: float, end: float) -> Stepper:
         call = self.call
@@ -241,9 +246,10 @@ class _Loop:
             raise _Ended(Status.DIVERGED, begin, self.path.state, note)
         return stepper
 
-    def _is_resting(self, step: Step, scan: Scan) -> bool:
-        distance = self.watches.clearance(scan.end_value)
-        return self.rest.is_resting(step, distance, self.path.largest)
+    def _is_resting(self, step: Step) -> bool:
+        if self.watches.clocks:
+            return False  # what is asked for at a known time comes
+        return self.rest.is_resting(step, self.watches.clearance(), self.path.largest)
 
     def _attempt(self, stepper: Stepper, retakes: _Retakes) -> Step | None:
         """A step, or None where it was rejected."""
@@ -261,66 +267,72 @@ class _Loop:
             status = Status.DIVERGED if failure.nonfinite else Status.STALLED
             raise _Ended(status, stepper.time, stepper.value, str(failure)) from failure
 
-    def _look(self, step: Step, stepper: Stepper, retakes: _Retakes) -> Scan | None:
-        """What J did in an accepted step, or None where the step was given back for it."""
+    def _look(self, step: Step, stepper: Stepper, retakes: _Retakes) -> list[Scan] | None:
+        """What each J did in an accepted step, or None where the step was given back for one."""
         shortest = max(_SHORTEST, 16 * torch.finfo(step.y1.dtype).eps)
         # (What jumps at a named time is looked at from both sides there.)
         ends_piece = step.t1 >= stepper.end
         long_enough = ends_piece or step.length > shortest * (step.t1 - self.call.start)
-        try:
-            scan = self._scan(
-                step,
-                may_retake=long_enough and retakes.in_a_row < _MAX_RETAKES,
-                unlimited=stepper.ratio < _EASY and stepper.accepted > _EASY_AFTER,
-            )
-        except NonFiniteCriterion as failure:
-            # The crossing may come before the point where J ends.
-            retakes.not_finite(failure)
-            stepper.take_back(0.1)
-            return None
-        if not scan.resolved:
-            stepper.take_back(scan.growth)
-            retakes.unresolved()
-            return None
+        dense, scans = self.call.method.dense(step), []
+        for level in self.watches.levels:
+            try:
+                scan = scan_step(
+                    step,
+                    dense,
+                    level.criterion,
+                    level.value,
+                    level.waiting,
+                    rtol=self.call.tolerances.rtol,
+                    may_retake=long_enough and retakes.in_a_row < _MAX_RETAKES,
+                    unlimited=stepper.ratio < _EASY and stepper.accepted > _EASY_AFTER,
+                )
+            except NonFiniteCriterion as failure:
+                # The crossing may come before the point where J ends.
+                retakes.not_finite(failure)
+                stepper.take_back(0.1)
+                return None
+            if not scan.resolved:
+                stepper.take_back(scan.growth)
+                retakes.unresolved()
+                return None
+            scans.append(scan)
         retakes.passed(step.t1)
-        return scan
+        return scans
 
-    def _scan(self, step: Step, *, may_retake: bool, unlimited: bool) -> Scan:
-        return scan_step(
-            step,
-            self.call.method.dense(step),
-            self.call.criterion,
-            self.path.values[-1],
-            self.watches.waiting,
-            rtol=self.call.tolerances.rtol,
-            may_retake=may_retake,
-            unlimited=unlimited,
-        )
-
-    def _meet(self, flow: FlowPiece, step: Step, scan: Scan, end: float) -> None:
-        """Note the targets that are met in a step; the last of all ends the run."""
-        for met in scan.met:
-            self._note(scan, met.time)
-            if len(self.watches.waiting) == 1:
+    def _meet(self, flow: FlowPiece, step: Step, scans: Sequence[Scan], end: float) -> None:
+        """Note the targets that are met in a step; one that the run ends with ends it."""
+        for met in self._in_order(flow, step, scans):
+            self._note(scans, met.time)
+            if self.watches.end_with(met.watch):
                 self._finish(flow, step, met, end)
-            self.hits.append(self._side_hit(flow, step, met, end))
-            self.watches.take(met.watch)
-        self._note(scan, inf)
+            hit = self._side_hit(flow, step, met, end)
+            self.hits.append(hit)
+            self.watches.take(hit)
+        self._note(scans, inf)
 
-    def _note(self, scan: Scan, until: float) -> None:
-        self.path.look(scan, until)
-        self.watches.look(scan, until)
+    def _in_order(self, flow: FlowPiece, step: Step, scans: Sequence[Scan]) -> list[Met]:
+        """What is met in a step, in order of time."""
+        passed = [clock for clock in self.watches.clocks if -clock.target <= step.t1]
+        by_clock = [Met(clock, -clock.target) for clock in passed if clock.count != 1]
+        return list(merge(*(scan.met for scan in scans), by_clock, key=attrgetter("time")))
+
+    def _note(self, scans: Sequence[Scan], until: float) -> None:
+        for scan in scans[:1]:
+            self.path.look(scan, until)
+        for level, scan in zip(self.watches.levels, scans, strict=True):
+            level.look(scan, until)
 
     def _side_hit(self, flow: FlowPiece, step: Step, met: Met, end: float) -> Hit:
         """A target that is passed: by a partial step, or by several where that is too noisy."""
         path, watch = self.path, met.watch
         steps, guess, inherited = self._approached(flow, step, met, end)
-        partial, point = refine(self.call, flow, steps[-1], watch.target, guess, step.t1)
+        partial, point = refine(self.call, flow, steps[-1], watch, guess, step.t1)
         steps = (*steps[:-1], partial)
         error = torch.stack([inherited, *(s.error for s in steps)]).square().sum(0).sqrt()
         node = path.grid.index(steps[0].t0)
-        hit = self._judged(watch, point, met, node=node, steps=steps, error=error)
-        self._end_if_diverged(hit)
+        hit = self._judged(met, point, node=node, steps=steps, error=error)
+        if hit.status is Status.DIVERGED:
+            raise _Ended(hit.status, hit.time, hit.state, hit.note)
         path.hold(hit.node)
         return hit
 
@@ -331,13 +343,14 @@ class _Loop:
         call, path = self.call, self.path
         error = path.state_error(room=1)
         plain = (step,), met.time, error
-        if met.grazing or not (call.keeps and self._is_long()):
+        known = met.watch.time is not None
+        if known or met.grazing or met.again or not (call.keeps and self._is_long()):
             return plain
         state = call.method.dense(step)(met.time)
-        point = Crossing.at(call, met.time, state, flow(met.time, state))
+        point = Crossing.at(met.watch.criterion, met.time, state, flow(met.time, state))
         if not (point.is_finite() and point.is_transversal(call.tolerances.rtol)):
             return plain
-        noise = lam_change(call, point, path.state_error(step)) / call.promise
+        noise = lam_change(call.flow, point, path.state_error(step)) / call.promise
         chosen = approach(path.recent(), step, met.time, noise)
         if chosen is not None:
             return tuple(chosen.steps(call, flow, met.time)), met.time, chosen.damping * error
@@ -350,95 +363,77 @@ class _Loop:
     def _is_long(self) -> bool:
         return len(self.path.grid) > _POLISH_AFTER
 
-    @staticmethod
-    def _end_if_diverged(hit: Hit) -> None:
-        if hit.status is Status.DIVERGED:
-            raise _Ended(Status.DIVERGED, hit.time, hit.state, hit.note)
-
     def _finish(self, flow: FlowPiece, step: Step, met: Met, end: float) -> None:
         """The last target: its steps become part of the path, and the run ends."""
         path, watch = self.path, met.watch
-        if self._is_long():
+        if self._is_long() and not met.again:
             finer = polished(self.call, flow, path, step, end, watch)
             if finer is not None:
                 steps, step, met = finer
                 path.replace_recent(steps)
-        last, point = refine(self.call, flow, step, watch.target, met.time, step.t1)
-        path.add(last, point.value)
-        path.best = min(path.best, (point.value, last.t1))
-        hit = self._judged(watch, point, met, node=path.node, steps=(), error=path.state_error())
-        self._end_if_diverged(hit)
-        self.watches.take(watch)
-        self.hits.append(hit)
+        last, point = refine(self.call, flow, step, watch, met.time, step.t1)
+        shown = watch.criterion is path.criterion
+        value = point.value if shown else path.value_at(last.t1, last.y1)
+        path.add(last, value)
+        path.best = min(path.best, (value, last.t1))
+        self._end_with(self._judged(met, point, node=path.node, error=path.state_error()))
+
+    def _end_by_the_clock(self, flow: FlowPiece, time: float) -> None:
+        """The end of a piece may be the known time at which the run ends."""
+        clock = next((w for w in self.watches.clocks if w.count == 1 and w.time == time), None)
+        if clock is None:
+            return
+        path = self.path
+        point = Crossing.at(clock.criterion, time, path.state, flow(time, path.state))
+        met, error = Met(clock, time), path.state_error()
+        self._end_with(self._judged(met, point, node=path.node, error=error))
+
+    def _end_with(self, hit: Hit) -> None:
+        if hit.status is not Status.DIVERGED:
+            self.watches.take(hit)
+            self.hits.append(hit)
         raise _Ended(hit.status, hit.time, hit.state, hit.note)
 
     def _judged(
-        self,
-        watch: Watch,
-        point: Crossing,
-        met: Met,
-        *,
-        node: int,
-        steps: tuple[Step, ...],
-        error: Tensor,
+        self, met: Met, point: Crossing, *, node: int, error: Tensor, steps: tuple[Step, ...] = ()
     ) -> Hit:
         """The hit, with the verdict on its crossing."""
-        status, note = Status.REACHED, ""
-        if not point.is_finite():
-            status, note = Status.DIVERGED, "a derivative at the crossing is not finite"
-        elif met.grazing or not point.is_transversal(self.call.tolerances.rtol) or point.rate > 0:
-            # (J falls to its target: where it rises there, T is behind the bottom of a dip.)
-            status = Status.DEGENERATE
-            rate = self.call.criterion.shown(point.rate)
-            note = f"J'(T) = {rate:.3g} against a scale of {point.rate_scale:.3g}"
-            if met.grazing:
-                note += "; J turns back next to the target, within its error"
-        elif self._is_jump(watch, point):
-            status = Status.DEGENERATE
-            note = self._jump_note(point.value, watch)
-        near_miss = self.watches.near_miss(watch)
+        watch, near_miss = met.watch, None
+        if watch.time is None:
+            near_miss = self.watches.of(watch).near_miss(watch)
+        status, note = verdict(self.call, watch, point, grazing=met.grazing)
         return Hit(
             watch, status, point.time, point.state, point, node, steps, note, near_miss, error
         )
 
-    def _is_jump(self, watch: Watch, point: Crossing) -> bool:
-        """Whether J misses the target by more than T can be moved by tolerance and rounding."""
-        start, eps = self.call.start, torch.finfo(point.state.dtype).eps
-        in_time = 10 * self.call.tolerances.rtol * (point.time - start)
-        in_time += 4 * eps * max(abs(point.time), abs(start))
-        return abs(point.value - watch.target) > in_time * abs(point.rate) + 100 * point.rounding
-
     def _over_the_jump(self, flow: FlowPiece, time: float) -> None:
         """J may jump with the flow: targets that it jumps over are met without a derivative."""
-        path, state = self.path, self.path.state
-        value = self.call.criterion.value(time, state)
-        for watch in self.watches.met_by(value):
-            point = Crossing.at(self.call, path.grid[-1], state, flow(time, state))
-            note = self._jump_note(value, watch)
-            self.hits.append(
-                Hit(
+        path, state, now = self.path, self.path.state, self.path.grid[-1]
+        for level in self.watches.levels:
+            level.value = level.criterion.value(time, state)
+            for watch in level.met():
+                point = Crossing.at(level.criterion, now, state, flow(time, state))
+                hit = Hit(
                     watch,
                     Status.DEGENERATE,
-                    point.time,
+                    now,
                     state,
                     point,
                     path.node,
-                    note=note,
-                    near_miss=self.watches.near_miss(watch),
+                    note=jump_note(watch, level.value),
+                    near_miss=level.near_miss(watch),
                     state_error=path.state_error(),
                 )
-            )
-            self._end_if_met(Status.DEGENERATE, point.time, state, note)
-        self.watches.jumped(value, path.grid[-1])
-        path.values[-1] = value
-        path.best = min(path.best, (value, path.grid[-1]))
-
-    def _jump_note(self, value: float, watch: Watch) -> str:
-        gap = self.call.criterion.shown(value - watch.target)
-        return f"J jumps over the target: J(T) - eps = {gap:.3g}"
+                self.hits.append(hit)
+                self.watches.take(hit)
+                self._end_if_met(hit.status, now, state, hit.note)
+            level.jumped(level.value, now)
+            if level.criterion is path.criterion:
+                path.values[-1] = level.value
+                path.best = min(path.best, (level.value, now))
 
     def _end_if_at_rest(self, flow: FlowPiece, step: Step, horizon: float) -> None:
         if self.rest.stays(flow, step.t1, step.y1, horizon):
             note = f"the state has come to rest at t = {step.t1:.6g}"
-            note += self.watches.never_left(self.call)
+            note += self.watches.never_left()
             raise _Ended(Status.NOT_REACHED, step.t1, step.y1, note)

@@ -13,9 +13,9 @@ and the growth of steps is held to what J allows.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import pairwise
 from math import isfinite, sqrt
@@ -23,10 +23,12 @@ from math import isfinite, sqrt
 from scipy.optimize import brentq
 from torch import Tensor
 
+from ..call import Watch
 from ..core.functions import CriterionMap
+from ..core.level import Rounding
 from ..solving.solver import Dense
 from ..solving.step import Step
-from .watch import Watch, clearance
+from .watch import clearance
 
 __all__ = ["Met", "NonFiniteCriterion", "Scan", "scan_step"]
 
@@ -71,14 +73,16 @@ class Met:
     """A target that J meets in a step.
 
     Attributes:
-        watch: Which one, as it was before the step.
+        watch: Which one, as it was before.
         time: When, on the dense output.
         grazing: Whether J only touches the target there: it turns back within the tolerance of it.
+        again: Whether it was met in the same step before.
     """
 
     watch: Watch
     time: float
     grazing: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,14 @@ class _Samples:
     def take_from(self, mirrored: _Samples) -> None:
         """What was looked at in the mirror image is seen here, too."""
         self.points = [(s, -value) for s, value in mirrored.points]
+
+    def fraction(self, t: float) -> float:
+        return (t - self.step.t0) / (self.step.t1 - self.step.t0)
+
+    def again(self, met: Met) -> Watch:
+        """The watch of a target that was met, as it waits from then on."""
+        rounding = Rounding.at(self._criterion, met.time, self._dense(met.time))
+        return replace(met.watch, leave=rounding.beyond(met.watch.target))
 
     def time(self, s: float) -> float:
         return self.step.t1 if s == 1.0 else self.step.t0 + s * (self.step.t1 - self.step.t0)
@@ -317,14 +329,15 @@ def scan_step(
         falls.append(found)
     returns: list[Met] = []
     left: list[tuple[Watch, float]] = []
-    for watch in watches:
-        begin = None if watch.leave is None else _first_rise(samples, watch.leave, misfit)
-        if begin is None:
-            continue
-        left.append((watch, samples.time(begin)))
-        found = _first_crossing(samples, watch, misfit, rtol, begin)
-        if found is not None:
-            returns.append(found)
+    late = [watch for watch in watches if watch.leave is not None]
+    for watch, begin in [
+        *((watch, 0.0) for watch in late),
+        *((samples.again(one), samples.fraction(one.time)) for one in falls if one.watch.repeats),
+    ]:
+        for rise, fall in _returns(samples, watch, misfit, rtol, begin):
+            left.append(rise)
+            if fall is not None:
+                returns.append(replace(fall, again=watch not in late or fall.again))
     # Close targets stay in their order, whatever the rounding of their times.
     returns.sort(key=_time_of)
     met = tuple(merge(falls, returns, key=_time_of))
@@ -336,11 +349,29 @@ def _time_of(met: Met) -> float:
     return met.time
 
 
-def _first_rise(samples: _Samples, level: float, misfit: float) -> float | None:
+def _returns(
+    samples: _Samples, watch: Watch, misfit: float, rtol: float, begin: float
+) -> Iterator[tuple[tuple[Watch, float], Met | None]]:
+    """From `begin` on: J leaves the target, and when; how it comes down to it again; and so on."""
+    again = False
+    while watch.leave is not None:
+        rise = _first_rise(samples, watch.leave, misfit, begin)
+        if rise is None:
+            return
+        fall = _first_crossing(samples, watch, misfit, rtol, rise)
+        yield (watch, samples.time(rise)), None if fall is None else replace(fall, again=again)
+        if fall is None or not watch.repeats:
+            return
+        watch, begin, again = samples.again(fall), samples.fraction(fall.time), True
+
+
+def _first_rise(samples: _Samples, level: float, misfit: float, begin: float = 0.0) -> float | None:
     """A point of the step, as a share of it, at which J has just risen to a level; or None."""
     mirrored = samples.mirrored()
     bracket = None
-    for (a, va), (b, vb) in pairwise(list(mirrored.points)):
+    if begin > 0.0 and all(s != begin for s, _ in mirrored.points):
+        mirrored.at(begin)
+    for (a, va), (b, vb) in pairwise([point for point in mirrored.points if point[0] >= begin]):
         bracket = _first_bracket(mirrored, -level, a, va, b, vb, misfit, 0)
         if bracket is not None:
             break

@@ -1,38 +1,19 @@
-"""Who may mark a run, and the mark."""
+"""What marks a run: a watch that was met."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..call import Watch
 from ..core.status import Status
 from ..solving.step import Step
 from .near_miss import NearMiss
 from .point import Crossing
 
-__all__ = ["Hit", "Watch", "clearance"]
-
-
-@dataclass(frozen=True)
-class Watch:
-    """A target that J is watched for; a run ends when all of its watches have been met.
-
-    Attributes:
-        index: Its place among the targets of the call.
-        target: eps.
-        leave: The value that J has to exceed before a fall to the target counts; None: it counts
-            from now on, and J is above the target.
-    """
-
-    index: int
-    target: float
-    leave: float | None = None
-
-    def counting(self) -> Watch:
-        """The same, once J has been above its target."""
-        return replace(self, leave=None)
+__all__ = ["Hit", "clearance"]
 
 
 def clearance(watches: Iterable[Watch], low: float, high: float) -> float:

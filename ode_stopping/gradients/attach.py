@@ -115,7 +115,7 @@ def attached(run: Run, inputs: Inputs) -> Attached:
             if hit.status is Status.DEGENERATE:
                 # A criterion without its derivative has J' = 0, too: that is no touch, but an
                 # error.
-                check_criterion(call, leaves, hit.time, hit.state)
+                check_criterion(call, leaves, hit)
     t0_wanted = inputs.t0.requires_grad
     problem = _solved(run, route, leaves, needed=needed, t0_wanted=t0_wanted)
     # Before the graph is attached: a route may evaluate the flow for it.

@@ -181,7 +181,7 @@ def _of_criterion(problem: StoppingProblem, hit: Hit, scale: Tensor) -> list[Ten
 
     One that flow and criterion share receives both terms.
     """
-    point, criterion = hit.point, problem.criterion
+    point, criterion = hit.point, hit.watch.criterion
     assert point is not None
     explicit = criterion.vjp(*point.seen_at, scale, problem.leaves, look=True)
     if point.aside > 0.0:

@@ -68,7 +68,12 @@ class DirectAdjoint(GradientRoute):
                     state = _replay(problem, state, grid, jump.steps)[-1]
                 at_hit = torch.as_tensor(grid(hit.time), dtype=torch.float64, device=x0.device)
                 time, moved = differentiable_crossing(
-                    problem.call, at_hit, state, target, aside=hit.point.aside if hit.point else 0.0
+                    problem.flow,
+                    hit.watch.criterion,
+                    at_hit,
+                    state,
+                    target,
+                    aside=hit.point.aside if hit.point else 0.0,
                 )
                 # A breakpoint that does not matter has a derivative of zero, not none.
                 time = sum((0.0 * b.to(time) for b in breakpoints), time)

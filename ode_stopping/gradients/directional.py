@@ -45,7 +45,7 @@ def contradictions(
                 assert hit.point is not None
                 aside = hit.point.aside
                 seen = hit.time - aside, x - aside * hit.point.velocity
-                total += by_value * (problem.criterion.value(*seen) - hit.watch.target)
+                total += by_value * (hit.watch.criterion.value(*seen) - hit.watch.target)
         return total
 
     size = 0.0

@@ -99,7 +99,7 @@ class Evidence:
         return cls(
             rtol=problem.tolerances.rtol,
             dtype=problem.x0.dtype,
-            rate=problem.criterion.shown(hit.point.rate),
+            rate=hit.watch.criterion.shown(hit.point.rate),
             rate_scale=hit.point.rate_scale,
             near_miss=hit.near_miss,
             velocity_error=problem.run.velocity_error,

@@ -54,9 +54,9 @@ def judge(
             assert hit.state_error is not None
             evidence = replace(evidence, **common)
             if hit.point.aside == 0.0:  # (On a kink a small move changes the side, as was said.)
-                rounding = lam_change(call, hit.point, _rounding(hit.state))
+                rounding = lam_change(call.flow, hit.point, _rounding(hit.state))
                 if _is_flat(problem, hit.point):
-                    of_lam, of_rate, of_time = delay_changes(call, hit.point)
+                    of_lam, of_rate, of_time = delay_changes(call.flow, hit.point, problem.start)
                     rounding = max(
                         rounding,
                         of_lam,
@@ -66,7 +66,7 @@ def judge(
                     )
                 evidence = replace(
                     evidence,
-                    noise=lam_change(call, hit.point, hit.state_error),
+                    noise=lam_change(call.flow, hit.point, hit.state_error),
                     rounding=rounding,
                 )
         parts.append(evidence)

@@ -52,7 +52,7 @@ def one_sided(call: Call, point: Crossing) -> Crossing:
     """
     share = min(max(_ASIDE * call.tolerances.rtol, _LEAST), _MOST)
     aside = share * (point.time - call.start)
-    _, gradient, rate = call.criterion.gradient(
+    _, gradient, rate = point.criterion.gradient(
         point.time - aside, point.state - aside * point.velocity
     )
     return replace(point, gradient=gradient, explicit_rate=rate, aside=aside)
@@ -61,7 +61,7 @@ def one_sided(call: Call, point: Crossing) -> Crossing:
 def _looked_at(call: Call, hit: Hit) -> Hit:
     point = hit.point
     assert point is not None
-    if not _is_kink(call, point):
+    if hit.watch.time is not None or not _is_kink(call, point):
         return hit
     warn_user(
         f"the criterion has a kink at t = {point.time:.6g} (the larger of two residuals, criteria "
@@ -81,7 +81,7 @@ def _is_kink(call: Call, point: Crossing) -> bool:
     noise = 100 * point.rounding
 
     def gap(h: float) -> tuple[float, float]:
-        ahead, behind = (call.criterion.value(point.time, point.state + s * move) for s in (h, -h))
+        ahead, behind = (point.criterion.value(point.time, point.state + s * move) for s in (h, -h))
         rise, fall = (ahead - point.value) / h, (point.value - behind) / h
         return rise - fall, max(abs(rise), abs(fall)) * _KINK + noise / h
 

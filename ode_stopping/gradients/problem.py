@@ -103,7 +103,7 @@ class Piece:
 
     def number_at(self, time: float) -> int:
         """The number of the flow's smooth piece that a step from this time lies on."""
-        return sum(t <= time for t in self.call.times[1:-1])
+        return self.flow.number_at(time)
 
     @property
     def segments(self) -> list[tuple[int, float, float]]:
@@ -182,8 +182,8 @@ class StoppingProblem(Piece):
 
     @property
     def criterion(self) -> CriterionMap:
-        """J on flat vectors."""
-        return self.call.criterion
+        """J of the last hit, on flat vectors."""
+        return self.hits[-1].watch.criterion
 
     @cached_property
     def trajectory(self) -> Trajectory:
@@ -202,7 +202,10 @@ class StoppingProblem(Piece):
     @cached_property
     def names(self) -> tuple[str, ...]:
         """What the leaves are called."""
-        functions = {"flow": self.flow.function, "criterion": self.criterion.function}
+        functions = {"flow": self.flow.function}
+        criteria = self.call.criteria
+        for index, one in enumerate(criteria):
+            functions["criterion" if len(criteria) == 1 else f"criterion {index}"] = one.function
         return tuple(names_of(self.leaves.tensors, functions))
 
     def jump(self, hit: Hit, cotangent: Tensor, size: float = 0.0) -> Jump:

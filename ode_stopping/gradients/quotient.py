@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..call import Call
+from ..core.functions import CriterionMap
 from ..crossing.point import Crossing
 from ..solving.flow_map import FlowMap
 
@@ -43,7 +43,13 @@ def cotangent_at_crossing(
 
 
 def differentiable_crossing(
-    call: Call, time: Tensor, state: Tensor, target: Tensor, *, aside: float = 0.0
+    flow: FlowMap,
+    criterion: CriterionMap,
+    time: Tensor,
+    state: Tensor,
+    target: Tensor,
+    *,
+    aside: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """T and x_T as differentiable functions of a state that was solved to the fixed time `time`.
 
@@ -52,7 +58,8 @@ def differentiable_crossing(
     give the second derivative.
 
     Args:
-        call: The call, for flow and criterion.
+        flow: The flow.
+        criterion: J.
         time: T0, numerically the stopping time, shape (), float64; it may have a graph, too.
         state: x(T0) with its graph, shape (n,).
         target: eps, shape ().
@@ -61,7 +68,6 @@ def differentiable_crossing(
     Returns:
         T, shape (), and x_T, shape (n,); their values are T0 and x(T0).
     """
-    flow, criterion = call.flow, call.criterion
     shift = torch.zeros_like(target.detach(), dtype=state.dtype)
     base = flow.time_tensor(time)
     velocity = flow.traced(base, state)

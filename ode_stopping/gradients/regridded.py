@@ -185,16 +185,16 @@ class _Regridded:
         self, flow: FlowPiece, y: Tensor, times: Sequence[float], hit: Hit
     ) -> tuple[list[Step], Crossing]:
         """Steps from times[0] whose ends all move with the last, which moves to where J = eps."""
-        call, start, target = self._old.call, times[0], hit.watch.target
+        call, start, watch = self._old.call, times[0], hit.watch
         f, length = flow(start, y), times[-1] - start
         longest, stretch = min(2 * length, flow.high - start), 1.0
         for _ in range(_ITERATIONS):
             ends = [start + stretch * (t - start) for t in times]
             steps = self._taken(flow, y, ends, f)
-            point = Crossing.at(call, ends[-1], steps[-1].y1, steps[-1].f1)
+            point = Crossing.at(watch.criterion, ends[-1], steps[-1].y1, steps[-1].f1)
             if not (point.is_finite() and point.rate < 0):
                 break
-            residual = point.value - target
+            residual = point.value - watch.target
             late = abs(residual / point.rate)
             exact = late <= _MET * call.tolerances.rtol * steps[-1].length
             if exact or abs(residual) <= _ROUNDINGS * point.rounding:

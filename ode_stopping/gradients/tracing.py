@@ -13,6 +13,7 @@ from ..core.consistency import check_derivatives, check_reproducible, check_time
 from ..core.leaves import LeafSet
 from ..core.status import MissingGradientError
 from ..crossing.run import Run
+from ..crossing.watch import Hit
 from .problem import StoppingProblem
 
 __all__ = ["check_criterion", "check_functions", "check_start", "trace_leaves"]
@@ -40,7 +41,7 @@ def trace_leaves(run: Run) -> LeafSet:
     call, leaves = run.call, run.call.leaves.copy()
     flow = call.flow
     ends = ((call.start, call.x0), (run.time, run.state))
-    for function, (first, x) in zip((flow, call.criterion), ends, strict=True):
+    for function, (first, x) in ((flow, ends[0]), *((one, ends[1]) for one in call.criteria)):
         nodes = []
         values = []
         for _ in range(2):
@@ -77,7 +78,7 @@ def check_functions(problem: StoppingProblem) -> bool:
         Whether the flow knows its derivative to t.
     """
     call, steps = problem.call, problem.steps
-    flow, criterion = call.flow, call.criterion
+    flow = call.flow
     middle = steps[len(steps) // 2] if steps else None
     t, x = problem.start, problem.x0
     if middle is not None:
@@ -93,8 +94,10 @@ def check_functions(problem: StoppingProblem) -> bool:
     )
     knows_time = middle is None or _knows_time(problem, t, x, (middle.t0, middle.t1))
     for hit in {id(hit): hit for hit in (problem.hits[0], problem.hits[-1])}.values():
-        end, x_end = hit.time, hit.state
-        check_criterion(call, problem.leaves, end, x_end)
+        end, x_end, criterion = hit.time, hit.state, hit.watch.criterion
+        if hit.watch.time is not None:
+            continue
+        check_criterion(call, problem.leaves, hit)
         before = [step.t0 for step in (*steps, *hit.steps) if step.t0 < end]
         check_time(
             partial(_at, criterion.plain, x_end),
@@ -128,15 +131,15 @@ def _knows_time(problem: StoppingProblem, t: float, x: Tensor, bounds: tuple[flo
     return True
 
 
-def check_criterion(call: Call, leaves: LeafSet, t: float, x: Tensor) -> None:
+def check_criterion(call: Call, leaves: LeafSet, hit: Hit) -> None:
     """Compare the derivatives of the criterion with differences at a crossing.
 
     Raises:
         MissingGradientError: A derivative is missing or partly missing, or there is none: J is
             piecewise constant.
     """
-    criterion = call.criterion
-    _refuse_steps(call, t, x)
+    criterion, t, x = hit.watch.criterion, hit.time, hit.state
+    _refuse_steps(call, hit)
     check_derivatives(
         lambda y: criterion.plain(t, y),
         lambda y: criterion.traced(criterion.time_tensor(t), y),
@@ -146,14 +149,14 @@ def check_criterion(call: Call, leaves: LeafSet, t: float, x: Tensor) -> None:
     )
 
 
-def _refuse_steps(call: Call, t: float, x: Tensor) -> None:
+def _refuse_steps(call: Call, hit: Hit) -> None:
     """Raise where J comes down through its target although its gradient is zero.
 
     (A J that rises is turned round here.) A criterion that touches its target has J' = 0 there as
     well, and comes up again: the difference
     of J before and after falls with the cube of the time. That of an accuracy is a jump.
     """
-    criterion = call.criterion
+    criterion, t, x = hit.watch.criterion, hit.time, hit.state
     _, gradient, rate = criterion.gradient(t, x)
     if rate != 0.0 or bool(gradient.any()):
         return

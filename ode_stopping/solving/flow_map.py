@@ -54,6 +54,10 @@ class FlowMap(UserFunction):
         self._bounds = [(a.item(), b.item()) for a, b in zip(lows, highs, strict=True)]
         self._whole = (start.item(), seen[-1].item())
 
+    def number_at(self, time: float) -> int:
+        """The number of the smooth piece that a step from this time lies on."""
+        return sum(t <= time for t in self.times[1:-1])
+
     def on(self, piece: int | None) -> FlowPiece:
         """The flow between times[piece] and times[piece + 1] only; None: as a whole."""
         low, high = self._whole if piece is None else self._bounds[piece]
