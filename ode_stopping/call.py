@@ -11,13 +11,14 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from .core.functions import Clock, CriterionMap
+from .core.functions import Clock, CriterionMap, ResetMap
 from .core.leaves import LeafSet
 from .core.states import StateLayout
+from .core.status import Status
 from .solving.flow_map import FlowMap
 from .solving.solver import Method, Solver, Tolerances
 
-__all__ = ["Call", "Route", "Watch"]
+__all__ = ["Call", "Route", "Rule", "Watch"]
 
 
 class Route(Protocol):
@@ -38,18 +39,22 @@ class Watch:
         target: eps, which J falls to.
         leave: The value that J has to exceed before a fall to the target counts; None: it counts
             from now on, and J is above the target.
+        landed: Whether J has been put on the target by a reset, and has not left it since.
         event: What it belongs to: a crossing in either direction has two watches.
         repeats: Whether it is waited for again once it was met.
         count: The run ends where its event is met for so many times from now on; None: it does not.
+        name: What the target is called.
     """
 
     index: int
     criterion: CriterionMap
     target: float
     leave: float | None = None
+    landed: bool = False
     event: int = 0
     repeats: bool = False
     count: int | None = None
+    name: str = "target"
 
     @property
     def time(self) -> float | None:
@@ -58,7 +63,31 @@ class Watch:
 
     def counting(self) -> Watch:
         """The same, once J has been above its target."""
-        return replace(self, leave=None)
+        return replace(self, leave=None, landed=False)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What follows where an event is met.
+
+    Attributes:
+        name: What the event is called.
+        reset: x+ = R(t, x-); None: x stays as it is.
+        count: The whole ends where it is met for so many times; None: it does not.
+        status: What that end is called.
+        late: Whether J has to leave the target at the start before anything counts.
+    """
+
+    name: str
+    reset: ResetMap | None = None
+    count: int | None = None
+    status: Status = Status.REACHED
+    late: bool = False
+
+    @property
+    def ends_runs(self) -> bool:
+        """Whether every hit ends a run, for something else begins there."""
+        return self.reset is not None
 
 
 @dataclass(frozen=True)
@@ -79,6 +108,8 @@ class Call:
         censored: What a miss counts as, in flow time; None: infinity.
         evidence: How much is asked of a gradient: "light", "standard" or "thorough".
         leave_first: Whether J has to be above a target before a fall to it counts.
+        rules: What follows where the events are met, by the number of the event; empty: the call
+            ends with its watches.
     """
 
     flow: FlowMap
@@ -94,6 +125,7 @@ class Call:
     censored: float | None = None
     evidence: Literal["light", "standard", "thorough"] = "standard"
     leave_first: bool = False
+    rules: tuple[Rule, ...] = ()
 
     @property
     def layout(self) -> StateLayout:
@@ -104,6 +136,22 @@ class Call:
     def criteria(self) -> list[CriterionMap]:
         """The criteria that are watched, each once."""
         return list({id(watch.criterion): watch.criterion for watch in self.watches}.values())
+
+    @property
+    def resets(self) -> list[ResetMap]:
+        """The resets of the events."""
+        return [rule.reset for rule in self.rules if rule.reset is not None]
+
+    @property
+    def functions(self) -> dict[str, object]:
+        """The user's functions, by name."""
+        criteria = [one.function for one in self.criteria if not isinstance(one, Clock)]
+        resets = [one.function for one in self.resets]
+        found: dict[str, object] = {"flow": self.flow.function}
+        for name, functions in (("criterion", criteria), ("reset", resets)):
+            for index, function in enumerate(functions):
+                found[name if len(functions) == 1 else f"{name} {index}"] = function
+        return found
 
     @property
     def start(self) -> float:

@@ -43,7 +43,7 @@ class _Evidences:
         found = list(self._fixed)
         if self._differentiation is not None:
             parts = self._differentiation
-            for hit, evidence in zip(parts.problem.hits, parts.evidence, strict=True):
+            for hit, evidence in zip(parts.chain.hits, parts.evidence, strict=True):
                 found[hit.watch.index] = evidence
         return found
 
@@ -217,7 +217,7 @@ def result_of(run: Run, found: Attached, *, several: bool) -> StoppingResult:
         near_miss=closest(misses),
         _costs=found.costs,
         _evidence=_Evidences((None,) * len(hits), differentiation),
-        problem=None if differentiation is None else differentiation.problem,
+        problem=None if differentiation is None else differentiation.chain.problems[0],
     )
 
 

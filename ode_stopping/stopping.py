@@ -150,6 +150,7 @@ def stopping_time(
     times, jumps_at_start = smooth_pieces(start, horizon, breakpoints, x_start)
     measured = CriterionMap(criterion, layout, x_start, rises=rises)
     targets = [measured.oriented(one) for one in targets]
+    several = isinstance(target, Tensor) and target.ndim == 1
     call = Call(
         flow=FlowMap(flow, layout, x_start, times=times, jumps_at_start=jumps_at_start),
         leaves=LeafSet.collect(flow, criterion, params=params),
@@ -159,7 +160,13 @@ def stopping_time(
         times=times,
         x0=x_start,
         watches=tuple(
-            Watch(index, measured, float(one.detach())) for index, one in enumerate(targets)
+            Watch(
+                index,
+                measured,
+                float(one.detach()),
+                name=f"target[{index}]" if several else "target",
+            )
+            for index, one in enumerate(targets)
         ),
         learned=tuple(float(one.detach()) for one in learned),
         gradient=gradient,
@@ -171,7 +178,6 @@ def stopping_time(
         check_start(call)
     run = find_crossings(call)
     found = attached(run, Inputs(packed, start_time, tuple(targets), learned))
-    several = isinstance(target, Tensor) and target.ndim == 1
     result = result_of(run, found, several=several)
     if throw:
         require_success(run, result)

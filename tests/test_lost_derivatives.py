@@ -19,7 +19,7 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
-from ode_stopping.gradients.backward import Cotangents, differentiate
+from ode_stopping.gradients.chain import Arriving, Chain, pulled_back
 from ode_stopping.gradients.directional import contradictions
 from ode_stopping.gradients.steps import Transpose
 from theory_checks.closed_forms import CLOSED_FORMS
@@ -155,10 +155,11 @@ def test_right_gradients_are_not_contradicted(case: int, rtol: float, cotangent:
     times = torch.ones(1, dtype=F64) if cotangent != "state" else torch.zeros(1, dtype=F64)
     states = torch.linspace(1, 2, n, dtype=F64).reshape(1, n)
     states = states if cotangent != "time" else torch.zeros_like(states)
-    given = Cotangents(times, states, (True,) * (3 + len(problem.leaves.tensors)))
+    chain = Chain.of(problem)
+    given = Arriving(times, states, None, (True,) * (3 + len(problem.leaves.tensors)))
     with torch.no_grad():
-        gradients = differentiate(problem, Transpose(), given)
-        assert max(contradictions(problem, gradients, given)) == 0.0
+        gradients = pulled_back(chain, Transpose(), given)
+        assert max(contradictions(chain, gradients, given)) == 0.0
 
 
 @pytest.mark.parametrize("part", [0, 3, 4])
@@ -168,14 +169,13 @@ def test_each_part_that_is_off_is_found(part: int, share: float) -> None:
     planted = Planted("nothing", LOST["detached"], lambda t, x: False)
     problem = planted.solve(StepAdjoint(), "light").problem
     assert problem is not None
-    given = Cotangents(
-        torch.ones(1, dtype=F64), torch.zeros((1, 2), dtype=F64), (True, True, True, True, True)
-    )
+    chain = Chain.of(problem)
+    given = Arriving(torch.ones(1, dtype=F64), torch.zeros((1, 2), dtype=F64), None, (True,) * 5)
     with torch.no_grad():
-        gradients = differentiate(problem, Transpose(), given)
-        assert max(contradictions(problem, gradients, given)) == 0.0
+        gradients = pulled_back(chain, Transpose(), given)
+        assert max(contradictions(chain, gradients, given)) == 0.0
         gradients.parts[part].mul_(1.0 - share)
-        found = contradictions(problem, gradients, given)
+        found = contradictions(chain, gradients, given)
     assert found[part] == pytest.approx(share, rel=0.02)
     assert all(error == 0.0 for i, error in enumerate(found) if i != part)
 

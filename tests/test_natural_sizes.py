@@ -20,6 +20,7 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
+from ode_stopping.gradients.chain import Chain
 from ode_stopping.gradients.regridded import halved, merged
 
 F64 = torch.float64
@@ -142,8 +143,9 @@ def test_the_target_is_met_on_other_steps(rtol: float) -> None:
         evidence="light",
     )
     problem = result.problem
-    for other in (merged(problem), halved(problem)):
-        assert other is not None
+    for chain in (merged(Chain.of(problem)), halved(Chain.of(problem))):
+        assert chain is not None
+        (other,) = chain.problems
         point = other.crossing
         late = abs((point.value - problem.target) / point.rate)
         rounding = 100 * point.rounding / abs(point.rate)

@@ -26,7 +26,7 @@ from ode_stopping import (
     Torchdiffeq,
     stopping_time,
 )
-from ode_stopping.gradients.backward import Cotangents, differentiate
+from ode_stopping.gradients.chain import Arriving, Chain, pulled_back
 from ode_stopping.gradients.refinement import refined
 from ode_stopping.gradients.regridded import halved, merged
 from ode_stopping.gradients.steps import Transpose
@@ -160,17 +160,19 @@ def test_orders_of_the_difference(targets: list[float], jump: float | None) -> N
     problem = Driven(targets, jump=jump)
     solved = problem.solve(1e-7, StepAdjoint(), "light").problem
     hits = len(solved.hits)
-    given = Cotangents(
+    given = Arriving(
         torch.ones(hits, dtype=F64),
         torch.zeros(hits, 3, dtype=F64),
+        None,
         (True,) * (2 + hits + len(solved.leaves.tensors)),
     )
     truth = problem.truth()["x0"]
     found = []
-    for other in (merged(solved), solved, halved(solved)):
+    chain = Chain.of(solved)
+    for other in (merged(chain), chain, halved(chain)):
         assert other is not None
         with torch.no_grad():
-            found.append(float((differentiate(other, Transpose(), given).x0 - truth).norm()))
+            found.append(float((pulled_back(other, Transpose(), given).x0 - truth).norm()))
         for hit, old in zip(other.hits, solved.hits, strict=True):
             assert hit.point is not None
             assert hit.point.value == pytest.approx(hit.watch.target, rel=1e-9)
@@ -183,9 +185,10 @@ def test_the_grids() -> None:
     """Merged: every second node; halved: middles too; both keep breakpoints and the first step."""
     solved = Driven([1e-1, 1e-2, 1e-3], jump=2.0).solve(1e-6, StepAdjoint(), "light").problem
     old = [step.t0 for step in solved.steps]
-    coarse, fine = merged(solved), halved(solved)
-    assert coarse is not None
-    assert fine is not None
+    chains = merged(Chain.of(solved)), halved(Chain.of(solved))
+    assert chains[0] is not None
+    assert chains[1] is not None
+    coarse, fine = (chain.problems[0] for chain in chains)
     assert {step.t0 for step in coarse.steps} <= set(old)
     assert len(coarse.steps) <= (len(old) + 1) // 2 + 2
     assert set(old) <= {step.t0 for step in fine.steps}
@@ -354,14 +357,15 @@ def test_a_path_that_is_lost_counts_as_infinite(
     )
     problem = result.problem
     assert problem is not None
-    given = Cotangents(torch.ones(1, dtype=F64), torch.zeros(1, 2, dtype=F64), (True,) * 4)
+    chain = Chain.of(problem)
+    given = Arriving(torch.ones(1, dtype=F64), torch.zeros(1, 2, dtype=F64), None, (True,) * 4)
     with torch.no_grad():
-        found = differentiate(problem, StepAdjoint(), given)
+        found = pulled_back(chain, StepAdjoint(), given)
     refuses.append(True)
-    assert blow(problem) is None
-    monkeypatch.setattr("ode_stopping.gradients.refinement.differentiate", lambda *args: found)
+    assert blow(chain) is None
+    monkeypatch.setattr("ode_stopping.gradients.refinement.pulled_back", lambda *args: found)
     with torch.no_grad():
-        assert refined(problem, StepAdjoint(), found, given).worst == np.inf
+        assert refined(chain, StepAdjoint(), found, given).worst == np.inf
 
 
 @pytest.mark.parametrize(

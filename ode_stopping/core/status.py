@@ -51,6 +51,14 @@ class Status(Enum):
         "reached. "
         "Check the flow (a step size or rate too large?) and the start."
     )
+    FINISHED = "The end time was reached."
+    ZENO = (
+        "An event follows on itself without end: its reset leaves the state on its own surface "
+        "with the criterion still going through it, or the times between its hits have shrunk to "
+        "nothing. What is known ends here. Let the reset lead away from the surface, let the "
+        "criterion depend on the mode where the event is to be passed once, or end before (count=, "
+        "until=)."
+    )
     STALLED = (
         "The solver gave up: its step size underflowed or its step limit was used up. Loosen the "
         "tolerances, raise max_steps of the solver, or look for a singularity of the flow."

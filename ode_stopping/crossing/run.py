@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..call import Call
+from ..call import Call, Watch
 from ..core.memo import Memo, sharing
 from ..core.stats import Stats
 from ..core.status import Status
@@ -59,6 +59,7 @@ class Run:
     Attributes:
         call: What was asked.
         hits: The watches that were met, in order of time.
+        waiting: Those that still wait, as they do at the end.
         status: How the run ended: what the watches that are in no hit came to.
         time: Flow time at which it ended.
         state: State there, shape (n,).
@@ -72,6 +73,7 @@ class Run:
 
     call: Call
     hits: tuple[Hit, ...]
+    waiting: tuple[Watch, ...]
     status: Status
     time: float
     state: Tensor
@@ -109,6 +111,7 @@ def find_crossings(call: Call) -> Run:
     return Run(
         call=call,
         hits=tuple(loop.hits),
+        waiting=(*loop.watches.waiting, *loop.watches.clocks),
         status=ended.status,
         time=ended.time,
         state=ended.state,
@@ -222,6 +225,7 @@ class _Loop:
                 passed = [level.passed(scan) for level, scan in pairs]
                 if any(passed):
                     path.hold(path.node)  # J was below the target before
+                self._end_if_sunk(step, scans)
                 if end == call.times[-1] and self._is_resting(step):
                     self._end_if_at_rest(flow, step, end)
         finally:
@@ -308,6 +312,9 @@ class _Loop:
             hit = self._side_hit(flow, step, met, end)
             self.hits.append(hit)
             self.watches.take(hit)
+            if hit.status is Status.DEGENERATE and hit.watch.repeats:
+                # Nobody knows how often it is met, nor what is from here on.
+                raise _Ended(hit.status, hit.time, hit.state, hit.note)
         self._note(scans, inf)
 
     def _in_order(self, flow: FlowPiece, step: Step, scans: Sequence[Scan]) -> list[Met]:
@@ -431,6 +438,17 @@ class _Loop:
             if level.criterion is path.criterion:
                 path.values[-1] = level.value
                 path.best = min(path.best, (level.value, now))
+
+    def _end_if_sunk(self, step: Step, scans: Sequence[Scan]) -> None:
+        """J was put on a target by a reset, and goes through it without having left it."""
+        for level, scan in zip(self.watches.levels, scans, strict=True):
+            for watch in level.waiting:
+                if watch.landed and watch.leave is not None:
+                    band = watch.leave - watch.target
+                    sunk = next((t for t, v in scan.points if v < watch.target - band), None)
+                    if sunk is not None:
+                        note = f"the criterion does not leave the target at t = {step.t0:.9g}"
+                        raise _Ended(Status.ZENO, step.t0, step.y0, note)
 
     def _end_if_at_rest(self, flow: FlowPiece, step: Step, horizon: float) -> None:
         if self.rest.stays(flow, step.t1, step.y1, horizon):

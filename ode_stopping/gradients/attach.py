@@ -1,6 +1,7 @@
-"""Where the stopping times and the states there get their graph.
+"""Where the times of a run, and the states there, get their graph.
 
-One custom backward goes through all targets: the quotient at each, and one pass of a route.
+One custom backward goes through all of it: the quotient at each hit, one pass of a route over each
+arc, and the resets between them.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from ..core.status import Status
 from ..core.validation import is_batched, refuse_batched_cotangent, refuse_lost_views
 from ..crossing.run import Run
 from ..crossing.watch import Hit
-from .backward import Cotangents, Gradients, differentiate
 from .caveats import warn_about_clock, warn_about_learned_times, warn_about_rounding
+from .chain import Arriving, Chain, ChainGradients, Link, pulled_back
 from .evidence import Evidence, warn_about_grazing
+from .graph import graph_of
 from .judge import judge
 from .jumps import warn_about_moved_times
 from .kinks import with_kinks
@@ -30,17 +32,17 @@ from .problem import StoppingProblem
 from .route import GradientRoute
 from .tracing import check_criterion, check_functions, trace_leaves
 
-__all__ = ["Attached", "Inputs", "attached"]
+__all__ = ["Attached", "Differentiation", "Inputs", "attach", "attached", "looked_at"]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a stopping time depends on besides the leaves, with graphs.
+    """What the times depend on besides the leaves, with graphs.
 
     Attributes:
         x0: Shape (n,).
         t0: Shape ().
-        targets: Each of shape ().
+        targets: One for each watch, by its index, each of shape ().
         breakpoints: Those that require grad, each of shape ().
     """
 
@@ -49,30 +51,39 @@ class Inputs:
     targets: tuple[Tensor, ...]
     breakpoints: tuple[Tensor, ...] = ()
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return (self.x0, self.t0, *self.targets, *self.breakpoints)
+
 
 class Differentiation:
-    """A solved problem, its route, and what the latest backward pass found out.
+    """A solved chain, its route, and what the latest backward pass found out.
 
     Args:
-        problem: The solved problem.
+        chain: The chain.
         route: Of its derivatives.
         costs: Of the run, and from now on of the backward passes.
     """
 
-    def __init__(self, problem: StoppingProblem, route: GradientRoute, costs: Costs) -> None:
-        self.problem = problem
+    def __init__(self, chain: Chain, route: GradientRoute, costs: Costs) -> None:
+        self.chain = chain
         self.route = route
-        self.evidence = [Evidence.of(problem, hit) for hit in problem.hits]
+        self.evidence = [
+            Evidence.of(chain.call, hit, problem.run.velocity_error)
+            for problem in chain.problems
+            for hit in problem.hits
+        ]
         self._costs = costs
 
-    def backward(self, given: Cotangents) -> Gradients | None:
+    def backward(self, given: Arriving) -> ChainGradients | None:
         """The gradients, judged; None where nothing arrives."""
-        if not any(given.arriving):
+        if given.is_zero:
             self._costs.note(Stats(vjps=0, nfe_backward=0))
             return None
         with torch.no_grad():
-            found = differentiate(self.problem, self.route, given)
-            returned, self.evidence, checks = judge(self.problem, self.route, found, given)
+            found = pulled_back(self.chain, self.route, given)
+            returned, self.evidence, checks = judge(self.chain, self.route, found, given)
         # Of whose steps the gradient is, in the end.
         route, fallback = returned.stats.route, returned.stats.fallback
         self._costs.note(replace(found.stats + checks, route=route, fallback=fallback))
@@ -97,43 +108,53 @@ class Attached:
 
 
 def attached(run: Run, inputs: Inputs) -> Attached:
-    """The times and states with the graph that each target allows."""
+    """The times and states of a run with the graph that each target allows."""
     call = run.call
     route = call.gradient
     assert route is None or isinstance(route, GradientRoute)
     if route is None or not torch.is_grad_enabled():
         return _plain(run, inputs)
     calls = call.flow.calls
-    leaves = trace_leaves(run)
-    if not route.own_graph:
-        refuse_lost_views(has_history=leaves.has_history)
-    # An evaluation without a graph hides its leaves: then nobody knows what is needed.
-    tensors = (inputs.x0, inputs.t0, *inputs.targets, *inputs.breakpoints)
-    needed = bool(leaves.tensors) or leaves.has_gap or any(p.requires_grad for p in tensors)
+    leaves = trace_leaves([run])
+    needed = is_needed(route, leaves, inputs)
     if needed:
         for hit in run.hits:
             if hit.status is Status.DEGENERATE:
                 # A criterion without its derivative has J' = 0, too: that is no touch, but an
                 # error.
                 check_criterion(call, leaves, hit)
-    t0_wanted = inputs.t0.requires_grad
-    problem = _solved(run, route, leaves, needed=needed, t0_wanted=t0_wanted)
+    chain = None
+    if any(hit.status is Status.REACHED for hit in run.hits):
+        chain = looked_at(
+            Chain.of(StoppingProblem.of(run, leaves)),
+            route,
+            needed=needed,
+            t0_wanted=inputs.t0.requires_grad,
+        )
     # Before the graph is attached: a route may evaluate the flow for it.
     costs = Costs(run.stats + Stats(checks=call.flow.calls - calls))
     times: dict[int, Tensor] = {}
     states: dict[int, Tensor] = {}
     differentiation = None
-    if problem is not None:
-        differentiation = Differentiation(problem, route, costs)
-        targets = [inputs.targets[hit.watch.index] for hit in problem.hits]
-        found = _attach(differentiation, inputs, targets)
-        for hit, time, state in zip(problem.hits, *found, strict=True):
-            times[hit.watch.index], states[hit.watch.index] = time, state
+    if chain is not None:
+        differentiation = Differentiation(chain, route, costs)
+        on_rows = attach(differentiation, inputs)
+        for row, time, state in zip(chain.rows, *on_rows[:2], strict=True):
+            times[row.watch.index], states[row.watch.index] = time, state
     for index, target in enumerate(inputs.targets):
         if index not in times:
             times[index], states[index] = _without_quotient(run, index, target, inputs, leaves)
     order = range(len(inputs.targets))
     return Attached([times[i] for i in order], [states[i] for i in order], costs, differentiation)
+
+
+def is_needed(route: GradientRoute, leaves: LeafSet, inputs: Inputs) -> bool:
+    """Whether anything can be differentiated to."""
+    if not route.own_graph:
+        refuse_lost_views(has_history=leaves.has_history)
+    # An evaluation without a graph hides its leaves: then nobody knows what is needed.
+    wanted = any(p.requires_grad for p in inputs.tensors)
+    return bool(leaves.tensors) or leaves.has_gap or wanted
 
 
 def _plain(run: Run, inputs: Inputs) -> Attached:
@@ -150,42 +171,62 @@ def _missed(run: Run) -> float:
     return float("inf") if run.call.censored is None else run.call.censored
 
 
-def _solved(
-    run: Run, route: GradientRoute, leaves: LeafSet, *, needed: bool, t0_wanted: bool
-) -> StoppingProblem | None:
-    """The problem of the targets that have a derivative, looked at from all sides."""
-    if not any(hit.status is Status.REACHED for hit in run.hits):
-        return None
-    problem = StoppingProblem.of(run, leaves)
-    for hit in problem.hits:
-        assert hit.point is not None
-        warn_about_rounding(problem, hit.point)
-        warn_about_grazing(hit.near_miss, problem.tolerances)
+def looked_at(chain: Chain, route: GradientRoute, *, needed: bool, t0_wanted: bool) -> Chain:
+    """The chain, looked at from all sides before a gradient is promised."""
+    links: list[Link] = []
+    seen: set[int] = set()
+    knows_time = True
+    for number, link in enumerate(chain.links):
+        problem = link.problem
+        if problem is None:
+            links.append(link)
+            continue
+        for hit in problem.hits:
+            assert hit.point is not None
+            warn_about_rounding(problem, hit.point)
+            warn_about_grazing(hit.near_miss, problem.tolerances)
+        if needed:
+            criteria = {id(hit.watch.criterion) for hit in problem.hits}
+            # (Arcs alike are looked at once.)
+            if not seen or not criteria <= seen or number == len(chain.links) - 1:
+                knows_time = check_functions(problem) and knows_time
+            seen |= criteria
+            problem = with_kinks(problem.knowing(time=knows_time))
+            warn_about_clock(problem, route, t0_wanted=t0_wanted or bool(links))
+            warn_about_moved_times(problem)
+        links.append(replace(link, problem=problem))
+    found = chain.with_links(links)
     if needed:
-        problem = with_kinks(problem.knowing(time=check_functions(problem)))
-        warn_about_clock(problem, route, t0_wanted=t0_wanted)
-        warn_about_learned_times(problem)
-        warn_about_moved_times(problem)
-    return problem
+        warn_about_learned_times(found)
+    return found
 
 
-def _attach(
-    differentiation: Differentiation, inputs: Inputs, targets: Sequence[Tensor]
-) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Times and states of the hits, differentiable to the inputs and to the problem's leaves."""
-    problem, route = differentiation.problem, differentiation.route
-    learned = inputs.breakpoints
-    tensors = (inputs.x0, inputs.t0, *targets, *learned, *problem.leaves.tensors)
+def attach(
+    differentiation: Differentiation, inputs: Inputs
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]]:
+    """Times and states of the rows of a chain, differentiable to the inputs and to its leaves.
+
+    Returns:
+        The times, the states before, and those behind the resets (None where there is none).
+    """
+    chain, route = differentiation.chain, differentiation.route
+    targets = [inputs.targets[index] for index in chain.watched]
+    tensors = (inputs.x0, inputs.t0, *targets, *inputs.breakpoints, *chain.leaves.tensors)
+    resets = [index for index, row in enumerate(chain.rows) if row.after is not None]
     if not route.own_graph:
-        times, states = _Crossings.apply(differentiation, *tensors)
-        return times.unbind(), states.unbind()
-    found = route.graph(problem, inputs.x0, inputs.t0, targets, *([learned] if learned else []))
-    outputs = (*found[0], *found[1])
-    if not any(output.requires_grad for output in outputs):
-        return found
-    wanted = tuple(p.requires_grad for p in tensors)
-    judged = _Judged.apply(differentiation, wanted, *outputs)
-    return judged[: len(found[0])], judged[len(found[0]) :]
+        times, before, *after = _Rows.apply(differentiation, *tensors)
+        behind = after[0].unbind() if resets else ()
+        found = (times.unbind(), before.unbind(), behind)
+    else:
+        found = graph_of(chain, route, inputs.x0, inputs.t0, targets, inputs.breakpoints)
+        outputs = (*found[0], *found[1], *found[2])
+        if any(output.requires_grad for output in outputs):
+            wanted = tuple(p.requires_grad for p in tensors)
+            judged = _Judged.apply(differentiation, wanted, *outputs)
+            rows = len(chain.rows)
+            found = (judged[:rows], judged[rows : 2 * rows], judged[2 * rows :])
+    by_row = dict(zip(resets, found[2], strict=True))
+    return found[0], found[1], [by_row.get(index) for index in range(len(chain.rows))]
 
 
 def _without_quotient(
@@ -220,25 +261,30 @@ def _attach_miss(run: Run, hit: Hit | None, tensors: Sequence[Tensor]) -> tuple[
     return missed_time, missed_state
 
 
-class _Crossings(torch.autograd.Function):
-    """(T_k, x_k) as functions of (x0, t0, *targets, *breakpoints, *leaves), by Theorem 1."""
+class _Rows(torch.autograd.Function):
+    """Times and states as functions of (x0, t0, *targets, *breakpoints, *leaves), by Theorem 1."""
 
     @staticmethod
     def forward(ctx: Any, differentiation: Differentiation, *tensors: Tensor) -> Any:
         ctx.differentiation = differentiation
         # Saved so that autograd notices a parameter that was changed in place before backward.
         ctx.save_for_backward(*tensors)
-        hits, like = differentiation.problem.hits, differentiation.problem.x0
-        times = torch.tensor([hit.time for hit in hits], dtype=torch.float64, device=like.device)
-        return times, torch.stack([hit.state for hit in hits])
+        chain = differentiation.chain
+        rows, like = chain.rows, chain.call.x0
+        times = torch.tensor([row.time for row in rows], dtype=torch.float64, device=like.device)
+        behind = [row.after for row in rows if row.after is not None]
+        states = torch.stack([row.before for row in rows])
+        return (times, states, *([torch.stack(behind)] if behind else []))
 
     @staticmethod
-    def backward(ctx: Any, on_times: Tensor, on_states: Tensor) -> Any:
+    def backward(ctx: Any, on_times: Tensor, on_states: Tensor, *on_behind: Tensor) -> Any:
         refuse_batched_cotangent(on_times)
         tensors = ctx.saved_tensors
         x0, t0, *rest = tensors
+        chain = ctx.differentiation.chain
+        after = _spread(chain, on_states, on_behind[0].unbind()) if on_behind else None
         wanted = tuple(ctx.needs_input_grad[1:])
-        found = ctx.differentiation.backward(Cotangents(on_times, on_states, wanted))
+        found = ctx.differentiation.backward(Arriving(on_times, on_states, after, wanted))
         if found is None:
             return (None, *(torch.zeros_like(tensor) for tensor in tensors))
         to_rest = [*found.targets.unbind(), *found.breakpoints.unbind(), *found.leaves]
@@ -247,8 +293,15 @@ class _Crossings(torch.autograd.Function):
             found.t0.to(t0.dtype),
             *[g.to(p.dtype) for g, p in zip(to_rest, rest, strict=True)],
         ]
-        dependencies = (*tensors, on_times, on_states)
+        dependencies = (*tensors, on_times, on_states, *on_behind)
         return (None, *first_derivatives_only(gradients, dependencies, "stopping time"))
+
+
+def _spread(chain: Chain, like: Tensor, behind: Sequence[Tensor]) -> Tensor:
+    """Cotangents on the states behind resets, one for each row."""
+    waiting = iter(behind)
+    zero = torch.zeros_like(like[0])
+    return torch.stack([zero if row.after is None else next(waiting) for row in chain.rows])
 
 
 class _Judged(torch.autograd.Function):
@@ -265,10 +318,12 @@ class _Judged(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         # (Several at once, by vmap, are not judged.)
         if not is_batched(cotangents[0]):
-            hits = len(cotangents) // 2
-            times, states = cotangents[:hits], cotangents[hits:]
-            given = Cotangents(
-                torch.stack(times).detach(), torch.stack(states).detach(), ctx.wanted
+            chain = ctx.differentiation.chain
+            rows = len(chain.rows)
+            times, before = torch.stack(cotangents[:rows]), torch.stack(cotangents[rows : 2 * rows])
+            behind = [one.detach() for one in cotangents[2 * rows :]]
+            after = _spread(chain, before.detach(), behind) if behind else None
+            ctx.differentiation.backward(
+                Arriving(times.detach(), before.detach(), after, ctx.wanted)
             )
-            ctx.differentiation.backward(given)
         return (None, None, *cotangents)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.consistency import check_same_value
+from ..core.leaves import LeafSet
 from ..core.stats import Stats
 from ..crossing.watch import Hit
 from .problem import Jump, StoppingProblem
@@ -16,7 +17,7 @@ from .quotient import cotangent_at_crossing
 from .route import GradientRoute, PullBack
 from .steps import Transpose
 
-__all__ = ["Cotangents", "Gradients", "differentiate"]
+__all__ = ["Cotangents", "Gradients", "differentiate", "of_criterion"]
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,7 @@ def differentiate(problem: StoppingProblem, route: GradientRoute, given: Cotange
         parts = given.states[k].norm() + scale.abs() * hit.point.gradient.norm()
         jumps.append(problem.jump(hit, lam, float(parts)))
         targets[k] = -scale
-        explicit = [
-            a + b for a, b in zip(explicit, _of_criterion(problem, hit, scale), strict=True)
-        ]
+        explicit = [a + b for a, b in zip(explicit, of_criterion(hit, scale, leaves), strict=True)]
     evaluations, products = call.flow.calls, call.flow.products
     if route.own_graph:
         x0, t0, targets, breakpoints, totals = _by_graph(problem, route, given)
@@ -176,14 +175,14 @@ def _by_graph(
     return filled[0], filled[1], torch.stack(filled[2:first]), by_times, filled[second:]
 
 
-def _of_criterion(problem: StoppingProblem, hit: Hit, scale: Tensor) -> list[Tensor]:
+def of_criterion(hit: Hit, scale: Tensor, leaves: LeafSet) -> list[Tensor]:
     """The explicit term of a hit: J depends on the parameters of the criterion at x_T.
 
     One that flow and criterion share receives both terms.
     """
     point, criterion = hit.point, hit.watch.criterion
     assert point is not None
-    explicit = criterion.vjp(*point.seen_at, scale, problem.leaves, look=True)
+    explicit = criterion.vjp(*point.seen_at, scale, leaves, look=True)
     if point.aside > 0.0:
         return explicit.leaves
     rounding = torch.finfo(point.state.dtype).eps / torch.finfo(torch.float64).eps

@@ -10,6 +10,7 @@ from ..core.status import (
 )
 from ..core.warn import warn_user
 from ..crossing.point import Crossing
+from .chain import Chain
 from .problem import StoppingProblem
 from .route import GradientRoute
 
@@ -25,6 +26,8 @@ def warn_about_clock(problem: StoppingProblem, route: GradientRoute, *, t0_wante
         MissingGradientError: The route needs the derivative to t that the flow loses.
     """
     for hit in problem.hits:
+        if hit.watch.time is not None:
+            continue
         near = _NEAR_JUMP_PER_RTOL * problem.tolerances.rtol * (hit.time - problem.start)
         for jump in problem.call.times[1:-1]:
             if abs(hit.time - jump) <= near:
@@ -51,10 +54,11 @@ def warn_about_clock(problem: StoppingProblem, route: GradientRoute, *, t0_wante
     )
 
 
-def warn_about_learned_times(problem: StoppingProblem) -> None:
+def warn_about_learned_times(chain: Chain) -> None:
     """Warn where a breakpoint that requires grad falls on t0 or on a T."""
-    places = {problem.start: "the start"} | {hit.time: "a stopping time" for hit in problem.hits}
-    for time in problem.call.learned:
+    places = {hit.time: "a stopping time" for hit in chain.hits if hit.watch.time is None}
+    places[chain.start] = "the start"
+    for time in chain.call.learned:
         if time in places:
             warn_user(
                 f"the breakpoint {time:g} falls on {places[time]}, where the derivative to it is "

@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..call import Call
 from ..core.status import GradientAccuracyWarning
 from ..core.warn import warn_user
 from ..crossing.near_miss import NearMiss
 from ..crossing.watch import Hit
 from ..solving.solver import Tolerances
-from .problem import StoppingProblem
 from .refinement import LeafError
 
 __all__ = [
@@ -93,16 +93,16 @@ class Evidence:
     second_route: float | None = None
 
     @classmethod
-    def of(cls, problem: StoppingProblem, hit: Hit) -> Evidence:
+    def of(cls, call: Call, hit: Hit, velocity_error: float = 0.0) -> Evidence:
         """What is known of a hit before any gradient was taken."""
         assert hit.point is not None
         return cls(
-            rtol=problem.tolerances.rtol,
-            dtype=problem.x0.dtype,
+            rtol=call.tolerances.rtol,
+            dtype=call.x0.dtype,
             rate=hit.watch.criterion.shown(hit.point.rate),
             rate_scale=hit.point.rate_scale,
             near_miss=hit.near_miss,
-            velocity_error=problem.run.velocity_error,
+            velocity_error=velocity_error,
         )
 
     @property

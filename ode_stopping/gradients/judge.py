@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ..core.stats import Stats
 from ..crossing.point import Crossing, delay_changes, lam_change
+from ..crossing.watch import Hit
 from .backward import Cotangents, Gradients, differentiate
+from .chain import Arriving, Chain, ChainGradients
 from .evidence import Evidence, identity_residual, relative_size
 from .interpolating import InterpolatingAdjoint
 from .problem import StoppingProblem
-from .refinement import FLOOR, Refined, differences, natural_sizes, refined
+from .refinement import FLOOR, arc_differences, arc_sizes, refined
 from .route import GradientRoute, PullBack
 from .steps import StepAdjoint
 
@@ -26,11 +28,8 @@ _FELT = 1e-2
 
 
 def judge(
-    problem: StoppingProblem,
-    route: GradientRoute,
-    found: Gradients,
-    given: Cotangents,
-) -> tuple[Gradients, list[Evidence], Stats]:
+    chain: Chain, route: GradientRoute, found: ChainGradients, given: Arriving
+) -> tuple[ChainGradients, list[Evidence], Stats]:
     """The evidence for gradients that were just computed, one a hit; a warning where it is poor.
 
     Costs two evaluations of flow and criterion a hit; without `light` what `refined` costs; for a
@@ -39,41 +38,56 @@ def judge(
     Returns:
         The gradients that are to be returned, the evidence, and what it cost, as checks.
     """
-    call = problem.call
+    call = chain.call
     calls = call.flow.calls
     better = None
-    if problem.steps and not call.light:
-        better = refined(problem, route, found, given)
-    common = _of_the_path(problem, route, found, given, better)
-    parts = []
-    asked = given.wanted[2 : 2 + len(problem.hits)]
-    for hit, arrives, to_target in zip(problem.hits, given.arriving, asked, strict=True):
-        evidence = Evidence.of(problem, hit)
-        if arrives:
-            assert hit.point is not None
-            assert hit.state_error is not None
-            evidence = replace(evidence, **common)
-            if hit.point.aside == 0.0:  # (On a kink a small move changes the side, as was said.)
-                rounding = lam_change(call.flow, hit.point, _rounding(hit.state))
-                if _is_flat(problem, hit.point):
-                    of_lam, of_rate, of_time = delay_changes(call.flow, hit.point, problem.start)
-                    rounding = max(
-                        rounding,
-                        of_lam,
-                        of_rate if to_target else 0.0,
-                        # (A quadrature over the path gains as much as the path does.)
-                        of_time if any(given.wanted[2 + len(problem.hits) :]) else 0.0,
-                    )
-                evidence = replace(
-                    evidence,
-                    noise=lam_change(call.flow, hit.point, hit.state_error),
-                    rounding=rounding,
-                )
-        parts.append(evidence)
-    worst = max(parts, key=lambda evidence: evidence.estimate or 0.0)
-    worst.warn()
+    if any(problem.steps for problem in chain.problems) and not call.light:
+        better = refined(chain, route, found, given)
+    rows = [] if better is None else better.gradients.arcs
+    parts = {
+        id(hit): Evidence.of(call, hit, problem.run.velocity_error)
+        for problem in chain.problems
+        for hit in problem.hits
+    }
+    common: dict[str, Any] = {} if better is None else {"leaves": better.leaves}
+    for index, (problem, on_arc, of_arc) in enumerate(found.arcs):
+        other = rows[index][2] if better is not None and index < len(rows) else None
+        between = None if better is None else better.between
+        figures = _of_the_path(problem, route, of_arc, on_arc, other, between)
+        for name, figure in figures.items():
+            common[name] = max(common.get(name, 0.0), figure)
+    for problem, on_arc, _ in found.arcs:
+        asked = on_arc.wanted[2 : 2 + len(problem.hits)]
+        to_leaves = any(on_arc.wanted[2 + len(problem.hits) :])
+        rows_of_arc = zip(problem.hits, on_arc.arriving, asked, strict=True)
+        for hit, arrives, to_target in rows_of_arc:
+            if arrives:
+                figures = _at_hit(problem, hit, to_target=to_target, to_leaves=to_leaves)
+                parts[id(hit)] = replace(parts[id(hit)], **(common | figures))
+    ordered = list(parts.values())
+    judged = [one for one in ordered if one.estimate is not None]
+    if judged:
+        max(judged, key=lambda evidence: evidence.estimate or 0.0).warn()
     returned = found if better is None else better.gradients
-    return returned, parts, Stats(checks=call.flow.calls - calls)
+    return returned, ordered, Stats(checks=call.flow.calls - calls)
+
+
+def _at_hit(
+    problem: StoppingProblem, hit: Hit, *, to_target: bool, to_leaves: bool
+) -> dict[str, float]:
+    """The figures of one hit: what lam becomes by the error of x_T, and by rounding."""
+    call, point = problem.call, hit.point
+    assert point is not None
+    assert hit.state_error is not None
+    if point.aside > 0.0:  # (On a kink a small move changes the side, as was said.)
+        return {}
+    rounding = lam_change(call.flow, point, _rounding(hit.state))
+    if _is_flat(problem, point):
+        of_lam, of_rate, of_time = delay_changes(call.flow, point, problem.start)
+        # (A quadrature over the path gains as much as the path does.)
+        further = (of_rate if to_target else 0.0, of_time if to_leaves else 0.0)
+        rounding = max(rounding, of_lam, *further)
+    return {"noise": lam_change(call.flow, point, hit.state_error), "rounding": rounding}
 
 
 def _is_flat(problem: StoppingProblem, point: Crossing) -> bool:
@@ -88,22 +102,32 @@ def _of_the_path(
     route: GradientRoute,
     found: Gradients,
     given: Cotangents,
-    better: Refined | None,
-) -> dict[str, Any]:
-    """The figures that all hits share: they are made along the path."""
-    figures: dict[str, Any] = {} if better is None else {"leaves": better.leaves}
+    better: Gradients | None,
+    between: float | None,
+) -> dict[str, float]:
+    """The figures that the hits of an arc share: they are made along the path.
+
+    Args:
+        problem: The arc.
+        route: What was asked for.
+        found: What it gave.
+        given: What arrived.
+        better: What is returned in its place; None where it was held against nothing.
+        between: How far it is from the transpose of the same steps, where that speaks for it.
+    """
+    figures: dict[str, float] = {}
     vouched = route.vouches_for(problem)
     if better is not None and type(route) is StepAdjoint:
         # Whatever the order of the method: it was held against other steps.
-        found, vouched = better.gradients, StepAdjoint.figures
+        found, vouched = better, StepAdjoint.figures
     witness = found.pulled
     if witness.fallback is not None:
         vouched = InterpolatingAdjoint.figures
-    if not vouched and better is not None and better.between is not None:
-        figures["second_route"] = better.between
+    if not vouched and between is not None:
+        figures["second_route"] = between
     elif not vouched:
         other = differentiate(problem, InterpolatingAdjoint(), given)
-        figures["second_route"] = max(differences(problem, given, found, other))
+        figures["second_route"] = max(arc_differences(problem, given, found, other))
         witness, vouched = other.pulled, InterpolatingAdjoint.figures
     at_end = sum(float(jump.cotangent @ jump.velocity) for jump in found.jumps)
     # Without a cotangent on a time lam^T F is 0 throughout, and its rounding has no scale.
@@ -111,7 +135,7 @@ def _of_the_path(
     if "identity" in vouched and problem.knows_time and meaningful:
         figures["identity"] = _identity(problem, witness, at_end)
     if "quadrature" in vouched:
-        figures["quadrature"] = _quadrature(witness, natural_sizes(problem, given, found))
+        figures["quadrature"] = _quadrature(witness, arc_sizes(problem, given, found))
     figures["clock"] = _clock(problem, depends_on_time=bool(witness.time))
     if "time_term" in vouched and not bool((given.states != 0).any()):
         # lam^T F has the unit of the cotangents on the times.

@@ -202,11 +202,7 @@ class StoppingProblem(Piece):
     @cached_property
     def names(self) -> tuple[str, ...]:
         """What the leaves are called."""
-        functions = {"flow": self.flow.function}
-        criteria = self.call.criteria
-        for index, one in enumerate(criteria):
-            functions["criterion" if len(criteria) == 1 else f"criterion {index}"] = one.function
-        return tuple(names_of(self.leaves.tensors, functions))
+        return tuple(names_of(self.leaves.tensors, self.call.functions))
 
     def jump(self, hit: Hit, cotangent: Tensor, size: float = 0.0) -> Jump:
         """What lam gains at a hit; the last one is the end of the path."""

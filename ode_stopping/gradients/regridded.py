@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ..core.memo import Memo, sharing
 from ..crossing.point import Crossing
+from ..crossing.transitions import Transition
 from ..crossing.watch import Hit
 from ..solving.flow_map import FlowPiece
 from ..solving.step import Step
+from .chain import Chain, Link
 from .kinks import one_sided
 from .problem import StoppingProblem
 
@@ -37,14 +39,14 @@ _FURTHER = (0, 4, 16)
 Grid = Callable[[Sequence[float]], list[float]]
 
 
-def merged(problem: StoppingProblem) -> StoppingProblem | None:
-    """The problem with its steps merged in pairs; None where no gradient can be taken there."""
-    return _on(problem, lambda times: [*times[:-1:2], times[-1]], stride=2)
+def merged(chain: Chain) -> Chain | None:
+    """The chain with its steps merged in pairs; None where no gradient can be taken there."""
+    return _on(chain, lambda times: [*times[:-1:2], times[-1]], stride=2)
 
 
-def halved(problem: StoppingProblem) -> StoppingProblem | None:
-    """The problem with every step in two halves; None where no gradient can be taken there."""
-    return _on(problem, _with_middles, stride=1)
+def halved(chain: Chain) -> Chain | None:
+    """The chain with every step in two halves; None where no gradient can be taken there."""
+    return _on(chain, _with_middles, stride=1)
 
 
 def _with_middles(times: Sequence[float]) -> list[float]:
@@ -55,21 +57,59 @@ class _Lost(Exception):
     """The path blew up, or J does not come down to a target on it."""
 
 
-def _on(problem: StoppingProblem, grid: Grid, *, stride: int) -> StoppingProblem | None:
-    """The problem on other steps; every `stride`-th node of a smooth stretch stays one."""
+def _on(chain: Chain, grid: Grid, *, stride: int) -> Chain | None:
+    """The chain on other steps; every `stride`-th node of a smooth stretch stays one."""
+    links: list[Link] = []
+    time, state = chain.links[0].time, chain.links[0].state
     with torch.no_grad(), sharing(Memo()):
         try:
-            return _Regridded(problem, grid, stride).problem()
+            for link in chain.links:
+                opening = tuple(_reopened(chain, hit, time, state) for hit in link.opening)
+                new = Link(time, state, opening, link.problem)
+                if link.problem is not None:
+                    problem = _Regridded(link.problem, grid, stride, time, state).problem()
+                    new = replace(new, problem=problem)
+                    time, state = problem.end, problem.x_end
+                closing, state = _closed(link.closing, time, state)
+                links.append(replace(new, closing=closing))
         except (_Lost, RuntimeError, ValueError, ArithmeticError):
             # A flow may refuse a state that the accepted steps never came to.
             return None
+    return chain.with_links(links)
+
+
+def _reopened(chain: Chain, hit: Hit, time: float, state: Tensor) -> Hit:
+    """A hit at the start of an arc, which starts somewhere else."""
+    assert hit.point is not None
+    flow = chain.call.flow
+    # A time that was given stays where it is; an event is met with the one before.
+    at = hit.time if hit.watch.time is not None else time
+    velocity = flow.on(flow.number_at(time))(time, state)
+    x = state + (at - time) * velocity
+    point = Crossing.at(hit.watch.criterion, at, x, velocity)
+    return replace(hit, time=at, state=x, point=point)
+
+
+def _closed(
+    events: Sequence[Transition], time: float, state: Tensor
+) -> tuple[tuple[Transition, ...], Tensor]:
+    """The events at the end of an arc, which ends somewhere else; and the state behind them."""
+    found = []
+    for event in events:
+        after = state if event.reset is None else event.reset.plain(time, state)
+        found.append(replace(event, time=time, before=state, after=after))
+        state = after
+    return tuple(found), state
 
 
 class _Regridded:
-    """The new path as it grows, stretch by stretch."""
+    """The new path of an arc as it grows, stretch by stretch."""
 
-    def __init__(self, problem: StoppingProblem, grid: Grid, stride: int) -> None:
+    def __init__(
+        self, problem: StoppingProblem, grid: Grid, stride: int, start: float, state: Tensor
+    ) -> None:
         self._old = problem
+        self._start, self._state = start, state
         self._grid = grid
         self._stride = stride
         self._method = problem.method
@@ -79,7 +119,7 @@ class _Regridded:
     def problem(self) -> StoppingProblem:
         """The whole of it."""
         old = self._old
-        y, first = old.x0, 0
+        y, first = self._state, 0
         for number, _, end in old.segments:
             flow, last = old.flow.on(number), len(old.steps) - 1
             if end < old.end:
@@ -90,9 +130,12 @@ class _Regridded:
             first = last + 1
         crossing = self._hits[-1]
         assert crossing.point is not None
+        start = self._start
         return replace(
             old,
-            times=(*old.times[:-1], crossing.time),
+            call=replace(old.call, x0=self._state, times=(start, *old.call.times[1:])),
+            times=(start, *old.times[1:-1], crossing.time),
+            x0=self._state,
             x_end=crossing.state,
             velocity=crossing.point.velocity,
             steps=tuple(self._steps),
@@ -103,6 +146,7 @@ class _Regridded:
         """The steps `first` to `last - 1`, which are one smooth stretch, with the hits in it."""
         old, final = self._old, last == len(self._old.steps)
         times = [old.steps[first].t0, *(step.t1 for step in old.steps[first:last])]
+        times = [self._moved(t) for t in times]
         begin, start = len(self._steps), y
         # The step that ends at the last target is solved for; with it goes what is merged to it.
         kept = (len(times) - 2 if final else len(times) - 1) // self._stride * self._stride
@@ -113,13 +157,21 @@ class _Regridded:
         held = begin
         for hit in old.hits[:-1]:
             if first <= hit.node < last:
-                inner = [*times[: hit.node - first + 1], *(step.t1 for step in hit.steps)]
+                ends = (self._moved(step.t1) for step in hit.steps)
+                inner = [*times[: hit.node - first + 1], *ends]
                 found = self._aside(flow, hit, inner, hit.node - first, states, begin)
                 held = max(held, found.node)
                 self._hits.append(found)
         if final:
             self._finish(flow, y, self._grid(times[kept:]), held)
         return y
+
+    def _moved(self, t: float) -> float:
+        """A time of the old path: the first smooth stretch is drawn along by its start."""
+        begin, end = self._old.times[:2]
+        if self._start == begin or t >= end:
+            return t
+        return self._start + (t - begin) * (end - self._start) / (end - begin)
 
     def _walk(self, flow: FlowPiece, y: Tensor, times: Sequence[float]) -> Tensor:
         """Steps between the times become part of the path; the state at the end."""

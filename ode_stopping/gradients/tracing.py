@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -10,15 +10,17 @@ from torch import Tensor
 
 from ..call import Call
 from ..core.consistency import check_derivatives, check_reproducible, check_time
+from ..core.functions import Clock, UserFunction
 from ..core.leaves import LeafSet
 from ..core.status import MissingGradientError
 from ..crossing.run import Run
+from ..crossing.transitions import Transition
 from ..crossing.watch import Hit
 from .problem import StoppingProblem
 
 __all__ = ["check_criterion", "check_functions", "check_start", "trace_leaves"]
 
-_TRACE_POINTS = 8
+_TRACE_POINTS = 7
 # Of the time so far, at which J is looked at before and after a crossing.
 _SHARE_OF_TIME = 1e-3
 
@@ -32,38 +34,44 @@ def check_start(call: Call) -> None:
     check_reproducible(flow.plain(start, call.x0), flow.plain(start, call.x0), name=flow.name)
 
 
-def trace_leaves(run: Run) -> LeafSet:
-    """Every tensor that flow and criterion depend on, at both ends and along the path.
+def trace_leaves(runs: Sequence[Run], transitions: Sequence[Transition] = ()) -> LeafSet:
+    """Every tensor that the user's functions depend on, at both ends and along the path.
 
     Two evaluations at the start tell nodes that are older than the evaluation (a hyper-network's
     history) from its own; the further points catch a parameter that is used on another branch only.
     """
-    call, leaves = run.call, run.call.leaves.copy()
+    call, leaves = runs[0].call, runs[0].call.leaves.copy()
     flow = call.flow
-    ends = ((call.start, call.x0), (run.time, run.state))
-    for function, (first, x) in ((flow, ends[0]), *((one, ends[1]) for one in call.criteria)):
+    first, end = (call.start, call.x0), (runs[-1].time, runs[-1].state)
+    criteria = [one for one in call.criteria if not isinstance(one, Clock)]
+    places: list[tuple[UserFunction, tuple[float, Tensor]]] = [(flow, first)]
+    places += [(one, end) for one in criteria]
+    resets = {id(one.reset): one for one in transitions if one.reset is not None}
+    places += [(one.reset, (one.time, one.before)) for one in resets.values() if one.reset]
+    for function, (t, x) in places:
         nodes = []
         values = []
         for _ in range(2):
-            time, point = function.inputs(first, x)
+            time, point = function.inputs(t, x)
             value = function.traced(time, point)
             nodes.append(leaves.add_from([value], inputs=(time, point)))
             values.append(value.detach())
         check_reproducible(*values, name=function.name)
         leaves.note_history(*nodes)
-    for t, x in (ends[1], *_points(run)):
-        time, point = flow.inputs(t, x)
-        leaves.add_from([flow.traced(time, point)], inputs=(time, point))
+    for run in runs:
+        for t, x in ((run.time, run.state), *_points(run, _TRACE_POINTS // len(runs) + 1)):
+            time, point = flow.inputs(t, x)
+            leaves.add_from([flow.traced(time, point)], inputs=(time, point))
     return leaves
 
 
-def _points(run: Run) -> list[tuple[float, Tensor]]:
+def _points(run: Run, count: int) -> list[tuple[float, Tensor]]:
     """Times and states along the path, where it was kept."""
     path, steps = run.trajectory, run.trajectory.steps
     if not steps:
         return []
-    stride = max(len(steps) // _TRACE_POINTS, 1)
-    times = [0.5 * (step.t0 + step.t1) for step in steps[::stride][:_TRACE_POINTS]]
+    stride = max(len(steps) // count, 1)
+    times = [0.5 * (step.t0 + step.t1) for step in steps[::stride][:count]]
     bounds = [t for t in run.call.times if t < run.time] + [run.time]
     if len(bounds) > 2:
         # A parameter that acts between two jumps of the flow only.
