@@ -30,6 +30,7 @@ from .core.status import (
 )
 from .criteria import AllOf, AnyOf, Criterion, GradientNorm, LossValue, RelativeDecrease
 from .crossing.near_miss import NearMiss
+from .events import Event
 from .flows import (
     AdamFlow,
     AtLeast,
@@ -71,6 +72,7 @@ from .gradients import (
     StepAdjoint,
 )
 from .gradients.evidence import Evidence
+from .integration import integrate
 from .problems import (
     LogisticRegression,
     ModuleObjective,
@@ -81,6 +83,8 @@ from .problems import (
     SmoothSVM,
 )
 from .result import StoppingResult
+from .solution import Hit, Solution
+from .solving.hybrid_trajectory import HybridTrajectory
 from .solving.runge_kutta import RungeKutta
 from .solving.solver import Method, Solver
 from .solving.step import Step
@@ -117,6 +121,7 @@ __all__ = [
     "DiagonalPreconditioner",
     "DirectAdjoint",
     "DivergedError",
+    "Event",
     "Evidence",
     "ExponentialSchedule",
     "Finding",
@@ -130,6 +135,8 @@ __all__ = [
     "GradientRoute",
     "HeavyBallFlow",
     "HighResolutionFlow",
+    "Hit",
+    "HybridTrajectory",
     "InertialHessianFlow",
     "InterpolatingAdjoint",
     "KinkWarning",
@@ -162,6 +169,7 @@ __all__ = [
     "Rosenbrock",
     "RungeKutta",
     "SmoothSVM",
+    "Solution",
     "Solver",
     "StalledError",
     "Status",
@@ -187,6 +195,7 @@ __all__ = [
     "check_stopping_gradient",
     "convergence_margins",
     "hessian_norm",
+    "integrate",
     "learned_ishd",
     "mean_over_reached",
     "minimise_stopping_time",

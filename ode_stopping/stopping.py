@@ -14,17 +14,19 @@ from .core.states import State, StateLayout
 from .core.validation import (
     Direction,
     checked_direction,
+    checked_evidence,
+    checked_horizon,
     checked_scalar,
     checked_state,
     checked_targets,
     described,
     leaving_inference_mode,
+    refuse_batches,
     refuse_transforms,
     require_callable,
     require_flag,
     require_instance,
 )
-from .core.warn import warn_user
 from .crossing.run import find_crossings
 from .gradients import GradientRoute, StepAdjoint
 from .gradients.attach import Inputs, attached
@@ -36,8 +38,6 @@ from .solving.solver import Solver
 from .solving.torchdiffeq import Torchdiffeq
 
 __all__ = ["stopping_time"]
-
-_DEFAULT_HORIZON = 1e6
 
 
 @leaving_inference_mode
@@ -126,8 +126,8 @@ def stopping_time(
     Valid when: the flow is smooth between t0 and T but for its `breakpoints`, and the crossing is
     transversal (tested).
     """
-    _refuse_unavailable(batched=batched)
-    level = _checked_evidence(evidence)
+    refuse_batches(batched=batched)
+    level = checked_evidence(evidence)
     refuse_transforms(x0, target, t0)
     _check_kinds(flow, criterion, solver, gradient)
     require_flag(throw, name="throw")
@@ -139,7 +139,7 @@ def stopping_time(
     start_time = checked_scalar(t0, name="t0", like=packed)
     targets = checked_targets(target, like=packed, criterion=criterion)
     start = float(start_time.detach())
-    horizon = _checked_horizon(max_time, start, packed)
+    horizon = checked_horizon(max_time, start, packed)
     limit = _checked_censoring(censored, horizon)
     chosen = solver if solver is not None else Torchdiffeq()
     tolerances = chosen.tolerances(packed.dtype)
@@ -189,31 +189,6 @@ def _check_kinds(flow: object, criterion: object, solver: object, gradient: obje
     require_callable(criterion, name="criterion")
     require_instance(solver, Solver, name="solver", example='Torchdiffeq(method="dopri5")')
     require_instance(gradient, GradientRoute, name="gradient", example="StepAdjoint()")
-
-
-def _refuse_unavailable(*, batched: bool) -> None:
-    if batched:
-        raise NotImplementedError(
-            "batched=True is not available yet: call stopping_time once a sample"
-        )
-
-
-def _checked_evidence(evidence: str) -> Literal["light", "standard", "thorough"]:
-    if evidence == "cheap":
-        warn_user('evidence="cheap" is called "light" now', DeprecationWarning)
-        return "light"
-    if evidence not in ("light", "standard", "thorough"):
-        raise ValueError(f'evidence must be "light", "standard" or "thorough"; got {evidence!r}')
-    return evidence  # type: ignore[return-value]
-
-
-def _checked_horizon(max_time: float | None, start: float, like: Tensor) -> float:
-    if max_time is None:
-        return start + _DEFAULT_HORIZON
-    horizon = float(checked_scalar(max_time, name="max_time", like=like).detach())
-    if not horizon > start:
-        raise ValueError(f"max_time must be later than t0 = {start:g}; got {horizon:g}")
-    return horizon
 
 
 def _checked_censoring(censored: float | str | None, horizon: float) -> float | None:

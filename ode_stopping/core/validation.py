@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from .states import State
+from .warn import warn_user
 
 __all__ = [
     "Direction",
     "checked_direction",
+    "checked_evidence",
+    "checked_horizon",
     "checked_scalar",
     "checked_state",
     "checked_target",
@@ -26,6 +29,7 @@ __all__ = [
     "leaving_inference_mode",
     "ordinary",
     "refuse_batched_cotangent",
+    "refuse_batches",
     "refuse_lost_views",
     "refuse_transforms",
     "require_callable",
@@ -35,6 +39,9 @@ __all__ = [
 ]
 
 Run = TypeVar("Run", bound=Callable[..., Any])
+
+# Of flow time, where none is given.
+_DEFAULT_HORIZON = 1e6
 
 # How J comes to its target.
 Direction: TypeAlias = Literal["falling", "rising"]
@@ -234,6 +241,44 @@ def checked_scalar(value: object, *, name: str, like: Tensor) -> Tensor:
     if not isfinite(float(tensor.detach())):
         raise ValueError(f"{name} must be finite; got {float(tensor.detach())}")
     return tensor
+
+
+def checked_horizon(max_time: object, start: float, like: Tensor) -> float:
+    """The absolute horizon; None: t0 + 1e6.
+
+    Raises:
+        TypeError, ValueError: No finite number; not later than t0.
+    """
+    if max_time is None:
+        return start + _DEFAULT_HORIZON
+    horizon = float(checked_scalar(max_time, name="max_time", like=like).detach())
+    if not horizon > start:
+        raise ValueError(f"max_time must be later than t0 = {start:g}; got {horizon:g}")
+    return horizon
+
+
+def checked_evidence(evidence: object) -> Literal["light", "standard", "thorough"]:
+    """How much is asked of a gradient.
+
+    Raises:
+        ValueError: Something else.
+    """
+    if evidence == "cheap":
+        warn_user('evidence="cheap" is called "light" now', DeprecationWarning)
+        return "light"
+    if evidence not in ("light", "standard", "thorough"):
+        raise ValueError(f'evidence must be "light", "standard" or "thorough"; got {evidence!r}')
+    return evidence
+
+
+def refuse_batches(*, batched: bool) -> None:
+    """Raise for what is not built yet.
+
+    Raises:
+        NotImplementedError: `batched`.
+    """
+    if batched:
+        raise NotImplementedError("batched=True is not available yet: call it once a sample")
 
 
 def checked_targets(target: object, *, like: Tensor, criterion: object) -> list[Tensor]:

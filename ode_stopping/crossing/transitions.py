@@ -126,6 +126,7 @@ class _Follower:
         self._status: Status | None = None
         self._note = ""
         self._latest: Watch | None = None
+        self._called = False  # whether anything has happened yet
 
     def execution(self) -> Execution:
         """Go through to the end."""
@@ -196,6 +197,7 @@ class _Follower:
     def _taken(self, watch: Watch) -> Transition:
         """An event takes place here."""
         rule, self._latest = self._call.rules[watch.event], watch
+        self._called = True
         self._counts[watch.event] += 1
         before = after = self._state
         if rule.reset is not None:
@@ -261,8 +263,6 @@ class _Follower:
         """The first event that is met here, past its target."""
         for watch in self._in_order():
             if watch.time is not None:
-                if watch.time == self._time and watch.count == 1:
-                    return watch
                 continue
             value = watch.criterion.value(self._time, self._state)
             if watch.leave is not None:
@@ -291,10 +291,13 @@ class _Follower:
     def _opening(self) -> tuple[list[Hit], Hit | None]:
         """What is met at the start of a run, up to one that ends it."""
         hits = self._due_times()
-        if self._time == self._call.start:
-            return hits, None
         for watch in self._in_order():
-            if watch.time is not None or watch.leave is not None:
+            if watch.time is not None:
+                if watch.time <= self._time and watch.count == 1:
+                    hits.append(self._opened(watch, self._point(watch)))
+                    return hits, hits[-1]
+                continue
+            if watch.leave is not None or not self._called:
                 continue
             value = watch.criterion.value(self._time, self._state)
             rounding = Rounding.at(watch.criterion, self._time, self._state)

@@ -69,21 +69,29 @@ class Differentiation:
     def __init__(self, chain: Chain, route: GradientRoute, costs: Costs) -> None:
         self.chain = chain
         self.route = route
-        self.evidence = [
-            Evidence.of(chain.call, hit, problem.run.velocity_error)
-            for problem in chain.problems
+        self._costs = costs
+        self.evidence = self._unjudged()
+
+    def _unjudged(self) -> list[Evidence]:
+        """What is known of the hits before a gradient was taken."""
+        return [
+            Evidence.of(self.chain.call, hit, problem.run.velocity_error)
+            for problem in self.chain.problems
             for hit in problem.hits
         ]
-        self._costs = costs
 
     def backward(self, given: Arriving) -> ChainGradients | None:
         """The gradients, judged; None where nothing arrives."""
-        if given.is_zero:
+        rows = given.rows
+        if rows == 0:
             self._costs.note(Stats(vjps=0, nfe_backward=0))
             return None
+        chain = self.chain.up_to(rows)
+        given = given.up_to(len(chain.rows))
         with torch.no_grad():
-            found = pulled_back(self.chain, self.route, given)
-            returned, self.evidence, checks = judge(self.chain, self.route, found, given)
+            found = pulled_back(chain, self.route, given)
+            returned, judged, checks = judge(chain, self.route, found, given)
+        self.evidence = judged + self._unjudged()[len(judged) :]
         # Of whose steps the gradient is, in the end.
         route, fallback = returned.stats.route, returned.stats.fallback
         self._costs.note(replace(found.stats + checks, route=route, fallback=fallback))
@@ -115,7 +123,7 @@ def attached(run: Run, inputs: Inputs) -> Attached:
     if route is None or not torch.is_grad_enabled():
         return _plain(run, inputs)
     calls = call.flow.calls
-    leaves = trace_leaves([run])
+    leaves = trace_leaves(call, [run])
     needed = is_needed(route, leaves, inputs)
     if needed:
         for hit in run.hits:

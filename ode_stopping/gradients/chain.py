@@ -83,19 +83,22 @@ class Chain:
         call: What was asked.
         leaves: Tensors that receive gradients, besides x0, t0 and the targets.
         links: The arcs, in order of time.
+        watched: The watches whose targets matter, by their index, each once.
         first: The events at t0.
     """
 
     call: Call
     leaves: LeafSet
     links: tuple[Link, ...]
+    watched: tuple[int, ...]
     first: tuple[Transition, ...] = ()
 
     @classmethod
     def of(cls, problem: StoppingProblem) -> Chain:
         """One arc."""
         link = Link(problem.start, problem.x0, problem=problem)
-        return cls(problem.call, problem.leaves, (link,))
+        watched = tuple(hit.watch.index for hit in problem.hits)
+        return cls(problem.call, problem.leaves, (link,), watched)
 
     @classmethod
     def of_execution(cls, execution: Execution, leaves: LeafSet) -> Chain:
@@ -105,7 +108,18 @@ class Chain:
             known = arc.run is not None and any(h.status.name == "REACHED" for h in arc.run.hits)
             problem = StoppingProblem.of(arc.run, leaves) if arc.run and known else None
             links.append(Link(arc.time, arc.state, arc.opening, problem, arc.closing))
-        return cls(execution.call, leaves, tuple(links), execution.first)
+        chain = cls(execution.call, leaves, tuple(links), (), execution.first)
+        watched = tuple(dict.fromkeys(row.watch.index for row in chain.rows))
+        return replace(chain, watched=watched)
+
+    def up_to(self, rows: int) -> Chain:
+        """The arcs that the first so many rows lie on; what comes after does not matter to them."""
+        total, count = len(self.first), 0
+        while total < rows:
+            link = self.links[count]
+            total += len(link.hits) + len(link.closing[1:])
+            count += 1
+        return self if count == len(self.links) else self.with_links(self.links[:count])
 
     def with_links(self, links: Sequence[Link]) -> Chain:
         """The same, of other arcs."""
@@ -143,11 +157,6 @@ class Chain:
         return tuple(found)
 
     @cached_property
-    def watched(self) -> tuple[int, ...]:
-        """The watches whose targets matter, by their index, each once."""
-        return tuple(dict.fromkeys(row.watch.index for row in self.rows))
-
-    @cached_property
     def names(self) -> tuple[str, ...]:
         """What the leaves are called."""
         return tuple(names_of(self.leaves.tensors, self.call.functions))
@@ -183,10 +192,19 @@ class Arriving:
     wanted: tuple[bool, ...]
 
     @property
-    def is_zero(self) -> bool:
-        """Whether it is nothing at all."""
-        parts = [self.times, self.before, *([] if self.after is None else [self.after])]
-        return not any(bool((part != 0).any()) for part in parts)
+    def rows(self) -> int:
+        """The number of the first rows at which it is anything at all."""
+        found = (self.times != 0) | (self.before != 0).any(dim=1)
+        if self.after is not None:
+            found = found | (self.after != 0).any(dim=1)
+        return max((index + 1 for index, one in enumerate(found.tolist()) if one), default=0)
+
+    def up_to(self, rows: int) -> Arriving:
+        """At the first so many rows only."""
+        if rows == len(self.times):
+            return self
+        after = None if self.after is None else self.after[:rows]
+        return replace(self, times=self.times[:rows], before=self.before[:rows], after=after)
 
 
 @dataclass(frozen=True)

@@ -34,15 +34,18 @@ def check_start(call: Call) -> None:
     check_reproducible(flow.plain(start, call.x0), flow.plain(start, call.x0), name=flow.name)
 
 
-def trace_leaves(runs: Sequence[Run], transitions: Sequence[Transition] = ()) -> LeafSet:
+def trace_leaves(
+    call: Call, runs: Sequence[Run], transitions: Sequence[Transition] = ()
+) -> LeafSet:
     """Every tensor that the user's functions depend on, at both ends and along the path.
 
     Two evaluations at the start tell nodes that are older than the evaluation (a hyper-network's
     history) from its own; the further points catch a parameter that is used on another branch only.
     """
-    call, leaves = runs[0].call, runs[0].call.leaves.copy()
-    flow = call.flow
-    first, end = (call.start, call.x0), (runs[-1].time, runs[-1].state)
+    flow, leaves = call.flow, call.leaves.copy()
+    first = end = (call.start, call.x0)
+    if runs:
+        end = runs[-1].time, runs[-1].state
     criteria = [one for one in call.criteria if not isinstance(one, Clock)]
     places: list[tuple[UserFunction, tuple[float, Tensor]]] = [(flow, first)]
     places += [(one, end) for one in criteria]
