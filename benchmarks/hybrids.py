@@ -9,13 +9,14 @@ neither torch nor the library in it, and no formula of a jump: it runs SciPy's D
 its own and takes differences of whole runs.
 
 The error of a leaf is |g - g*| / max(|g*|, 1/50 of its natural size), the natural size being what
-g would be if nothing cancelled. The promise is 50 rtol, at most 0.1. A leaf is *silently wrong*
-where its error exceeds the promise and ten times its estimate (where there is one), and no
-`GradientAccuracyWarning` or `KinkWarning` came; a gradient is *accused* where one came in the
-backward pass and no leaf exceeds the promise; *other hits* where the run passes through other hits
-than the oracle's. Problems on which the oracle does not agree with itself to 1e-6 are dropped and
-counted, as are those whose hits change under its differences, are next to each other, or nearly
-touch; a leaf of which it is not clear to a tenth of the promise is left out and counted.
+g would be if nothing cancelled; units of state, time and J are drawn. The promise is 50 rtol, at
+most 0.1. A leaf is *silently wrong* where its error exceeds the promise and ten times its estimate
+(where there is one), and no `GradientAccuracyWarning` or `KinkWarning` came; a gradient is
+*accused* where one came in the backward pass and no leaf exceeds the promise; *other hits* where
+the run passes through other hits than the oracle's. Problems on which the oracle does not agree
+with itself to 1e-6 are dropped and counted, as are those whose hits change under its differences,
+are next to each other, or nearly touch; a leaf of which it is not clear to a tenth of the promise
+is left out and counted.
 
     python benchmarks/hybrids.py [--cases 100] [--seed 0] [--evidence LEVEL] [--route NAME]
         [--family NAME] [--jobs 1] [--out rows.jsonl] [--table FILE] [--only N] [--oracle]
@@ -39,11 +40,10 @@ import torch
 from _fuzzing.cases import LEVELS, ROUTES
 from _hybrids.drawing import draw
 from _hybrids.oracle import Answer, answer
-from _hybrids.problem import Unusable
+from _hybrids.problem import Hybrid, Unusable
 from _hybrids.rows import CRASHED, GRADIENT, OTHER, Leaf, Row, keep, load
 from _hybrids.subject import OtherHitsError, Subject
 from _hybrids.table import table
-from torch import Tensor
 
 from ode_stopping import (
     GradientAccuracyWarning,
@@ -71,6 +71,8 @@ def described(seed: int, number: int, evidence: str, route: str | None, family: 
     rtol, default = float(10 ** rng.uniform(-9, -3)), bool(rng.random() < 0.3)
     if default:
         rtol = Torchdiffeq().tolerances(torch.float64).rtol
+    exponents, scaled = rng.uniform(-6, 6, 3), rng.random(3) < 0.4
+    scales = tuple(float(10**e) if on else 1.0 for e, on in zip(exponents, scaled, strict=True))
     return Row(
         seed,
         number,
@@ -82,6 +84,7 @@ def described(seed: int, number: int, evidence: str, route: str | None, family: 
         rtol=rtol,
         default=default,
         promise=min(PROMISE_PER_RTOL * rtol, LARGEST_PROMISE),
+        scales=scales,
     )
 
 
@@ -109,13 +112,18 @@ def run(
         truth = answer(problem)
         row = replace(row, hits=len(truth.run.hits), oracle_seconds=time.perf_counter() - begin)
         if oracle_only:
-            row = replace(row, outcome="oracle only", leaves=_leaves({}, truth, {}, math.nan))
+            row = replace(row, outcome="oracle only", leaves=_leaves(None, truth, {}, math.nan))
         else:
-            subject = Subject(problem, row.method, None if row.default else row.rtol)
+            subject = _subject(row, problem)
             row = judged(row, subject, truth)
     except Unusable as failure:
         row = replace(row, outcome=f"unusable: {failure}")
     return replace(row, dropped=dropped, seconds=time.perf_counter() - begin)
+
+
+def _subject(row: Row, problem: Hybrid) -> Subject:
+    state, clock, value = row.scales
+    return Subject(problem, row.method, None if row.default else row.rtol, (state, clock, value))
 
 
 def judged(row: Row, subject: Subject, truth: Answer) -> Row:
@@ -143,7 +151,7 @@ def judged(row: Row, subject: Subject, truth: Answer) -> Row:
     own = {leaf.name: leaf.error for leaf in getattr(evidence, "leaves", ())}
     estimate = getattr(evidence, "estimate", None)
     whole = math.nan if estimate is None else float(estimate)
-    leaves = _leaves(subject.leaves, truth, own, whole)
+    leaves = _leaves(subject, truth, own, whole)
     unclear = [n for n, leaf in leaves.items() if not leaf.clear <= CLEAR * row.promise]
     known = sum(abs(w * v) for (w, _), v in zip(subject.problem.terms, truth.terms, strict=True))
     return replace(
@@ -172,19 +180,21 @@ def _told(caught: Iterable[warnings.WarningMessage]) -> bool:
 
 
 def _leaves(
-    tensors: dict[str, Tensor], truth: Answer, own: dict[str, float], whole: float
+    subject: Subject | None, truth: Answer, own: dict[str, float], whole: float
 ) -> dict[str, Leaf]:
     """Every leaf held against the oracle, with the library's estimate for it."""
     found = {}
     for name, value in truth.gradients.items():
         exact, size = np.ravel(value), truth.size(name)
-        tensor = tensors.get(name)
         # None says that nothing depends on it.
-        grad = None if tensor is None else tensor.grad
-        came = np.zeros_like(exact) if grad is None else np.ravel(grad.double().numpy())
-        gap = float(np.linalg.norm(came - exact)) if tensors else 0.0
+        grad = None if subject is None else subject.leaves[name].grad
+        came = np.zeros_like(exact)
+        if subject is not None and grad is not None:
+            came = np.ravel(grad.double().numpy()) * subject.unit(name)
+        gap = 0.0 if subject is None else float(np.linalg.norm(came - exact))
         error = 0.0 if gap == 0.0 else gap / size if size > 0.0 else math.inf
-        estimate = own.get(name, own.get(f"p['{name}']", whole))
+        named = [e for n, e in own.items() if n == name or n.endswith(f"['{name}']")]
+        estimate = named[0] if named else whole
         found[name] = Leaf(
             error,
             estimate,

@@ -25,6 +25,7 @@ class Reference:
     """
 
     def __init__(self, subject: Any, torch_operations: Any, step: float = 0.004) -> None:
+        # Without units; what is returned has them.
         self.subject, self.problem, self.p = subject, subject.problem, subject.p
         self.operations, self.step = torch_operations, step
         self.on = [0.0] * len(self.problem.breakpoints)
@@ -65,7 +66,8 @@ class Reference:
         hits: list[Any] = []
         states: dict[int, Tensor] = {}
         come = iter(run.hits)
-        end = None
+        end = SimpleNamespace()
+        kind = ""
         for (kind, index), time in zip(run.sequence, run.times, strict=True):
             if kind == "event":
                 end = hits[-1]
@@ -93,4 +95,10 @@ class Reference:
                 else:
                     end = SimpleNamespace(time=t, state=x)
             last = time
+        unit, clock = self.subject.state, self.subject.time
+        for hit in hits:
+            hit.time, hit.state, hit.after = clock * hit.time, unit * hit.state, unit * hit.after
+        if kind != "event":  # then the end is a hit, which has its units
+            end.time, end.state = clock * end.time, unit * end.state
+        states = {k: unit * state for k, state in states.items()}
         return SimpleNamespace(hits=hits, states=states, end=end, status="FINISHED")

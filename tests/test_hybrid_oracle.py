@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hybrid_reference import Reference
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 Script = SimpleNamespace
+OURS = ("_hybrids", "_fuzzing", "hybrids")
 PARTS = ("drawing", "oracle", "path", "problem")
 
 
@@ -26,7 +28,7 @@ def make_script() -> Iterator[Script]:
         yield Script(**{name: importlib.import_module(f"_hybrids.{name}") for name in PARTS})
     finally:
         sys.path.remove(str(FOLDER))
-        for name in [n for n in sys.modules if n.partition(".")[0] == "_hybrids"]:
+        for name in [n for n in sys.modules if n.partition(".")[0] in OURS]:
             del sys.modules[name]
 
 
@@ -277,13 +279,69 @@ def test_another_road(script: Script, family: str, number: int) -> None:
     subject_part = importlib.import_module("_hybrids.subject")
     problem = script.drawing.draw(7, number, family=family)
     truth = script.oracle.answer(problem)
-    subject = subject_part.Subject(problem, "dopri5", None)
+    subject = subject_part.Subject(problem, "dopri5", None, (1e3, 1e-2, 30.0))
     solution = Reference(subject, subject_part.TORCH).solution(truth.run)
     subject.require_same_hits(solution, [(h.event, h.count) for h in truth.run.hits])
     total = subject.total(solution)
     total.backward()
     assert float(total.detach()) == pytest.approx(truth.value, abs=1e-6)
     for name, leaf in subject.leaves.items():
-        grad = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad.numpy()
+        grad = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad.numpy() * subject.unit(name)
         gap = float(np.linalg.norm(np.ravel(grad - truth.gradients[name])))
         assert gap <= 1e-5 * truth.size(name), name
+
+
+def judged(script: Script, number: int, change: Any = None) -> Any:
+    """The row of a ball whose gradients come from the other road, changed where wanted."""
+    hybrids, subject_part = (importlib.import_module(n) for n in ("hybrids", "_hybrids.subject"))
+    problem = script.drawing.draw(7, number, family="bouncing_ball")
+    truth = script.oracle.answer(problem)
+    row = hybrids.described(7, number, "default", None, "bouncing_ball")
+    row = dataclasses.replace(row, family=problem.family, rtol=1e-6, promise=5e-5)
+    subject = subject_part.Subject(problem, "dopri5", None)
+
+    def solve(gradient: Any, **more: Any) -> Any:
+        reference = Reference(subject, subject_part.TORCH, 0.01)
+        return (change or (lambda reference, run: reference.solution(run)))(reference, truth.run)
+
+    subject.solve = solve
+    return hybrids.judged(row, subject, truth)
+
+
+def test_right_gradients_are_right(script: Script) -> None:
+    row = judged(script, 1)
+    assert (row.verdict, row.outcome) == ("right", "gradient")
+    assert {"x0", "t0", "g", "drag", "e", "floor"} <= set(row.leaves)
+    assert row.error_of_value < 1e-8
+
+
+def test_a_planted_error_is_silently_wrong(script: Script) -> None:
+    """A restitution whose derivative is a percent too large."""
+
+    def planted(reference: Any, run: Any) -> Any:
+        e = reference.p["e"]
+        reference.p = reference.p | {"e": e + 0.01 * (e - e.detach())}
+        return reference.solution(run)
+
+    row = judged(script, 1, planted)
+    assert (row.verdict, row.silent) == ("silently wrong", ["e"])
+    assert row.leaves["e"].error == pytest.approx(0.01, rel=1e-2)
+
+
+def test_a_lost_hit_is_seen(script: Script) -> None:
+    def lost(reference: Any, run: Any) -> Any:
+        solution = reference.solution(run)
+        del solution.hits[0]
+        return solution
+
+    assert judged(script, 1, lost).verdict == "other hits"
+
+
+def test_rows_come_back(script: Script, tmp_path: Path) -> None:
+    rows, table = (importlib.import_module(f"_hybrids.{name}") for name in ("rows", "table"))
+    row = judged(script, 1)
+    rows.keep(tmp_path / "rows.jsonl", row)
+    (held,) = rows.load(tmp_path / "rows.jsonl").values()
+    assert repr(held) == repr(row)  # with its NaNs
+    text = "\n".join(table.table([held]))
+    assert "| bouncing_ball | 1 | 0 |" in text

@@ -76,7 +76,8 @@ def _ended(problem: Hybrid, sketch: Sketch, rng: Generator) -> Hybrid:
         return replace(problem, leaves=problem.leaves | {"until": until})
     last = run.hits[int(rng.integers(len(run.hits) // 2, len(run.hits)))]
     watch = problem.watches[last.event]
-    single = last.count == 1 and rng.random() < 0.5
+    # A known time comes once, and is not counted.
+    single = last.count == 1 and (watch.criterion is None or bool(rng.random() < 0.5))
     ending = replace(watch, terminal=single, count=None if single else last.count)
     watches = tuple(ending if i == last.event else w for i, w in enumerate(problem.watches))
     # With a time that it does not come to, half of them: its derivative is zero.

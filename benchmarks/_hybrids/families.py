@@ -323,12 +323,12 @@ def predator_prey(rng: Generator) -> Sketch:
 
 @_family
 def network(rng: Generator) -> Sketch:
-    """x' = w R x - a x^3 + tanh(W x + b), dimension 2 to 5; several watches without a reset."""
+    """x' = w R x - a x^3 + tanh(s W x + b), dimension 2 to 5; several watches without a reset."""
     n = int(rng.integers(2, 6))
     turn = np.triu(rng.uniform(0.5, 1.5, (n, n)), 1)
     leaves: dict[str, Any] = {
         "x0": rng.uniform(0.4, 1.2, n) * rng.choice([-1.0, 1.0], n),
-        "W": 0.7 * rng.standard_normal((n, n)) / math.sqrt(n),
+        "s": rng.uniform(0.5, 1.5, n),
         "b": 0.4 * rng.standard_normal(n),
         "w": _uniform(rng, 1.0, 2.5),
         "a": _uniform(rng, 0.2, 0.6),
@@ -336,14 +336,16 @@ def network(rng: Generator) -> Sketch:
 
     def velocity(xp: Any, t: Any, x: Any, p: Values, on: Any) -> Any:
         turned = p["w"] * xp.matvec(p["R"], x)
-        return turned - p["a"] * x * x * x + xp.tanh(xp.matvec(p["W"], x) + p["b"])
+        return turned - p["a"] * x * x * x + xp.tanh(p["s"] * xp.matvec(p["W"], x) + p["b"])
 
     constants, watches = {"R": turn - turn.T}, []
+    # The oracle runs six times for every entry of a leaf.
+    weights = 0.7 * rng.standard_normal((n, n)) / math.sqrt(n)
+    (leaves if n < 4 else constants)["W"] = weights
     for k in range(int(rng.integers(2, 5))):
         name = f"target{k}"
         direction = str(rng.choice(DIRECTIONS))
         leaves[name] = _uniform(rng, -0.3, 0.3)
-        # One is learned: the oracle runs six times for every entry of a leaf.
         (leaves if k == 0 else constants)[f"normal{k}"] = rng.standard_normal(n) / math.sqrt(n)
 
         def along(xp: Any, t: Any, x: Any, p: Values, k: int = k) -> Any:

@@ -145,7 +145,7 @@ def _difference(
     # Times are moved by a share of the run, wherever their origin is.
     length = run.end_time - problem.leaves["t0"]
     size = max(abs(float(value.reshape(-1)[index])), 0.1)
-    size = 0.25 * length if _is_time(problem, name) else size
+    size = 0.25 * length if name in problem.times else size
     runs = 0
 
     def terms(offset: float) -> Any:
@@ -180,11 +180,6 @@ def _difference(
     if best[0] is None:
         raise reason
     return *best, runs
-
-
-def _is_time(problem: Hybrid, name: str) -> bool:
-    known = {w.level for w in problem.watches if w.criterion is None}
-    return name in ("t0", "until", "at", *problem.breakpoints) or name in known
 
 
 @dataclass(frozen=True)
@@ -240,7 +235,7 @@ def _along(problem: Hybrid, run: Run, lams: _Lams, name: str) -> float:
     sizes = np.abs(lams.values)
     if name == "x0":
         return float(np.linalg.norm(sizes, axis=1).max())
-    if _is_time(problem, name):
+    if name in problem.times:
         work = [
             float(s @ np.abs(velocity(m, walk.p))) for m, s in zip(lams.marks, sizes, strict=True)
         ]

@@ -108,6 +108,17 @@ class Hybrid:
     terms: tuple[tuple[float, Observable], ...] = ()
 
     @property
+    def times(self) -> set[str]:
+        """Names of the leaves that are times."""
+        known = {w.level for w in self.watches if w.criterion is None}
+        return ({"t0", "until", "at", *self.breakpoints} | known) & set(self.leaves)
+
+    @property
+    def targets(self) -> set[str]:
+        """Names of the leaves that are targets."""
+        return {w.level for w in self.watches if w.criterion is not None}
+
+    @property
     def p(self) -> dict[str, Any]:
         """All values by name."""
         return {name: _value(v) for name, v in (self.leaves | self.constants).items()}

@@ -48,6 +48,7 @@ class Row:
         rtol: Tolerance.
         default: Whether that is the default, and is not passed.
         promise: Relative error up to which nothing is said.
+        scales: Of state, time and J.
         hits: How many.
         status: How the run ended.
         error_of_value: |L - L*| over the sum of its terms' sizes.
@@ -72,6 +73,7 @@ class Row:
     rtol: float = math.nan
     default: bool = False
     promise: float = math.nan
+    scales: tuple[float, ...] = ()
     hits: int = 0
     status: str = ""
     error_of_value: float = math.nan
@@ -109,7 +111,7 @@ class Row:
         return [
             name
             for name in self.bad
-            if not math.isfinite(leaves[name].estimate)
+            if math.isnan(leaves[name].estimate)
             or not leaves[name].error <= 10 * leaves[name].estimate
         ]
 
@@ -153,7 +155,7 @@ def load(path: Path) -> dict[str, Row]:
         try:
             held = json.loads(line)
             leaves = {name: Leaf(**leaf) for name, leaf in held.pop("leaves").items()}
-            row = Row(leaves=leaves, **held)
+            row = Row(leaves=leaves, scales=tuple(held.pop("scales")), **held)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         rows[row.key] = row
