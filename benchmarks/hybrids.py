@@ -41,7 +41,7 @@ from _fuzzing.cases import LEVELS, ROUTES
 from _hybrids.drawing import draw
 from _hybrids.oracle import Answer, answer
 from _hybrids.problem import Hybrid, Unusable
-from _hybrids.rows import CRASHED, GRADIENT, OTHER, Leaf, Row, keep, load
+from _hybrids.rows import CRASHED, GRADIENT, ORACLE, OTHER, Leaf, Row, keep, load
 from _hybrids.subject import OtherHitsError, Subject
 from _hybrids.table import table
 
@@ -112,7 +112,7 @@ def run(
         truth = answer(problem)
         row = replace(row, hits=len(truth.run.hits), oracle_seconds=time.perf_counter() - begin)
         if oracle_only:
-            row = replace(row, outcome="oracle only", leaves=_leaves(None, truth, {}, math.nan))
+            row = replace(row, outcome=ORACLE, leaves=_leaves(None, truth, {}, math.nan))
         else:
             subject = _subject(row, problem)
             row = judged(row, subject, truth)

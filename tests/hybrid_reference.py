@@ -21,13 +21,17 @@ class Reference:
     Args:
         subject: Of `_hybrids.subject`.
         torch_operations: Its operations.
-        step: Largest step, in flow time.
+        step: Largest step, in time without units.
+        halved: Take two steps for each of those.
     """
 
-    def __init__(self, subject: Any, torch_operations: Any, step: float = 0.004) -> None:
+    def __init__(
+        self, subject: Any, torch_operations: Any, step: float = 0.01, *, halved: bool = False
+    ) -> None:
         # Without units; what is returned has them.
         self.subject, self.problem, self.p = subject, subject.problem, subject.p
         self.operations, self.step = torch_operations, step
+        self.halved = halved
         self.on = [0.0] * len(self.problem.breakpoints)
 
     def velocity(self, t: Tensor, x: Tensor) -> Tensor:
@@ -35,6 +39,7 @@ class Reference:
 
     def to(self, t: Tensor, x: Tensor, end: Tensor) -> Tensor:
         number = max(4, math.ceil(float((end - t).detach()) / self.step))
+        number *= 2 if self.halved else 1
         h = (end - t) / number
         for k in range(number):
             at = t + k * h

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-GRADIENT, CRASHED, OTHER = "gradient", "crashed", "other hits"
+GRADIENT, CRASHED, OTHER, ORACLE = "gradient", "crashed", "other hits", "oracle only"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Row:
         evidence: Level of the evidence.
         chosen: Family or route that was not drawn, or "".
         outcome: "gradient", the name of an exception of the library, "other hits", "crashed: ..."
-            for any other exception, or "unusable: ...", where there is nothing to compare with.
+            for any other exception, "oracle only", or "unusable: ...", where there is nothing to
+            compare with.
         family: Of the problem.
         route: Name of the route.
         method: Method of torchdiffeq.
@@ -121,8 +122,8 @@ class Row:
         if not self.has_gradient:
             if not self.usable:
                 return "unusable"
-            if self.outcome == OTHER:
-                return OTHER
+            if self.outcome in (OTHER, ORACLE):
+                return self.outcome
             return "crashed" if self.outcome.startswith(CRASHED) else "refused"
         if self.silent:
             return "silently wrong"
