@@ -57,6 +57,7 @@ class Call:
         throw: Raise where the run failed.
         leave_first: Whether J has to be above a target before a fall to it counts.
         evidence: How much is asked of a gradient: "light" or "standard".
+        at: The steps at which the state is asked for, in the order given.
     """
 
     update: UpdateMap
@@ -74,6 +75,15 @@ class Call:
     throw: bool
     leave_first: bool = False
     evidence: Literal["light", "standard"] = "standard"
+    at: tuple[int, ...] = ()
+
+    @property
+    def asked(self) -> dict[int, tuple[int, ...]]:
+        """Of every step in `at` its places there."""
+        places: dict[int, tuple[int, ...]] = {}
+        for place, k in enumerate(self.at):
+            places[k] = (*places.get(k, ()), place)
+        return places
 
     @property
     def layout(self) -> StateLayout:

@@ -96,8 +96,10 @@ class StoppingIndexResult:
         best: Smallest J that was seen; the largest with direction="rising".
         best_index: Its step.
         note: One more sentence on how the run ended.
-        problem: The solved problem, for studies of the adjoint; None without a gradient and after
-            pickling.
+        problem: The solved problem, for studies of the adjoint; None without a gradient, after
+            pickling, and where `at` cuts the run into parts.
+        states_at: x_k at the steps `at`, each piece of shape (len(at), ...), in the order asked;
+            differentiable. NaN beyond the end, which raises where it is differentiated.
     """
 
     index: Any  # an int, or a tensor of them
@@ -113,6 +115,7 @@ class StoppingIndexResult:
     best_index: int
     note: str = ""
     problem: IndexProblem | None = field(default=None, compare=False)
+    states_at: State = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def stats(self) -> Stats:
@@ -126,13 +129,14 @@ class StoppingIndexResult:
             "index": self.index if isinstance(self.index, int) else self.index.tolist(),
             "steps": self.steps.detach().tolist(),
             "time": None if self.time is None else self.time.detach().tolist(),
-            "state": [p.tolist() for p in state] if isinstance(state, tuple) else state.tolist(),
+            "state": _lists(state),
             "status": each(self.status, lambda status: status.name),
             "reached": self.reached.tolist(),
             "decrease": self.decrease.tolist(),
             "best": self.best,
             "best_index": self.best_index,
             "note": self.note,
+            "states_at": _lists(detached_state(self.states_at)),
             "stats": self.stats.to_dict(),
         }
 
@@ -157,6 +161,7 @@ class StoppingIndexResult:
             steps=self.steps.detach(),
             time=None if self.time is None else self.time.detach(),
             state=detached_state(self.state),
+            states_at=detached_state(self.states_at),
             problem=None,
         )
         return dict(plain.__dict__)
@@ -180,6 +185,10 @@ class StoppingIndexResult:
         if s.vjps is not None:
             lines.append(f"  backward    {s.vjps} steps replayed and differentiated")
         return "\n".join(lines)
+
+
+def _lists(state: State) -> Any:
+    return [p.tolist() for p in state] if isinstance(state, tuple) else state.tolist()
 
 
 def finished(attached: Attached) -> StoppingIndexResult:
@@ -211,8 +220,11 @@ def finished(attached: Attached) -> StoppingIndexResult:
         given = {name: None if value is None else value[0] for name, value in given.items()}
         given["index"] = int(given["index"])
     given["state"] = call.layout.unpack(given["state"])
+    first, rows = attached.problems[0], attached.states_at
+    at = torch.stack(rows) if rows else run.state.new_zeros((0, run.state.numel()))
     result = StoppingIndexResult(
         **given,
+        states_at=call.layout.unpack(at),
         trajectory=IndexTrajectory(
             call.layout,
             [shown(loss) for loss in run.losses],
@@ -223,7 +235,7 @@ def finished(attached: Attached) -> StoppingIndexResult:
         best=best,
         best_index=best_index,
         note=run.note,
-        problem=None if call.several else attached.problems[0],
+        problem=first if len(run.hits) == 1 and not call.several else None,
     )
     if call.throw:
         _raise_failure(run, result)

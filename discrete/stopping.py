@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -61,6 +62,7 @@ def stopping_index(
     batched: bool = False,
     throw: bool = True,
     evidence: Literal["light", "standard"] = "standard",
+    at: Iterable[int] | Tensor = (),
 ) -> StoppingIndexResult:
     """First step at which the criterion is down to the target, with its derivatives.
 
@@ -101,6 +103,15 @@ def stopping_index(
             that x_N depends on, which sees a derivative that is lost in some steps only; it costs
             the run twice. "light": without it, for inner loops; update and criterion are looked at
             at the first and the last step, as always.
+        at: Steps k at which the state is asked for: `.states_at` has x_k, in this order, with its
+            derivatives to all but the targets (k is a number that nothing moves), from the same run
+            and the same backward pass. Beyond the end it is NaN, and raises where it is
+            differentiated; a run that has come to rest goes on to the last of them. Not with
+            `Truncated`.
+
+    Of `integrate`'s other events some have no meaning here: a k that is learned (a whole number has
+    no derivative; of a time tau = k h that is learned, ask `integrate`), and resets between two
+    steps. A reset at a step belongs to the update, which knows k.
 
     Raises:
         TypeError, ValueError: Bad input, naming the argument.
@@ -140,6 +151,7 @@ def stopping_index(
             criterion.check_target(value)
     definition = _checked_definition(interpolation, update, min(values))
     limit = _checked_limits(max_steps, censored)
+    asked = _checked_steps(at)
     # A copy: an update that changes its argument in place is refused, but not before it did so.
     begin = packed.detach().clone()
     measured = CriterionMap(criterion, layout, begin, rises=rises)
@@ -159,11 +171,13 @@ def stopping_index(
         throw=throw,
         evidence=evidence,
         leave_first=leave_first,
+        at=asked,
     )
     if gradient is None:
         return finished(attach(find_index(call, None)))
     graphs = gradient.graph_memory if torch.is_grad_enabled() else 0
-    return finished(attach(find_index(call, gradient.store(len(targets)), graphs=graphs)))
+    store = gradient.store(len(targets) + len(set(asked)))
+    return finished(attach(find_index(call, store, graphs=graphs)))
 
 
 def _checked_objects(update: object, criterion: object, gradient: object) -> None:
@@ -199,6 +213,41 @@ def _checked_definition(
     if interpolation == "log" and not target > 0:
         raise ValueError(f'interpolation="log" needs a positive target; got {target:g}')
     return definition
+
+
+def _checked_steps(at: object) -> tuple[int, ...]:
+    """The steps of `at` as numbers.
+
+    Raises:
+        TypeError, ValueError: Not whole numbers; negative.
+    """
+    if isinstance(at, Tensor):
+        if at.is_floating_point() or at.is_complex() or at.dtype == torch.bool:
+            raise TypeError(
+                f"at must hold steps, which are whole numbers; got a tensor of {at.dtype}. A step "
+                "has no derivative: times that are learned are `at` of ode_stopping.integrate"
+            )
+        if at.ndim != 1:
+            raise ValueError(
+                f"at must be a list of steps or a 1-d tensor; got shape {tuple(at.shape)}"
+            )
+        at = at.tolist()
+    if isinstance(at, str) or not isinstance(at, Iterable):
+        raise TypeError(f"at must be a list of steps; got {described(at)}")
+    return tuple(_checked_step(k, f"at[{place}]") for place, k in enumerate(at))
+
+
+def _checked_step(k: object, name: str) -> int:
+    """One step as a number; integers of NumPy's and 0-d tensors of integers are some as well."""
+    try:
+        if isinstance(k, bool) or (isinstance(k, Tensor) and k.ndim):
+            raise TypeError
+        number = operator.index(k)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int, a step; got {described(k)}") from None
+    if number < 0:
+        raise ValueError(f"{name} must not be negative; got {number}")
+    return number
 
 
 def _checked_limits(max_steps: int, censored: float | str | None) -> float | None:

@@ -54,13 +54,18 @@ class IndexRoute(ABC):
 
     @abstractmethod
     def store(self, targets: int = 1) -> StateStore:
-        """Where a forward run to so many targets puts its states."""
+        """Where a forward run puts its states.
+
+        Args:
+            targets: How many hits there may be: targets, and steps of `at`.
+        """
 
     @abstractmethod
     def pull_back(self, problem: IndexProblem, cotangent: Tensor) -> DiscretePullBack:
         """Pull a cotangent on x_{N-1}, shape (n,), back to `problem.x0`, t0 and the leaves.
 
-        With several targets this is called once for each part of the run between two of them.
+        With several targets or with `at` it is called once for each part of the run between two
+        hits.
         """
 
 
@@ -196,12 +201,13 @@ class Truncated(IndexRoute):
         """Where the forward run puts its states.
 
         Raises:
-            ValueError: Several targets: the last steps before one are not the last before another.
+            ValueError: Several targets, or `at`: the last steps before one hit are not the last
+                before another.
         """
         if targets > 1:
             raise ValueError(
-                "Truncated takes one target: the sum of each of several would end elsewhere. Call "
-                "stopping_index once a target, or use DiscreteAdjoint"
+                "Truncated takes one target and no at=: the sum of each of several hits would end "
+                "elsewhere. Call stopping_index once a target, or use DiscreteAdjoint"
             )
         # x_{N-K} .. x_N
         return RecentStore(self.steps + 1)

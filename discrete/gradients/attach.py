@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from ode_stopping.core.describe import scalar
 from ode_stopping.core.guards import MissedValue, ZeroWithGraph
 from ode_stopping.core.stats import Costs, Stats
-from ode_stopping.core.status import GradientError, StoppingWarning
+from ode_stopping.core.status import GradientError, NotReachedError, StoppingWarning
 from ode_stopping.core.validation import refuse_lost_views
 from ode_stopping.core.warn import warn_user
 
@@ -25,7 +25,14 @@ from .tracing import check_functions, trace_leaves
 
 __all__ = ["Attached", "attach"]
 
-Found: TypeAlias = list[tuple[Sequence[int], Sequence[Tensor], Tensor]]
+
+class _Found(NamedTuple):
+    """What belongs together: positions of targets, places in `at`, the indices and the state."""
+
+    targets: Sequence[int]
+    places: Sequence[int]
+    steps: Sequence[Tensor]
+    state: Tensor
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Attached:
         states: x_N of every target, shape (n,).
         problems: The solved problem of every target; None where it was met at the start or missed.
         costs: What run and backward passes cost.
+        states_at: x_k for every k of `at`, shape (n,); NaN beyond the end.
     """
 
     run: Run
@@ -45,6 +53,7 @@ class Attached:
     states: list[Tensor]
     problems: list[IndexProblem | None]
     costs: Costs
+    states_at: list[Tensor]
 
 
 def attach(run: Run) -> Attached:
@@ -62,36 +71,60 @@ def attach(run: Run) -> Attached:
         if groups and _needs_grad(call):
             _check(call, groups)
             for number, group in enumerate(groups):
-                refusals[number] = _looked_at(call, group[0])
-    values = [[evaluate_index(problem) for problem in group] for group in groups]
+                if group.problems:
+                    refusals[number] = _looked_at(call, group.part)
+    values = [[evaluate_index(problem) for problem in group.problems] for group in groups]
     spent = call.update.calls - run.stats.nfe_forward
     costs = Costs(run.stats + Stats(checks=spent))
     count = len(call.targets)
     steps: list[Tensor] = [call.missed] * count
     states: list[Tensor] = [run.state] * count
     problems: list[IndexProblem | None] = [None] * count
+    at: dict[int, Tensor] = {}
     found = _differentiable(run, groups, values, costs) if differentiated else _plain(run, values)
-    for positions, some_steps, state in found:
+    for positions, places, some_steps, state in found:
+        at.update(dict.fromkeys(places, state))
         for position, one in zip(positions, some_steps, strict=True):
             steps[position], states[position] = one, state
+    beyond = [at[i] if i in at else _beyond(run, k, differentiated) for i, k in enumerate(call.at)]
     for hit, group, refusal in zip(
         [hit for hit in run.hits if hit.index], groups, refusals, strict=True
     ):
-        for position, problem in zip(hit.targets, group, strict=True):
+        for position, problem in zip(hit.targets, group.problems, strict=True):
             problems[position] = problem
             if refusal:
                 _refuse(steps[position], refusal)
             if differentiated and not call.measures(problem.previous):
                 _refuse(steps[position], _meaningless(problem))
-    return Attached(run, steps, states, problems, costs)
+    return Attached(run, steps, states, problems, costs, beyond)
 
 
-def _plain(run: Run, values: Sequence[Sequence[float]]) -> Found:
-    """Positions, indices and the state for each hit, without graph."""
+def _beyond(run: Run, k: int, differentiated: bool) -> Tensor:
+    """What counts as x_k beyond the end: NaN, which no non-zero cotangent may reach."""
+    blank, inputs = torch.full_like(run.state, float("nan")), run.call.inputs
+    if not differentiated or not any(tensor.requires_grad for tensor in inputs):
+        return blank
+    state = blank + ZeroWithGraph.apply(*inputs).to(blank.dtype)
+
+    def refuse(cotangent: Tensor) -> None:
+        if bool((cotangent != 0).any()):
+            raise NotReachedError(
+                f"x_{k} was asked for (at) and has no derivative: the run ended at step "
+                f"{run.index} ({run.status.name}). Ask for steps up to there, or select the rows "
+                "that are finite"
+            )
+
+    state.register_hook(refuse)
+    return state
+
+
+def _plain(run: Run, values: Sequence[Sequence[float]]) -> list[_Found]:
+    """What belongs to each hit, without graph."""
     some = iter(values)
     return [
-        (
+        _Found(
             hit.targets,
+            hit.places,
             [scalar(v, hit.state) for v in (next(some) if hit.index else [0.0] * len(hit.targets))],
             hit.state,
         )
@@ -101,18 +134,21 @@ def _plain(run: Run, values: Sequence[Sequence[float]]) -> Found:
 
 def _differentiable(
     run: Run, groups: Sequence[Group], values: Sequence[Sequence[float]], costs: Costs
-) -> Found:
-    """Positions, indices and the state, with graph, for each hit and for what was missed."""
+) -> list[_Found]:
+    """What belongs to each hit, and to what was missed, with graph."""
     call, tensors = run.call, run.call.inputs
-    found: Found = []
+    found: list[_Found] = []
     if groups:
         steps, states = attach_index(groups, values, costs)
         hits = [hit for hit in run.hits if hit.index]
-        found += [(hit.targets, own, x) for hit, own, x in zip(hits, steps, states, strict=True)]
+        found += [
+            _Found(hit.targets, hit.places, own, x)
+            for hit, own, x in zip(hits, steps, states, strict=True)
+        ]
     if run.hits and not run.hits[0].index:
         zero = ZeroWithGraph.apply(*tensors)
-        targets = run.hits[0].targets
-        found.append((targets, [zero] * len(targets), call.x0 + zero.to(call.x0.dtype)))
+        targets, state = run.hits[0].targets, call.x0 + zero.to(call.x0.dtype)
+        found.append(_Found(targets, run.hits[0].places, [zero] * len(targets), state))
     missed = [k for k in range(len(call.targets)) if run.hit(k) is None]
     if missed and any(tensor.requires_grad for tensor in tensors):
         where = f"{run.status.name}: {run.status.value}"
@@ -120,7 +156,7 @@ def _differentiable(
             counted, state = call.missed + ZeroWithGraph.apply(*tensors), run.state
         else:
             counted, state = MissedValue.apply(where, call.missed, run.state, *tensors)
-        found.append((missed, [counted] * len(missed), state))
+        found.append(_Found(missed, (), [counted] * len(missed), state))
     return found
 
 
@@ -128,10 +164,12 @@ def _groups(run: Run) -> list[Group]:
     """The solved problems, hit by hit; a part of the run begins where the one before ended."""
     values = run.call.values
     hits = [hit for hit in run.hits if hit.index]
-    return [
-        tuple(IndexProblem(run, hit, values[position], since) for position in hit.targets)
-        for hit, since in zip(hits, [None, *hits], strict=False)
-    ]
+    groups = []
+    for hit, since in zip(hits, [None, *hits], strict=False):
+        own = tuple(IndexProblem(run, hit, values[i], since) for i in hit.targets)
+        part = own[0] if own else IndexProblem(run, hit, float("nan"), since)
+        groups.append(Group(part, own))
+    return groups
 
 
 def _needs_grad(call: Call) -> bool:
@@ -140,16 +178,26 @@ def _needs_grad(call: Call) -> bool:
 
 
 def _check(call: Call, groups: Sequence[Group]) -> None:
-    """Compare derivatives with differences on the way to the first target, and to the last."""
+    """Compare derivatives with differences on the way to the first hit, and to the last.
+
+    Those of the criterion at the first target and at the last: elsewhere it has no part in them.
+    """
     moved = call.t0.requires_grad or isinstance(call.update.clock.step, Tensor)
-    for group in dict.fromkeys((0, len(groups) - 1)):
-        check_functions(groups[group][0], clock_matters=moved or call.definition.needs_flow)
+    met = [number for number, group in enumerate(groups) if group.problems]
+    for number in dict.fromkeys((0, len(groups) - 1, *met[:1], *met[-1:])):
+        group = groups[number]
+        check_functions(
+            group.part,
+            clock_matters=moved or (call.definition.needs_flow and bool(group.problems)),
+            with_criterion=bool(group.problems),
+        )
 
 
 def _warn_about_marks(call: Call, groups: Sequence[Group]) -> None:
     """Warn where a fraction of the last step is asked for and J_{N-1} is no measurement."""
-    for problem, *_ in groups:
-        if call.definition.whole or call.measures(problem.previous):
+    for group in groups:
+        problem = group.part
+        if call.definition.whole or not group.problems or call.measures(problem.previous):
             continue
         warn_user(
             f"step {problem.index - 1} has no value of the criterion to interpolate from (it is "

@@ -8,7 +8,8 @@ definition of the index, the steps before it by the route.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +27,18 @@ from .problem import IndexProblem
 
 __all__ = ["Group", "attach_index", "evaluate_index"]
 
-# The targets that were met at one step.
-Group: TypeAlias = tuple[IndexProblem, ...]
+
+@dataclass(frozen=True)
+class Group:
+    """What there is at one hit.
+
+    Attributes:
+        part: The part of the run from the hit before.
+        problems: One for each target that was met; empty at a step that is only asked for.
+    """
+
+    part: IndexProblem
+    problems: tuple[IndexProblem, ...]
 
 
 def attach_index(
@@ -42,29 +53,29 @@ def attach_index(
         values: The indices as numbers.
         costs: Receives what a backward pass cost.
     """
-    x0, *others = groups[0][0].run.call.inputs
+    x0, *others = groups[0].part.run.call.inputs
     numbers = tuple(value for some in values for value in some)
     outputs = _Index.apply(tuple(groups), numbers, costs, _Reached.apply(x0), *others)
     steps, states = iter(outputs[: len(numbers)]), outputs[len(numbers) :]
-    return [tuple(next(steps) for _ in group) for group in groups], list(states)
+    return [tuple(next(steps) for _ in group.problems) for group in groups], list(states)
 
 
 def evaluate_index(problem: IndexProblem) -> float:
     """The index as a number: N or N*."""
     if problem.run.call.definition.whole:
         return float(problem.index)
-    (steps,), _, _ = _last_step([problem])
+    (steps,), _, _ = _last_step(Group(problem, (problem,)))
     return float(steps.detach())
 
 
-def _last_step(group: Sequence[IndexProblem]) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+def _last_step(group: Group) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """The indices and x_N with a graph to the parameters and to fresh (x_{N-1}, t0, *targets)."""
-    problem = group[0]
+    problem = group.part
     definition = problem.run.call.definition
     start = problem.clock.start.detach().clone().requires_grad_(True)
     targets = [
         torch.tensor(p.target, dtype=torch.float64, device=start.device, requires_grad=True)
-        for p in group
+        for p in group.problems
     ]
     previous = problem.previous.detach().clone().requires_grad_(True)
     time = problem.clock.traced(start)
@@ -73,7 +84,7 @@ def _last_step(group: Sequence[IndexProblem]) -> tuple[list[Tensor], Tensor, lis
         problem.update.require_same(state.detach(), problem.state, problem.index)
         steps = [
             definition.build(LastStep(own, time, previous, state, target))
-            for own, target in zip(group, targets, strict=True)
+            for own, target in zip(group.problems, targets, strict=True)
         ]
     return steps, state, [previous, start, *targets]
 
@@ -93,13 +104,13 @@ class _Index(torch.autograd.Function):
         # Saved so that autograd notices a parameter that was changed in place before backward.
         ctx.save_for_backward(*tensors)
         steps = (scalar(value, tensors[0]) for value in values)
-        return (*steps, *(group[0].state.clone() for group in groups))
+        return (*steps, *(group.part.state.clone() for group in groups))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         refuse_batched_cotangent(cotangents[0])
         tensors, groups = ctx.saved_tensors, ctx.groups
-        update = groups[0][0].update
+        update = groups[0].part.update
         calls = update.calls
         with torch.no_grad():
             gradients, vjps, checks = _pulled_back(groups, cotangents)
@@ -121,7 +132,7 @@ def _pulled_back(
     The steps are those that were differentiated, the evaluations those that only look at them.
     None for x0 where the route does not reach it.
     """
-    call = groups[0][0].run.call
+    call = groups[0].part.run.call
     lam: Tensor | None = None
     by_start = torch.zeros_like(call.update.clock.start.detach())
     by_targets = [by_start.clone() for _ in call.targets]
@@ -130,25 +141,25 @@ def _pulled_back(
     checks = 0
     end = len(cotangents) - len(groups)
     for group, on_state in zip(reversed(groups), reversed(cotangents[end:]), strict=True):
-        on_steps, end = cotangents[end - len(group) : end], end - len(group)
+        count = len(group.problems)
+        on_steps, end = cotangents[end - count : end], end - count
         arrived = on_state if lam is None else on_state + lam
         # Later targets that are not differentiated cost nothing.
         if lam is None and not any(bool((c != 0).any()) for c in (*on_steps, arrived)):
             continue
         lam, t0, *others = _through_last_step(group, [*on_steps, arrived])
-        for position, gradient in zip(group[0].hit.targets, others, strict=False):
+        for position, gradient in zip(group.part.hit.targets, others, strict=False):
             by_targets[position] += gradient
         assert isinstance(call.route, IndexRoute)
-        pulled = call.route.pull_back(group[0], lam)
+        pulled = call.route.pull_back(group.part, lam)
         if call.evidence == "standard" and bool((lam != 0).any()):
             calls = call.update.calls
-            warn_about_lost(group[0], lam, pulled)
+            warn_about_lost(group.part, lam, pulled)
             checks += call.update.calls - calls
         lam = pulled.start
         by_start += t0 + pulled.start_time
         by_leaves = [
-            a + b + c
-            for a, b, c in zip(by_leaves, pulled.leaves, others[len(group) :], strict=True)
+            a + b + c for a, b, c in zip(by_leaves, pulled.leaves, others[count:], strict=True)
         ]
         steps = None if steps is None or pulled.steps is None else steps + pulled.steps + 1
     on_x0 = torch.zeros_like(call.begin) if steps == 0 else lam
@@ -157,7 +168,7 @@ def _pulled_back(
 
 def _through_last_step(group: Group, cotangents: Sequence[Tensor]) -> Sequence[Tensor]:
     """Gradients to (x_{N-1}, t0, *targets of the group, *leaves)."""
-    known = group[0].leaves
+    known = group.part.leaves
     steps, state, own = _last_step(group)
     known.require_known([*steps, state], inputs=own, where="in the last step")
     return torch.autograd.grad(

@@ -18,7 +18,7 @@ __all__ = ["IndexProblem"]
 
 @dataclass(frozen=True)
 class IndexProblem:
-    """What is needed to differentiate the index of one target.
+    """What is needed to differentiate the index of one target, or the state at a known step.
 
     Values are those of a J that falls (`core.functions.CriterionMap`); `criterion.shown` has them
     in the user's sign.
@@ -26,8 +26,8 @@ class IndexProblem:
     Attributes:
         run: The forward run; it has the call.
         hit: Where the target was met.
-        target: eps.
-        since: The hit before, where this is the part of a run between two targets.
+        target: eps; NaN at a step that meets none.
+        since: The hit before, where this is the part of a run between two hits.
     """
 
     run: Run
@@ -62,7 +62,7 @@ class IndexProblem:
 
     @property
     def first(self) -> int:
-        """Index of the start: 0, unless this is the part of a run between two targets."""
+        """Index of the start: 0, unless this is the part of a run between two hits."""
         return 0 if self.since is None else self.since.index
 
     @property

@@ -38,7 +38,7 @@ def trace_leaves(run: Run) -> None:
     """Find every tensor that update and criterion depend on.
 
     Looked at are the last step, twice, which tells nodes older than the evaluation (a
-    hyper-network's history) from its own, the other steps at which a target was met, and the graph
+    hyper-network's history) from its own, the other hits, and the graph
     of the run where it was recorded; else some kept states, for a parameter that is used on another
     branch only.
     """
@@ -84,13 +84,16 @@ def trace_leaves(run: Run) -> None:
             of_update(k, state)
 
 
-def check_functions(problem: IndexProblem, *, clock_matters: bool) -> None:
+def check_functions(
+    problem: IndexProblem, *, clock_matters: bool, with_criterion: bool = True
+) -> None:
     """Compare the derivatives of update and criterion with differences.
 
     Args:
         problem: The solved problem.
         clock_matters: Whether the update's derivative to t is used: for t0, the step, or an index
             that shortens the last step.
+        with_criterion: Whether the criterion's derivatives are used; not at a known step.
 
     Of an update, what it adds to x is looked at: in x_{k+1} itself a wrong derivative would be
     small by a factor h and could pass for rounding.
@@ -106,23 +109,24 @@ def check_functions(problem: IndexProblem, *, clock_matters: bool) -> None:
         _note_history(problem, problem.first, problem.x0)
         _check_update(problem, problem.first, problem.x0)
     _check_update(problem, last, problem.previous)
-    _check_derivatives(
-        lambda y: criterion.plain(end, y),
-        lambda y: criterion.traced(criterion.time_tensor(end), y),
-        problem.state,
-        problem,
-        name="criterion",
-        where=f"x_{problem.index}",
-    )
     begin = problem.clock.time(last)
-    check_time(
-        lambda t: criterion.plain(t, problem.state),
-        lambda t: criterion.traced(t, problem.state),
-        end,
-        bounds=(begin, end),
-        like=problem.state,
-        name="criterion",
-    )
+    if with_criterion:
+        _check_derivatives(
+            lambda y: criterion.plain(end, y),
+            lambda y: criterion.traced(criterion.time_tensor(end), y),
+            problem.state,
+            problem,
+            name="criterion",
+            where=f"x_{problem.index}",
+        )
+        check_time(
+            lambda t: criterion.plain(t, problem.state),
+            lambda t: criterion.traced(t, problem.state),
+            end,
+            bounds=(begin, end),
+            like=problem.state,
+            name="criterion",
+        )
     if clock_matters and update.rule is not None:
         check_time(
             lambda t: update.step(last, problem.previous, t),

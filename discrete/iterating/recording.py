@@ -92,7 +92,7 @@ class Recorder:
         return self._update.step(k, x, t)
 
     def hit(self, n: int) -> None:
-        """A target was met at x_n: the chunk ends at x_{n-1}, and the next begins at x_n."""
+        """A hit at x_n: the chunk ends at x_{n-1}, and the next begins at x_n."""
         self._close(n - 1, -2)
 
     def recording(self) -> Recording | None:

@@ -24,7 +24,7 @@ __all__ = ["Hit", "Run", "find_index"]
 
 @dataclass(frozen=True)
 class Hit:
-    """A step at which targets were met for the first time.
+    """A step at which targets were met for the first time, or the state is asked for.
 
     Attributes:
         index: N.
@@ -32,7 +32,8 @@ class Hit:
         previous: x_{N-1}; x_0 where N = 0.
         loss: J(x_N), of a J that falls (`core.functions.CriterionMap`), as all of a run.
         previous_loss: J(x_{N-1}); NaN where N = 0.
-        targets: Positions of the targets in the call.
+        targets: Positions of the targets in the call; empty where none was met.
+        places: Places of the step in the call's `at`; empty where it is not there.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Hit:
     loss: float
     previous_loss: float
     targets: tuple[int, ...]
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ def _iterated(call: Call, store: StateStore | None, recorder: Recorder) -> Run:
 
     rest = Rest(update, criterion, call.max_steps)
     watches: Watches | None = None
+    asked, resting = call.asked, False
+    last = max(asked, default=0)
     while True:
         t = update.time_tensor(clock.time(k))
         value = criterion.value(t, x)
@@ -135,25 +139,40 @@ def _iterated(call: Call, store: StateStore | None, recorder: Recorder) -> Run:
             return ended(Status.DIVERGED, f"J is {criterion.shown(value)} at step {k}")
         if watches is None:
             watches = Watches(call, value)
-        if watches.concerned(value) or k >= call.max_steps:
+        met: list[int] = []
+        ending = watches.concerned(value) or k >= call.max_steps
+        if ending:
             # J may look at a part of the state only: NaN elsewhere is no hit.
             if not bool(torch.isfinite(x).all()):
                 return ended(Status.DIVERGED, f"NaN or inf in x_{k}")
             met = watches.met_by(value)
-            if met:
-                hits.append(_hit(k, x, previous, losses, met))
-                recorder.hit(k)
+        # A state that is not finite is none that was asked for.
+        places = asked[k] if k in asked and bool(torch.isfinite(x).all()) else ()
+        if met or places:
+            hits.append(_hit(k, x, previous, losses, met, places))
+            recorder.hit(k)
+        if ending:
             if not watches:
                 return ended(Status.REACHED if k else Status.AT_START)
             if k >= call.max_steps:
                 note = f"the limit of {call.max_steps} steps was used up"
                 return ended(Status.NOT_REACHED, note + watches.never_left(call))
-        if k >= rest.due and rest.is_resting(k, x, losses, watches):
+        # To know it once is enough: a state that is asked for later is still gone to.
+        resting = resting or (k >= rest.due and rest.is_resting(k, x, losses, watches))
+        if resting and k >= last:
             note = f"at rest from step {rest.since} on: x changes by no more than rounding"
             return ended(Status.NOT_REACHED, note + watches.never_left(call))
         previous, x = x, recorder.step(k, x, t)
         k += 1
 
 
-def _hit(k: int, x: Tensor, previous: Tensor, losses: list[float], met: Sequence[int]) -> Hit:
-    return Hit(k, x, previous, losses[-1], losses[-2] if k else float("nan"), tuple(met))
+def _hit(
+    k: int,
+    x: Tensor,
+    previous: Tensor,
+    losses: list[float],
+    met: Sequence[int],
+    places: tuple[int, ...],
+) -> Hit:
+    before = losses[-2] if k else float("nan")
+    return Hit(k, x, previous, losses[-1], before, tuple(met), places)
