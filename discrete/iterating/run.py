@@ -139,19 +139,17 @@ def _iterated(call: Call, store: StateStore | None, recorder: Recorder) -> Run:
             return ended(Status.DIVERGED, f"J is {criterion.shown(value)} at step {k}")
         if watches is None:
             watches = Watches(call, value)
-        met: list[int] = []
         ending = watches.concerned(value) or k >= call.max_steps
-        if ending:
+        if ending or k in asked:
             # J may look at a part of the state only: NaN elsewhere is no hit.
-            if not bool(torch.isfinite(x).all()):
+            finite = bool(torch.isfinite(x).all())
+            if ending and not finite:
                 return ended(Status.DIVERGED, f"NaN or inf in x_{k}")
-            met = watches.met_by(value)
-        # A state that is not finite is none that was asked for.
-        places = asked[k] if k in asked and bool(torch.isfinite(x).all()) else ()
-        if met or places:
-            hits.append(_hit(k, x, previous, losses, met, places))
-            recorder.hit(k)
-        if ending:
+            met = watches.met_by(value) if ending else []
+            places = asked.get(k, ()) if finite else ()
+            if met or places:
+                hits.append(_hit(k, x, previous, losses, met, places))
+                recorder.hit(k)
             if not watches:
                 return ended(Status.REACHED if k else Status.AT_START)
             if k >= call.max_steps:
