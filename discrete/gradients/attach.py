@@ -12,7 +12,7 @@ from torch import Tensor
 from ode_stopping.core.describe import scalar
 from ode_stopping.core.guards import CENSORED, MissedValue, ZeroWithGraph
 from ode_stopping.core.stats import Costs, Stats
-from ode_stopping.core.status import GradientError, NotReachedError, StoppingWarning
+from ode_stopping.core.status import GradientError, StoppingWarning
 from ode_stopping.core.validation import refuse_lost_views
 from ode_stopping.core.warn import warn_user
 
@@ -86,7 +86,10 @@ def attach(run: Run) -> Attached:
         at.update(dict.fromkeys(places, state))
         for position, one in zip(positions, some_steps, strict=True):
             steps[position], states[position] = one, state
-    beyond = [at[i] if i in at else _beyond(run, k, differentiated) for i, k in enumerate(call.at)]
+    states_at = [
+        at[place] if place in at else _beyond(run, k, differentiated=differentiated)
+        for place, k in enumerate(call.at)
+    ]
     for hit, group, refusal in zip(
         [hit for hit in run.hits if hit.index], groups, refusals, strict=True
     ):
@@ -96,25 +99,19 @@ def attach(run: Run) -> Attached:
                 _refuse(steps[position], refusal)
             if differentiated and not call.measures(problem.previous):
                 _refuse(steps[position], _meaningless(problem))
-    return Attached(run, steps, states, problems, costs, beyond)
+    return Attached(run, steps, states, problems, costs, states_at)
 
 
-def _beyond(run: Run, k: int, differentiated: bool) -> Tensor:
+def _beyond(run: Run, k: int, *, differentiated: bool) -> Tensor:
     """What counts as x_k beyond the end: NaN, which no non-zero cotangent may reach."""
     blank, inputs = torch.full_like(run.state, float("nan")), run.call.inputs
     if not differentiated or not any(tensor.requires_grad for tensor in inputs):
         return blank
-    state = blank + ZeroWithGraph.apply(*inputs).to(blank.dtype)
-
-    def refuse(cotangent: Tensor) -> None:
-        if bool((cotangent != 0).any()):
-            raise NotReachedError(
-                f"x_{k} was asked for (at) and has no derivative: the run ended at step "
-                f"{run.index} ({run.status.name}). Ask for steps up to there, or select the rows "
-                "that are finite"
-            )
-
-    state.register_hook(refuse)
+    where = (
+        f"x_{k} was asked for (at), and the run ended at step {run.index} ({run.status.name}): ask "
+        "for steps up to there, or select the rows that are finite."
+    )
+    _, state = MissedValue.apply(where, run.call.missed, blank, *inputs)
     return state
 
 
