@@ -175,6 +175,9 @@ def test_doses_of_a_tuple_state_have_marks_of_their_own() -> None:
     (second,) = with_marker(axes, "s")
     rest = math.exp(-3.0)
     np.testing.assert_allclose(data(second)[:, 1], [before, rest, rest], rtol=1e-5)
+    alike = plots.plot_solution(doses(), events=["dose", "dose"])
+    assert labels(alike)[3:] == ["dose, 2 hits"]
+    assert len(data(with_marker(alike, "o")[0])) == 6
     chosen = plots.plot_solution(doses(), coordinates=[2, 0], labels=["b", "c"])
     assert next(iter(named(chosen))) == "b"
     np.testing.assert_allclose(
@@ -315,6 +318,24 @@ def test_what_cannot_be_drawn_is_named() -> None:
         plots.plot_solution(ball(), coordinates=[7])
     with pytest.raises(RuntimeError, match="states were not kept"):
         plots.plot_solution(doses(gradient=None))
+
+
+def test_a_sweep_over_a_time_and_over_a_state() -> None:
+    """T_2 = FIRST (1 + 2 e); the height at t = 1 is e SPEED (1 - FIRST) - G (1 - FIRST)^2 / 2."""
+    values = [0.6, 0.8]
+    times, slopes = plots.sweep(lambda e: ball(e, until=1.7).first(0, n=2), values)
+    np.testing.assert_allclose(times, [FIRST * (1.0 + 2.0 * e) for e in values], rtol=1e-9)
+    np.testing.assert_allclose(slopes[1:], 2.0 * FIRST, rtol=1e-7)
+    heights, slopes = plots.sweep(lambda e: ball(e, until=1.0).end.state[0], values)
+    since = 1.0 - FIRST
+    exact = [e * SPEED * since - 0.5 * G * since**2 for e in values]
+    np.testing.assert_allclose(heights, exact, rtol=1e-7)
+    np.testing.assert_allclose(slopes, SPEED * since, rtol=1e-7)
+    missed, slopes = plots.sweep(lambda e: ball(e, until=1.0).first(0, n=2), [0.9])
+    assert missed.tolist() == [math.inf]
+    assert math.isnan(slopes[0])
+    with pytest.raises(ValueError, match="one target at a time"):
+        plots.sweep(lambda e: ball(e).end.state, [0.9])
 
 
 def test_float32_on_any_device(device: torch.device) -> None:

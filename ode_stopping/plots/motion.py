@@ -105,7 +105,8 @@ def plot_phase(
             None: the first two, for solutions whose state is one tensor.
         labels: Names for the legend; None: the keys of a mapping.
         colors: One a run; None: the cycle of the axes.
-        events: Names of the events of solutions, for the legend; None: "event 0", ...
+        events: Names of the events of solutions, for the legend; events of one name are marked
+            alike. None: "event 0", ...
 
     Returns:
         The axes.

@@ -117,39 +117,43 @@ def mark_events(
     *,
     over_time: bool = False,
 ) -> None:
-    """A mark at every hit, of one kind for each event.
+    """A mark at every hit, of one kind for each event, or for all events of one name.
 
     Args:
         axes: Where to draw.
         courses: The solutions.
-        names: Of the events, for the legend; None: "event 0", ...
+        names: Of the events, for the legend; events of one name are marked alike. None:
+            "event 0", ...
         over_time: Every number over its time; False: two numbers against each other.
 
     Raises:
         ValueError: Fewer names than events.
     """
+    kinds: dict[str, list[int]] = {}
     for event in sorted({event for course in courses for event in course.hits}):
         if names is not None and event >= len(names):
             raise ValueError(f"events: {len(names)} names, but event {event} was met")
-        name = f"event {event}" if names is None else names[event]
-        found = [course.hits[event] for course in courses if event in course.hits]
+        kinds.setdefault(f"event {event}" if names is None else names[event], []).append(event)
+    for name, alike in kinds.items():
+        found = [course.hits[e] for course in courses for e in alike if e in course.hits]
         times = np.concatenate([at for at, _ in found])
         rows = np.concatenate([values for _, values in found])
+        label = name
         if over_time:
-            name += f", T = {times[0]:.5g}" if len(times) == 1 else f", {len(times)} hits"
+            label += f", T = {times[0]:.5g}" if len(times) == 1 else f", {len(times)} hits"
             points = np.stack([np.repeat(times, rows.shape[1]), rows.reshape(-1)], axis=-1)
         else:
             points = rows
         axes.plot(
             *points.T,
             linestyle="none",
-            marker=MARKERS[event % len(MARKERS)],
+            marker=MARKERS[alike[0] % len(MARKERS)],
             markersize=6.5 if len(times) <= 20 else 4.5 if len(times) <= 60 else 3.0,
             markeredgecolor="white",
             markeredgewidth=0.6,
             color=INK,
             zorder=5,
-            label=name,
+            label=label,
         )
 
 
@@ -199,7 +203,8 @@ def plot_solution(
         coordinates: Which entries of the flattened state (pieces of a tuple one behind the other);
             None: the first six.
         labels: Names of the entries, for the legend; None: their symbols.
-        events: Names of the events, for the legend; None: "event 0", ...
+        events: Names of the events, for the legend; events of one name are marked alike. None:
+            "event 0", ...
 
     Returns:
         The axes.
