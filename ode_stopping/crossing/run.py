@@ -277,8 +277,10 @@ class _Loop:
         # (What jumps at a named time is looked at from both sides there.)
         ends_piece = step.t1 >= stepper.end
         long_enough = ends_piece or step.length > shortest * (step.t1 - self.call.start)
-        dense, scans = self.call.method.dense(step), []
+        dense = self.call.method.dense(step)
+        scans: list[Scan] = []
         for level in self.watches.levels:
+            mirror = self.watches.mirror_of(level)
             try:
                 scan = scan_step(
                     step,
@@ -289,6 +291,7 @@ class _Loop:
                     rtol=self.call.tolerances.rtol,
                     may_retake=long_enough and retakes.in_a_row < _MAX_RETAKES,
                     unlimited=stepper.ratio < _EASY and stepper.accepted > _EASY_AFTER,
+                    seen=None if mirror is None else scans[mirror],
                 )
             except NonFiniteCriterion as failure:
                 # The crossing may come before the point where J ends.
@@ -320,6 +323,8 @@ class _Loop:
     def _in_order(self, flow: FlowPiece, step: Step, scans: Sequence[Scan]) -> list[Met]:
         """What is met in a step, in order of time."""
         passed = [clock for clock in self.watches.clocks if -clock.target <= step.t1]
+        if not passed and not any(scan.met for scan in scans):
+            return []
         by_clock = [Met(clock, -clock.target) for clock in passed if clock.count != 1]
         return list(merge(*(scan.met for scan in scans), by_clock, key=attrgetter("time")))
 
