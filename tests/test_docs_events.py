@@ -11,7 +11,7 @@ import pytest
 import torch
 from pages import blocks, missing_targets, printed_in_turn
 
-from ode_stopping import Event, Status, integrate
+from ode_stopping import Event, KinkWarning, Status, integrate
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to-events.md"
 OUTPUTS = blocks(PAGE, "text")
@@ -80,6 +80,18 @@ def test_doses_and_values_at_given_times() -> None:
 def test_the_order_of_events_at_one_time() -> None:
     """1 -> 2 -> -3 and one unit of time more; or 1 -> -4 and one more."""
     assert OUTPUTS[7] == "[0, 1] x(2) = -2.0\n[0] x(2) = -3.0\n"
+
+
+def test_resets_at_equal_learned_times_are_told() -> None:
+    """x = 1 at t = 1, then doubled and shifted, and one more unit of time."""
+    first, second = (torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(2))
+    events = [Event.at(first, reset=lambda t, x: 2.0 * x)]
+    events += [Event.at(second, reset=lambda t, x: x - 5.0)]
+    x0 = torch.zeros(1, dtype=torch.float64)
+    found = integrate(lambda t, x: torch.ones_like(x), x0, until=2.0, events=events)
+    assert float(found.end.state.detach()) == pytest.approx(-2.0)
+    with pytest.warns(KinkWarning, match="met together"):
+        found.end.state.sum().backward()
 
 
 def test_the_table_of_statuses() -> None:
