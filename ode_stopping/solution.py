@@ -253,7 +253,10 @@ def solution_of(
     unpack = call.layout.unpack
     status = execution.status
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    where = f"{status.name}: {status.value}"
+    where = (
+        f"{status.name}: {status.value} It ended at t = {execution.time:.9g}: ask for what is "
+        "there, or look at .status and .hits first."
+    )
 
     def missed(value: Tensor) -> Tensor:
         if not wanted:

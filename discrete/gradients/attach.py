@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ode_stopping.core.describe import scalar
-from ode_stopping.core.guards import MissedValue, ZeroWithGraph
+from ode_stopping.core.guards import CENSORED, MissedValue, ZeroWithGraph
 from ode_stopping.core.stats import Costs, Stats
 from ode_stopping.core.status import GradientError, StoppingWarning
 from ode_stopping.core.validation import refuse_lost_views
@@ -115,7 +115,7 @@ def _differentiable(
         found.append((targets, [zero] * len(targets), call.x0 + zero.to(call.x0.dtype)))
     missed = [k for k in range(len(call.targets)) if run.hit(k) is None]
     if missed and any(tensor.requires_grad for tensor in tensors):
-        where = f"{run.status.name}: {run.status.value}"
+        where = f"{run.status.name}: {run.status.value} {CENSORED}"
         if bool(torch.isfinite(call.missed)):
             counted, state = call.missed + ZeroWithGraph.apply(*tensors), run.state
         else:

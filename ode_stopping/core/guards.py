@@ -10,7 +10,11 @@ from torch import Tensor
 
 from .status import NotReachedError
 
-__all__ = ["MissedValue", "ZeroWithGraph", "first_derivatives_only"]
+__all__ = ["CENSORED", "MissedValue", "ZeroWithGraph", "first_derivatives_only"]
+
+
+# What to do about a missed stopping time.
+CENSORED = "Use censored= to say what a miss counts as, or select by .reached before taking a mean."
 
 
 def first_derivatives_only(
@@ -80,9 +84,7 @@ class MissedValue(torch.autograd.Function):
         """Zeros for a zero cotangent; raises NotReachedError for any other."""
         if bool((on_time != 0).any()) or bool((on_state != 0).any()):
             raise NotReachedError(
-                f"a gradient was asked of a run without a stopping time. {ctx.where} Use "
-                "censored= to say what "
-                "a miss counts as, or select by .reached before taking a mean."
+                f"a gradient was asked of a value that the run did not come to. {ctx.where}"
             )
         zeros = [torch.zeros(s, dtype=dtype, device=device) for s, dtype, device in ctx.shapes]
         return (None, None, None, *zeros)

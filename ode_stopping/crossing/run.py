@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import merge
 from itertools import pairwise
 from math import inf, isfinite, nan, nextafter
-from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -27,6 +25,7 @@ from ..solving.step import Step
 from ..solving.stepper import Stepper
 from ..solving.trajectory import Trajectory
 from .near_miss import NearMiss
+from .order import in_order
 from .path import Path
 from .point import Crossing, lam_change
 from .polish import approach, polished
@@ -230,7 +229,6 @@ class _Loop:
                     self._end_if_at_rest(flow, step, end)
         finally:
             self.rejected += stepper.rejected
-        self._end_by_the_clock(flow, end)
 
     def _stepper(self, flow: FlowPiece, begin: float, end: float) -> Stepper:
         call = self.call
@@ -277,8 +275,10 @@ class _Loop:
         # (What jumps at a named time is looked at from both sides there.)
         ends_piece = step.t1 >= stepper.end
         long_enough = ends_piece or step.length > shortest * (step.t1 - self.call.start)
-        dense, scans = self.call.method.dense(step), []
+        dense = self.call.method.dense(step)
+        scans: list[Scan] = []
         for level in self.watches.levels:
+            mirror = self.watches.mirror_of(level)
             try:
                 scan = scan_step(
                     step,
@@ -289,6 +289,7 @@ class _Loop:
                     rtol=self.call.tolerances.rtol,
                     may_retake=long_enough and retakes.in_a_row < _MAX_RETAKES,
                     unlimited=stepper.ratio < _EASY and stepper.accepted > _EASY_AFTER,
+                    seen=None if mirror is None else scans[mirror],
                 )
             except NonFiniteCriterion as failure:
                 # The crossing may come before the point where J ends.
@@ -305,7 +306,7 @@ class _Loop:
 
     def _meet(self, flow: FlowPiece, step: Step, scans: Sequence[Scan], end: float) -> None:
         """Note the targets that are met in a step; one that the run ends with ends it."""
-        for met in self._in_order(flow, step, scans):
+        for met in in_order(self.call, flow, step, self.watches, scans):
             self._note(scans, met.time)
             if self.watches.end_with(met.watch):
                 self._finish(flow, step, met, end)
@@ -316,12 +317,6 @@ class _Loop:
                 # Nobody knows how often it is met, nor what is from here on.
                 raise _Ended(hit.status, hit.time, hit.state, hit.note)
         self._note(scans, inf)
-
-    def _in_order(self, flow: FlowPiece, step: Step, scans: Sequence[Scan]) -> list[Met]:
-        """What is met in a step, in order of time."""
-        passed = [clock for clock in self.watches.clocks if -clock.target <= step.t1]
-        by_clock = [Met(clock, -clock.target) for clock in passed if clock.count != 1]
-        return list(merge(*(scan.met for scan in scans), by_clock, key=attrgetter("time")))
 
     def _note(self, scans: Sequence[Scan], until: float) -> None:
         for scan in scans[:1]:
@@ -373,7 +368,7 @@ class _Loop:
     def _finish(self, flow: FlowPiece, step: Step, met: Met, end: float) -> None:
         """The last target: its steps become part of the path, and the run ends."""
         path, watch = self.path, met.watch
-        if self._is_long() and not met.again:
+        if self._is_long() and watch.time is None and not met.again:
             finer = polished(self.call, flow, path, step, end, watch)
             if finer is not None:
                 steps, step, met = finer
@@ -384,16 +379,6 @@ class _Loop:
         path.add(last, value)
         path.best = min(path.best, (value, last.t1))
         self._end_with(self._judged(met, point, node=path.node, error=path.state_error()))
-
-    def _end_by_the_clock(self, flow: FlowPiece, time: float) -> None:
-        """The end of a piece may be the known time at which the run ends."""
-        clock = next((w for w in self.watches.clocks if w.count == 1 and w.time == time), None)
-        if clock is None:
-            return
-        path = self.path
-        point = Crossing.at(clock.criterion, time, path.state, flow(time, path.state))
-        met, error = Met(clock, time), path.state_error()
-        self._end_with(self._judged(met, point, node=path.node, error=error))
 
     def _end_with(self, hit: Hit) -> None:
         if hit.status is not Status.DIVERGED:

@@ -97,6 +97,7 @@ class Scan:
         resolved: Whether the samples of J look smooth; if not, the step is to be taken again,
             `growth` times as long, and targets were not looked for.
         points: (t, J) in order, without the start of the step.
+        samples: The same for a search of -J.
     """
 
     end_value: float
@@ -105,6 +106,7 @@ class Scan:
     growth: float = _MAX_GROWTH
     resolved: bool = True
     points: tuple[tuple[float, float], ...] = ()
+    samples: _Samples | None = None
 
 
 @dataclass(frozen=True)
@@ -128,19 +130,28 @@ class _Cubic:
         c0, c1, c2, c3 = self.coefficients
         return c0 + u * (c1 + u * (c2 + u * c3))
 
-    def lowest(self, a: float, b: float) -> float:
-        """Where in [a, b] the cubic is smallest."""
+    def turn(self) -> float | None:
+        """Where it has its local minimum: the root of its derivative with positive curvature."""
         _, c1, c2, c3 = self.coefficients
-        candidates = [a, b]
         root = c2 * c2 - 3 * c1 * c3
         if root >= 0:
-            # The minimum of a cubic is the root of its derivative with positive curvature.
             denominator = c2 + sqrt(root) if c2 >= 0 else None
             if denominator:
-                candidates.append(self.origin - c1 / denominator)
-            elif denominator is None and c3 != 0:
-                candidates.append(self.origin + (sqrt(root) - c2) / (3 * c3))
-        return min((s for s in candidates if a <= s <= b), key=self)
+                return self.origin - c1 / denominator
+            if denominator is None and c3 != 0:
+                return self.origin + (sqrt(root) - c2) / (3 * c3)
+        return None
+
+    def lowest(self, a: float, b: float) -> float:
+        """Where in [a, b] the cubic is smallest."""
+        turn = self.turn()
+        candidates = [a, b] if turn is None or not a <= turn <= b else [a, b, turn]
+        return min(candidates, key=self)
+
+    def mirrored(self) -> _Cubic:
+        """The cubic of -J."""
+        c0, c1, c2, c3 = self.coefficients
+        return _Cubic(self.origin, (-c0, -c1, -c2, -c3))
 
 
 class _Samples:
@@ -159,6 +170,31 @@ class _Samples:
         self._sign = 1.0
         self.points = [(0.0, start_value)]
         self.look((*_INTERIOR, 1.0))
+
+    @property
+    def later(self) -> tuple[tuple[float, float], ...]:
+        """(t, J) in order, without the start of the step."""
+        return tuple((self.time(s), value) for s, value in self.points[1:])
+
+    def miss(self, watches: Sequence[Watch], rtol: float) -> bool:
+        """Whether four samples say at once that no target is met, and none is left.
+
+        What `_first_bracket` asks of the three intervals, asked of the one cubic through them.
+        """
+        if len(self.points) != 4:
+            return False
+        cubic = _Cubic.through(self.points)
+        values = [value for _, value in self.points]
+        falls = [w.target for w in watches if w.leave is None]
+        rises = [-w.leave for w in watches if w.leave is not None]
+        misfit = self.misfit()
+        extent = max(max(values) - min(values), *map(abs, values))
+        if falls and not _cleared(cubic, self.points, max(falls), misfit, rtol * extent):
+            return False
+        if not rises:
+            return True
+        mirrored = [(s, -value) for s, value in self.points]
+        return _cleared(cubic.mirrored(), mirrored, max(rises), misfit, 0.0)
 
     def mirrored(self) -> _Samples:
         """The samples of -J; what is added to them is not seen here."""
@@ -248,7 +284,8 @@ class _Samples:
         values = [value for _, value in self.points]
         extent = max(values) - min(values)
         for value, fraction in ((values[0], _NEAR_THE_END), (values[-1], 1 - _NEAR_THE_END)):
-            if value == min(values) and any(0 < value - w.target < extent for w in watches):
+            near = value == min(values) and any(0 < value - w.target < extent for w in watches)
+            if near and all(s != fraction for s, _ in self.points):
                 self.look((fraction,))
 
     def lowest(self, begin: float = 0.0) -> tuple[float, float]:
@@ -290,6 +327,7 @@ def scan_step(
     rtol: float = 0.0,
     may_retake: bool = False,
     unlimited: bool = False,
+    seen: Scan | None = None,
 ) -> Scan:
     """Look for the first crossings in a step whose start is above all targets that count.
 
@@ -304,13 +342,17 @@ def scan_step(
             error of this size in x does to J is a touch.
         may_retake: Whether an unresolved step may be given back; else it is searched as it is.
         unlimited: Whether nothing limited the length of the step: J is looked at more often.
+        seen: What was seen in the step of -J, which need not be looked at again.
 
     Raises:
         NonFiniteCriterion: J is NaN or infinite at a point that was looked at.
     """
-    samples = _Samples(step, dense, criterion, start_value)
+    if seen is not None and seen.samples is not None:
+        samples = seen.samples.mirrored()
+    else:
+        samples = _Samples(step, dense, criterion, start_value)
     growth, resolved = samples.resolution(watches)
-    if resolved and unlimited:
+    if resolved and unlimited and seen is None:
         samples.look(_MANY)
         finer, resolved = samples.resolution(watches)
         growth = min(growth, finer)
@@ -318,6 +360,8 @@ def scan_step(
     if may_retake and not resolved:
         return Scan(end_value, growth=growth, resolved=False)
     samples.look_at_ends(watches)
+    if samples.miss(watches, rtol):
+        return Scan(end_value, growth=growth, points=samples.later, samples=samples)
     misfit = samples.misfit()
     falls: list[Met] = []
     for watch in watches:
@@ -341,8 +385,30 @@ def scan_step(
     # Close targets stay in their order, whatever the rounding of their times.
     returns.sort(key=_time_of)
     met = tuple(merge(falls, returns, key=_time_of))
-    points = tuple((samples.time(s), v) for s, v in samples.points[1:])
-    return Scan(end_value, met, tuple(left), growth, points=points)
+    return Scan(end_value, met, tuple(left), growth, points=samples.later, samples=samples)
+
+
+def _cleared(
+    cubic: _Cubic, points: Sequence[tuple[float, float]], target: float, misfit: float, touch: float
+) -> bool:
+    """Whether J stays above a target between four samples, by their cubic.
+
+    Args:
+        cubic: The cubic through them.
+        points: The samples, in order.
+        target: eps.
+        misfit: By how much the cubic may be wrong.
+        touch: How near a sample may come that is no touch.
+    """
+    lowest = min(value for _, value in points)
+    turn = cubic.turn()
+    if turn is not None and 0.0 < turn < 1.0:
+        low = cubic(turn)
+        beside = next(min(v0, v1) for (_, v0), (s1, v1) in pairwise(points) if turn <= s1)
+        if not low - target > _DEEPER * (beside - low):
+            return False
+        lowest = min(lowest, low)
+    return lowest - target > max(_SAFETY * misfit, touch)
 
 
 def _time_of(met: Met) -> float:

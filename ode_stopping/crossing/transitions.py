@@ -204,7 +204,8 @@ class _Follower:
             after = rule.reset.plain(self._time, before)
         self._state = after
         if rule.count is not None and self._counts[watch.event] >= rule.count:
-            self._end(rule.status)
+            at_start = rule.status is Status.REACHED and self._time == self._call.start
+            self._end(Status.AT_START if at_start else rule.status)
         elif not bool(torch.isfinite(after).all()):
             self._end(Status.DIVERGED, f"the reset of {rule.name} is not finite")
         elif watch.time is not None:

@@ -156,6 +156,15 @@ class Watches:
         """The level of a watch."""
         return next(level for level in self.levels if level.criterion is watch.criterion)
 
+    def mirror_of(self, level: Level) -> int | None:
+        """The place of an earlier level whose J is -J of this one."""
+        for place, other in enumerate(self.levels):
+            if other is level:
+                break
+            if other.criterion.function is level.criterion.function:
+                return place
+        return None
+
     def met_at_start(self) -> list[Watch]:
         """Take those that are met at the start away; of each criterion the highest first."""
         met = [watch for level in self.levels for watch in level.met()]

@@ -14,14 +14,19 @@ import torch
 from torch import Tensor
 
 from ..core.describe import scalar
-from ..core.guards import MissedValue, ZeroWithGraph, first_derivatives_only
+from ..core.guards import CENSORED, MissedValue, ZeroWithGraph, first_derivatives_only
 from ..core.leaves import LeafSet
 from ..core.stats import Costs, Stats
 from ..core.status import Status
 from ..core.validation import is_batched, refuse_batched_cotangent, refuse_lost_views
 from ..crossing.run import Run
 from ..crossing.watch import Hit
-from .caveats import warn_about_clock, warn_about_learned_times, warn_about_rounding
+from .caveats import (
+    warn_about_clock,
+    warn_about_learned_times,
+    warn_about_order,
+    warn_about_rounding,
+)
 from .chain import Arriving, Chain, ChainGradients, Link, pulled_back
 from .evidence import Evidence, warn_about_grazing
 from .graph import graph_of
@@ -206,6 +211,7 @@ def looked_at(chain: Chain, route: GradientRoute, *, needed: bool, t0_wanted: bo
     found = chain.with_links(links)
     if needed:
         warn_about_learned_times(found)
+        warn_about_order(found)
     return found
 
 
@@ -264,7 +270,7 @@ def _attach_miss(run: Run, hit: Hit | None, tensors: Sequence[Tensor]) -> tuple[
         return time, state
     if hit is None and run.call.censored is not None:
         return time + ZeroWithGraph.apply(*tensors), state
-    where = f"{status.name}: {status.value}"
+    where = f"{status.name}: {status.value} {CENSORED}"
     missed_time, missed_state = MissedValue.apply(where, time, state, *tensors)
     return missed_time, missed_state
 

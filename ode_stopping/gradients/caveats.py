@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
+from ..core.functions import ResetMap
+from ..core.leaves import LeafSet
 from ..core.status import (
     GradientAccuracyWarning,
     KinkWarning,
@@ -10,13 +15,26 @@ from ..core.status import (
 )
 from ..core.warn import warn_user
 from ..crossing.point import Crossing
+from ..crossing.transitions import Transition
+from ..crossing.watch import Hit
+from ..solving.flow_map import FlowMap
 from .chain import Chain
 from .problem import StoppingProblem
 from .route import GradientRoute
 
-__all__ = ["warn_about_clock", "warn_about_learned_times", "warn_about_rounding"]
+__all__ = [
+    "warn_about_clock",
+    "warn_about_learned_times",
+    "warn_about_order",
+    "warn_about_rounding",
+]
 
 _NEAR_JUMP_PER_RTOL = 50.0
+# Times that are so many roundings apart are one, and derivatives this near to each other.
+_TOGETHER = 16.0
+_ANOTHER = 1e-6
+# Of the time in which x changes.
+_EARLIER = 1e-5
 
 
 def warn_about_clock(problem: StoppingProblem, route: GradientRoute, *, t0_wanted: bool) -> None:
@@ -65,6 +83,78 @@ def warn_about_learned_times(chain: Chain) -> None:
                 "another on each side: this is the one of the side on which it does not matter.",
                 KinkWarning,
             )
+
+
+def warn_about_order(chain: Chain) -> None:
+    """Warn where events are met at one time, and another order would have another derivative."""
+    for index, link in enumerate(chain.links):
+        if not link.closing or link.closing[0].reset is None:
+            continue
+        event, hit = link.closing[0], link.hits[-1]
+        near = _TOGETHER * torch.finfo(torch.float64).eps * max(abs(hit.time), abs(link.time))
+        others = [one for one in link.hits[:-1] if hit.time - one.time <= near]
+        others += chain.links[index + 1].opening if index + 1 < len(chain.links) else ()
+        flow = chain.call.flow
+        for other in others:
+            own = chain.call.rules[other.watch.event].reset
+            if _order_matters(flow, event, hit, other) or _ends_differ(flow, event, own):
+                warn_user(
+                    f"two events are met together at t = {hit.time:.6g}, and what follows is "
+                    "another thing if they come one after the other: they are taken in the order "
+                    "of events=, and the gradient is that of this order.",
+                    KinkWarning,
+                )
+
+
+def _order_matters(flow: FlowMap, event: Transition, hit: Hit, other: Hit) -> bool:
+    """Whether the time of an event changes where it comes behind a reset and not before it.
+
+    dT/dx- of the other event, before the reset and behind it: T = T_A + d there, with
+    J(T_A + d, R(T_A, x-) + d F+) = eps.
+    """
+    point, reset = hit.point, event.reset
+    assert point is not None
+    assert reset is not None
+    t, before, after = event.time, event.before, event.after
+    number = flow.number_at(t)
+    ahead = Crossing.at(other.watch.criterion, t, before, point.velocity)
+    behind = Crossing.at(other.watch.criterion, t, after, flow.on(number)(t, after))
+    if not (ahead.rate < 0 and behind.rate < 0):
+        return True
+    first = -ahead.gradient / ahead.rate
+    pulled = reset.vjp(t, before, behind.gradient, LeafSet.collect(), look=False)
+    of_time = -point.gradient / point.rate
+    along = float(pulled.state @ point.velocity + pulled.time) + behind.explicit_rate
+    second = of_time - (pulled.state + along * of_time) / behind.rate
+    size = max(float(first.norm()), float(second.norm()))
+    return float((first - second).norm()) > _ANOTHER * size
+
+
+def _ends_differ(flow: FlowMap, event: Transition, other: ResetMap | None) -> bool:
+    """Whether two resets at one time end elsewhere in the other order, or if one comes earlier."""
+    reset, t, x = event.reset, event.time, event.before
+    assert reset is not None
+    if other is None:
+        return False
+    velocity = flow.on(flow.number_at(t))
+
+    def end(*steps: tuple[ResetMap, float]) -> Tensor:
+        """x at t, through resets at times that are so much later, in this order; to first order."""
+        y, now = x, 0.0
+        for one, late in steps:
+            y = one.plain(t + late, y + (late - now) * velocity(t, y))
+            now = late
+        return y - now * velocity(t, y)
+
+    size = float(x.abs().max()) + float(end((reset, 0.0), (other, 0.0)).abs().max())
+    speed = float(velocity(t, x).abs().max())
+    early = _EARLIER * (size / speed if speed > 0 else max(abs(t), 1.0))
+    # As it is, and with the one in front of the other.
+    gaps = [
+        float((end((reset, -by), (other, 0.0)) - end((other, 0.0), (reset, -by))).abs().max())
+        for by in (0.0, early)
+    ]
+    return gaps[0] > 100 * _EARLIER**2 * size or gaps[1] > _EARLIER**1.5 * size
 
 
 def warn_about_rounding(problem: StoppingProblem, crossing: Crossing) -> None:

@@ -31,7 +31,7 @@ from .problem import StoppingProblem
 from .quotient import cotangent_at_crossing
 from .route import GradientRoute
 
-__all__ = ["Arriving", "Chain", "ChainGradients", "Link", "Row", "pulled_back"]
+__all__ = ["Arriving", "Chain", "ChainGradients", "Link", "Row", "pulled_back", "target_size"]
 
 
 @dataclass(frozen=True)
@@ -220,6 +220,7 @@ class ChainGradients:
         arcs: The problems at which anything arrives, what that is, and what they make of it; from
             the first to the last.
         scales: dL/dJ at every hit of the chain, in their order.
+        sizes: What `targets` would be without cancellation.
         stats: What it cost.
     """
 
@@ -230,6 +231,7 @@ class ChainGradients:
     leaves: list[Tensor]
     arcs: list[tuple[StoppingProblem, Cotangents, Gradients]]
     scales: list[float]
+    sizes: list[float]
     stats: Stats
 
     @property
@@ -247,6 +249,14 @@ class ChainGradients:
     def departure(self) -> float:
         """The largest departure from the identity along the path, as far as it is known."""
         return max((found.pulled.departure or 0.0 for _, _, found in self.arcs), default=0.0)
+
+
+def target_size(hit: Hit, on_time: Tensor, on_state: Tensor) -> float:
+    """The gradient to the target of a hit, (w^T F + c)/J', if nothing in it cancelled."""
+    point = hit.point
+    assert point is not None
+    parts = (on_state * point.velocity).abs().sum() + on_time.abs()
+    return float(parts) / abs(point.rate)
 
 
 def pulled_back(
@@ -281,6 +291,7 @@ class _Back:
         self._leaves = chain.leaves.zeros()
         self._arcs: list[tuple[StoppingProblem, Cotangents, Gradients]] = []
         self._scales: list[float] = []
+        self._sizes = [0.0] * len(chain.watched)
         self._stats = Stats(nfe_backward=0, vjps=0)
 
     def through(self, link: Link, route: GradientRoute) -> None:
@@ -353,6 +364,8 @@ class _Back:
         self._stats = self._stats + found.stats
         self._lam, self._tau = found.x0, found.t0.to(self._tau.dtype)
         scales = []
+        for hit, c, w in zip(problem.hits, times, states, strict=True):
+            self._sizes[self._places[hit.watch.index]] += target_size(hit, c, w)
         for hit, by_target in zip(problem.hits, found.targets.unbind(), strict=True):
             self._targets[self._places[hit.watch.index]] += by_target
             scales.append(-float(by_target))
@@ -372,6 +385,7 @@ class _Back:
             assert point is not None
             lam, scale = cotangent_at_crossing(point, on_time.to(on_state.dtype), on_state)
             self._scales.insert(0, float(scale))
+            self._sizes[self._places[hit.watch.index]] += target_size(hit, on_time, on_state)
             if not bool((lam != 0).any()) and float(scale) == 0.0:
                 continue
             self._lam = self._lam + lam
@@ -391,5 +405,6 @@ class _Back:
             leaves=self._leaves,
             arcs=self._arcs,
             scales=self._scales,
+            sizes=self._sizes,
             stats=self._stats,
         )

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core.consistency import noise_like
 from .backward import Cotangents, Gradients
 from .backward_solve import Augmented
-from .chain import Arriving, Chain, ChainGradients, pulled_back
+from .chain import Arriving, Chain, ChainGradients, pulled_back, target_size
 from .directional import contradictions
 from .jumps import shares_of_jumps, warn_about_moved_jumps
 from .problem import StoppingProblem
@@ -337,7 +337,8 @@ def natural_sizes(chain: Chain, *gradients: ChainGradients) -> list[float]:
     for rows in zip(*(one.arcs for one in gradients), strict=False):
         problem, given, _ = rows[-1]
         columns.append(arc_sizes(problem, given, *(found for _, _, found in rows)))
-    targets, learned = [0.0] * len(chain.watched), [0.0] * len(chain.call.learned)
+    targets = [max(sizes) for sizes in zip(*(one.sizes for one in gradients), strict=True)]
+    learned = [0.0] * len(chain.call.learned)
     lam = rate = 0.0
     parts = [0.0] * len(chain.leaves.tensors)
     for column in columns:
@@ -354,7 +355,9 @@ def arc_sizes(problem: StoppingProblem, given: Cotangents, *gradients: Gradients
         # lam^T F is 0 on the whole path then: a leaf that acts along F cancels at every point.
         others = _uncancelled(problem, gradients[-1])
         parts = [max(sizes) for sizes in zip(parts, others, strict=True)]
-    targets, learned = [0.0] * len(problem.hits), [rate] * len(problem.call.learned)
+    rows_of_hits = zip(problem.hits, given.times, given.states, strict=True)
+    targets = [target_size(hit, c, w) for hit, c, w in rows_of_hits]
+    learned = [rate] * len(problem.call.learned)
     return [lam, rate, *targets, *learned, *parts]
 
 
