@@ -65,7 +65,7 @@ class Problem:
 
     Attributes:
         name: What it is.
-        source: Whose documentation or tests have problems of this kind.
+        source: Where a problem of this kind was seen; "-": nowhere, it is our own.
         flow: (m, p, t, x) -> x', a list of n entries.
         start: (m, p) -> x(t0), a list of n entries.
         leaves: Numbers to differentiate to, by name.

@@ -1,4 +1,4 @@
-"""Public problems with events, re-made: things that fly, bounce, swing and collide."""
+"""Problems with events, public kinds and our own: what flies, bounces, swings and collides."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from event_oracle import Crossing, Known, Problem
-
-SCIPY, DIFFRAX, TORCHDIFFEQ = "SciPy", "diffrax", "torchdiffeq"
-JULIA, MODELICA = "DifferentialEquations.jl", "Modelica"
 
 
 def height(m: Any, p: Any, t: Any, x: Any) -> Any:
@@ -35,7 +32,7 @@ def _cannon(p: Mapping[str, float]) -> list[float]:
 
 CANNON = Problem(
     "cannon from the ground, apogee and landing",
-    f"{SCIPY}",
+    "SciPy, docstring of `solve_ivp`",
     flow=falls,
     start=lambda m, p: [0.0, p["v"]],
     leaves={"v": 10.0, "g": 9.81},
@@ -54,7 +51,7 @@ def _drag(m: Any, p: Any, t: Any, x: Any) -> Any:
 
 SHELL = Problem(
     "shell with quadratic drag: apogee and range",
-    f"{SCIPY}, {JULIA}",
+    "SciPy, issue 10319 (a fall with drag)",
     flow=_drag,
     start=lambda m, p: [0.0, 1.5, p["v"] * m.cos(p["angle"]), p["v"] * m.sin(p["angle"])],
     leaves={"v": 30.0, "angle": 0.8, "k": 0.01, "g": 9.81},
@@ -76,7 +73,7 @@ def _ball(p: Mapping[str, float]) -> list[float]:
 
 BALL = Problem(
     "bouncing ball: impacts and a later height",
-    f"{TORCHDIFFEQ}, {JULIA}, {MODELICA}, Sundials",
+    "docs of DifferentialEquations.jl and SciMLSensitivity",
     flow=falls,
     start=lambda m, p: [p["h"], 0.0],
     leaves={"h": 5.0, "g": 9.81, "e": 0.8},
@@ -89,7 +86,7 @@ BALL = Problem(
 
 WALLS = Problem(
     "ball between two walls on a floor",
-    f"{JULIA} (VectorContinuousCallback)",
+    "-",
     flow=lambda m, p, t, x: [x[2], x[3], 0.0, -p["g"]],
     start=lambda m, p: [0.0, 5.0, p["vx"], 0.0],
     leaves={"vx": 4.0, "g": 9.81, "floor": 0.9, "wall": 0.8, "width": 3.0},
@@ -124,7 +121,7 @@ def _mirror(m: Any, p: Any, t: Any, x: Any) -> Any:
 
 INCLINE = Problem(
     "ball that bounces down an inclined plane",
-    f"{MODELICA}, {JULIA}",
+    "-",
     flow=lambda m, p, t, x: [x[2], x[3], 0.0, -p["g"]],
     start=lambda m, p: [0.0, p["h"], 0.3, 0.0],
     leaves={"h": 1.0, "g": 9.81, "e": 0.7, "slope": -0.3},
@@ -146,7 +143,7 @@ def _kicked(m: Any, p: Any, t: Any, x: Any) -> Any:
 
 TABLE = Problem(
     "ball on a table that swings up and down",
-    f"{MODELICA}, Sundials",
+    "-",
     flow=falls,
     start=lambda m, p: [p["h"], 0.0],
     leaves={"h": 1.2, "g": 9.81, "e": 0.75, "a": 0.05, "w": 7.0},
@@ -158,7 +155,7 @@ TABLE = Problem(
 
 TWO_BALLS = Problem(
     "two balls that land at the same time",
-    f"{JULIA} (VectorContinuousCallback)",
+    "-",
     flow=lambda m, p, t, x: [x[1], -p["g"], x[3], -p["g"]],
     start=lambda m, p: [p["h"], 0.0, p["h"], 0.0],
     leaves={"h": 2.0, "g": 9.81, "first": 0.9, "second": 0.6},
@@ -181,7 +178,7 @@ def _pendulum(m: Any, p: Any, t: Any, x: Any) -> Any:
 
 PENDULUM = Problem(
     "pendulum: passages in both directions",
-    f"{JULIA}, {SCIPY}",
+    "docs of DifferentialEquations.jl (passages of an oscillator)",
     flow=_pendulum,
     start=lambda m, p: [p["angle"], 0.0],
     leaves={"angle": 1.2, "g": 9.81, "l": 1.0, "c": 0.1},
@@ -191,7 +188,7 @@ PENDULUM = Problem(
 
 STOP = Problem(
     "pendulum that hits a stop",
-    f"{MODELICA}, Assimulo",
+    "-",
     flow=_pendulum,
     start=lambda m, p: [1.0, 0.0],
     leaves={"g": 9.81, "l": 1.0, "c": 0.05, "e": 0.8, "stop": -0.4},
@@ -210,7 +207,7 @@ def _stick_slip(m: Any, p: Any, t: Any, x: Any) -> Any:
 
 BELT = Problem(
     "block with a spring on a belt: sticks and slips, a mode in the state",
-    f"{MODELICA}, Assimulo",
+    "-",
     flow=_stick_slip,
     start=lambda m, p: [0.0, 0.0, 0.0],
     leaves={"k": 4.0, "kinetic": 2.0, "static": 3.0, "belt": 0.6},
@@ -251,7 +248,7 @@ def _impact(m: Any, p: Any, t: Any, x: Any) -> Any:
 
 GEARS = Problem(
     "two masses with backlash between them",
-    f"{MODELICA}",
+    "Modelica Standard Library, Rotational.Examples.Backlash (elastic there)",
     flow=_backlash,
     start=lambda m, p: [0.0, 0.0, 0.0, 0.0],
     leaves={"drive": 5.0, "c": 0.2, "e": 0.5, "m2": 1.7, "gap": 0.3},
@@ -274,7 +271,7 @@ def _rocket(m: Any, p: Any, t: Any, x: Any) -> Any:
 
 ROCKET = Problem(
     "rocket that drops its first stage at a learned time",
-    f"{JULIA}, {MODELICA}",
+    "-",
     flow=_rocket,
     start=lambda m, p: [0.0, 0.0, 10.0, 1.0, 0.0],
     leaves={"stage": 2.0, "thrust": 250.0, "burn": 1.5, "dry": 3.0, "drag": 0.002, "empty": 2.5},
@@ -300,7 +297,7 @@ def _planets(m: Any, p: Any, t: Any, x: Any) -> Any:
 
 PERIAPSIS = Problem(
     "three bodies: passages of the periapsis",
-    f"{SCIPY}, {JULIA}, Sundials",
+    "MATLAB, `orbitode` (zeros of the derivative of a distance)",
     flow=_planets,
     start=lambda m, p: [1.2, 0.0, 0.0, p["v"]],
     leaves={"v": 0.85, "mass": 0.02},
@@ -327,7 +324,7 @@ def _touches(m: Any, p: Any, t: Any, x: Any) -> Any:
 
 HOPPER = Problem(
     "hopper: flight, stance, flight",
-    f"{JULIA}, {MODELICA}",
+    "papers on the spring-loaded inverted pendulum",
     flow=_hopper,
     start=lambda m, p: [p["h"], 0.0, 0.0],
     leaves={"h": 1.4, "k": 400.0, "leg": 1.0, "kick": 1.1},
@@ -348,7 +345,7 @@ HOPPER = Problem(
 
 COLLISION = Problem(
     "two carts between a wall and each other",
-    f"{MODELICA}, {JULIA}",
+    "-",
     flow=lambda m, p, t, x: [x[1], -p["c"] * x[1], x[3], -p["c"] * x[3]],
     start=lambda m, p: [1.0, 0.0, 3.0, -p["v"]],
     leaves={"v": 2.0, "c": 0.1, "e": 0.9, "m2": 2.0},
