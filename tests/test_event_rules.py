@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hybrid_forms import F64, Ball, leaf
 from torch import Tensor
 
 from ode_stopping import (
@@ -26,7 +27,6 @@ from ode_stopping import (
     Torchdiffeq,
     integrate,
 )
-from tests.hybrids import F64, Ball, leaf
 
 EACH = pytest.mark.parametrize(
     "route",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hybrid_forms import F64, Ball, leaf, reached, slopes
 from scipy.special import ellipk
 from torch import Tensor
 
@@ -25,7 +26,6 @@ from ode_stopping import (
     integrate,
     stopping_time,
 )
-from tests.hybrids import F64, Ball, leaf, reached, slopes
 
 ROUTES = [
     StepAdjoint(),
