@@ -21,6 +21,18 @@ def printed(code: str, name: str) -> str:
     return out.getvalue()
 
 
+def printed_in_turn(page: Path) -> list[str]:
+    """What each Python block of a page prints; later ones go on with the names of earlier ones."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    found = []
+    for code in blocks(page, "python"):
+        out = io.StringIO()
+        with redirect_stdout(out):
+            exec(compile(code, page.stem, "exec"), names)
+        found.append(out.getvalue())
+    return found
+
+
 def missing_targets(page: Path) -> list[str]:
     """Links to files that are not there."""
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))

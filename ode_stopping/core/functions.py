@@ -114,7 +114,9 @@ class UserFunction:
         if not self._needs_graph:
             version = flat._version
             try:
-                return self._call(time, flat)
+                value = self._call(time, flat)
+                # (A function may return a parameter itself.)
+                return value.detach() if value.requires_grad else value
             except RuntimeError:
                 # Either it needs a graph, or it is broken: then the same error comes again below.
                 self._needs_graph = True

@@ -19,6 +19,9 @@ from .watch import Hit, clearance
 
 __all__ = ["Level", "Watches"]
 
+# Relative to the time of a hit: what is not later than that is the hit.
+_AFTER = 1e-12
+
 
 class Level:
     """The targets of one criterion that are still to be met, and what J did so far.
@@ -46,7 +49,7 @@ class Level:
         self._dips.add([(start, value)])
         # Of the others: of -J before J has left them, and of J from then on.
         late = [watch for watch in self.waiting if watch.leave is not None]
-        self._turns = {watch.index: _Turns([(start, value)]) for watch in late}
+        self._turns = {watch.index: _Turns([(start, value)], start) for watch in late}
 
     def met(self) -> list[Watch]:
         """Those that the present value meets, the highest first."""
@@ -60,7 +63,7 @@ class Level:
         """It was met at a time, and is waited for again."""
         self.take(watch.index)
         insort(self.waiting, watch, key=lambda other: -other.target)
-        self._turns[watch.index] = _Turns([(time, watch.target)])
+        self._turns[watch.index] = _Turns([], time)
 
     def count(self, event: int) -> None:
         """An event was met once more."""
@@ -216,18 +219,22 @@ def _time_of(watch: Watch) -> float:
 class _Turns:
     """The turns of J short of a target: before it was left from below, afterwards from above."""
 
-    def __init__(self, start: Iterable[tuple[float, float]]) -> None:
+    def __init__(self, start: Iterable[tuple[float, float]], begin: float) -> None:
+        self._begin = begin
         self._below, self._above = Dips(), Dips()
         self._left = inf
         self._below.add((t, -value) for t, value in start)
 
     def left(self, time: float) -> None:
         """From this time on J is above the target."""
-        self._left = min(self._left, time)
+        if time > self._begin:
+            self._left = min(self._left, time)
 
     def add(self, points: Iterable[tuple[float, float]], until: float) -> None:
         """Go on with points (t, J) before a time."""
-        points = [(t, value) for t, value in points if t < until]
+        # (J at a hit is its target to rounding, which is no turn.)
+        begin = self._begin + _AFTER * abs(self._begin)
+        points = [(t, value) for t, value in points if begin < t < until]
         self._below.add((t, -value) for t, value in points if t < self._left)
         self._above.add((t, value) for t, value in points if t >= self._left)
 

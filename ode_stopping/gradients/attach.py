@@ -35,7 +35,7 @@ from .jumps import warn_about_moved_times
 from .kinks import with_kinks
 from .problem import StoppingProblem
 from .route import GradientRoute
-from .tracing import check_criterion, check_functions, trace_leaves
+from .tracing import check_criterion, check_functions, check_reset, trace_leaves
 
 __all__ = ["Attached", "Differentiation", "Inputs", "attach", "attached", "looked_at"]
 
@@ -210,6 +210,8 @@ def looked_at(chain: Chain, route: GradientRoute, *, needed: bool, t0_wanted: bo
         links.append(replace(link, problem=problem))
     found = chain.with_links(links)
     if needed:
+        for transition in {id(one.reset): one for one in chain.resets}.values():
+            check_reset(chain.call, chain.leaves, transition)
         warn_about_learned_times(found)
         warn_about_order(found)
     return found

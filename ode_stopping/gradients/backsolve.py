@@ -89,7 +89,8 @@ class BacksolveAdjoint(GradientRoute):
 
     def _check_return(self, path: Piece, returned: Tensor, rtol: float) -> None:
         scale = float(path.x0.norm()) or path.trajectory.largest * path.x0.numel() ** 0.5
-        mismatch = float((returned - path.x0).norm()) / scale
+        missed = float((returned - path.x0).norm())
+        mismatch = 0.0 if missed == 0.0 else missed / scale if scale > 0 else float("inf")
         # Not `mismatch > limit`: NaN must raise, too.
         if not mismatch <= self.tolerance * rtol:
             raise BacksolveMismatchError(

@@ -27,6 +27,8 @@ _NEGLIGIBLE = 1e-8
 _ASLEEP = 1e-4
 # So many blocks are summed one by one.
 _FEW = 16
+# A residual that is this large against what lam received is no error of a solver.
+_GARBAGE = 0.1
 
 
 class Blocks:
@@ -159,11 +161,15 @@ class Residuals:
         self._difference: Tensor | None = None
         self._at_end = path.x0.new_zeros(())
         self._defect = torch.zeros_like(self._at_end)
-        self._departure = torch.zeros_like(self._at_end)
+        # The largest gap, what it is to be compared with, and what that is where lam is garbage.
+        self._gap = self._scale = self._received = torch.zeros_like(self._at_end)
 
     def jump(self, jump: Jump) -> None:
         """lam gains something, and lam^T F with it."""
-        self._at_end = self._at_end + jump.cotangent @ jump.velocity
+        products = jump.cotangent * jump.velocity
+        self._at_end = self._at_end + products.sum()
+        self._received = torch.maximum(self._received, products.abs().sum())
+        self._scale = torch.maximum(self._scale, self._received)
 
     def step(self, step: Step) -> None:
         """Note one accepted backward step."""
@@ -187,9 +193,9 @@ class Residuals:
         """The identity at one point: lam^T F changes by the integral of lam^T F_t."""
         products, integral = z[self._z.adjoint] * velocity, z[self._z.time]
         scale = torch.maximum(products.abs().sum(), self._at_end.abs()) + integral.abs()
-        gap = (products.sum() + integral - self._at_end).abs()
-        relative = torch.where(gap > 0, gap / scale, gap)
-        self._departure = torch.maximum(self._departure, relative)
+        self._scale = torch.maximum(self._scale, scale)
+        gap = (products.sum() + integral - self._at_end).abs().nan_to_num(torch.inf)
+        self._gap = torch.maximum(self._gap, gap)
 
     @property
     def quadrature_errors(self) -> list[float]:
@@ -203,7 +209,12 @@ class Residuals:
     @property
     def departure(self) -> float | None:
         """Largest relative departure from the identity, where the steps were kept."""
-        return float(self._departure) if self._kept else None
+        if not self._kept:
+            return None
+        gap, scale, received = torch.stack([self._gap, self._scale, self._received]).tolist()
+        if gap > _GARBAGE * received:
+            scale = received
+        return 0.0 if gap == 0.0 else gap / scale if scale > 0 else gap
 
     @property
     def defect(self) -> float | None:

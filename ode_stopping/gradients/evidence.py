@@ -245,16 +245,20 @@ def relative_size(gap: float, size: float) -> float:
     return gap / size if size > 0 and isfinite(gap) else float("inf")
 
 
-def identity_residual(at_start: Tensor, at_end: float, integral: float) -> float:
+def identity_residual(
+    at_start: Tensor, at_end: float, integral: float, received: float = 0.0
+) -> float:
     """|lam(t0)^T F(t0) + int lam^T F_t - lam(T)^T F(T)|, relative to its terms.
 
     Args:
         at_start: lam_i F_i at t0, shape (n,).
         at_end: lam(T)^T F(T).
         integral: int lam^T F_t dt.
+        received: Sum of |lam_i F_i| of what lam receives at the hits, which may cancel.
     """
     residual = abs(float(at_start.sum()) + integral - at_end)
-    return relative_size(residual, max(float(at_start.abs().sum()), abs(at_end)) + abs(integral))
+    size = max(float(at_start.abs().sum()), abs(at_end), received) + abs(integral)
+    return relative_size(residual, size)
 
 
 def warn_about_grazing(near_miss: NearMiss | None, tolerances: Tolerances) -> None:

@@ -133,7 +133,8 @@ def _of_the_path(
     # Without a cotangent on a time lam^T F is 0 throughout, and its rounding has no scale.
     meaningful = better is None or bool(given.times.any())
     if "identity" in vouched and problem.knows_time and meaningful:
-        figures["identity"] = _identity(problem, witness, at_end)
+        received = [float((j.cotangent * j.velocity).abs().sum()) for j in found.jumps]
+        figures["identity"] = _identity(problem, witness, at_end, sum(received))
     if "quadrature" in vouched:
         figures["quadrature"] = _quadrature(witness, arc_sizes(problem, given, found))
     figures["clock"] = _clock(problem, depends_on_time=bool(witness.time))
@@ -147,14 +148,14 @@ def _of_the_path(
     return figures
 
 
-def _identity(problem: StoppingProblem, witness: PullBack, at_end: float) -> float:
+def _identity(problem: StoppingProblem, witness: PullBack, at_end: float, received: float) -> float:
     """Residual of the identity; a figure that was promised and is missing is the worst of all."""
     if witness.departure is not None:
         return witness.departure
     if witness.time is None:
         return float("inf")
     start_velocity = problem.flow.plain(problem.start, problem.x0)
-    return identity_residual(witness.start * start_velocity, at_end, witness.time)
+    return identity_residual(witness.start * start_velocity, at_end, witness.time, received)
 
 
 def _quadrature(witness: PullBack, natural: Sequence[float]) -> float:

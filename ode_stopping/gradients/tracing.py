@@ -18,7 +18,13 @@ from ..crossing.transitions import Transition
 from ..crossing.watch import Hit
 from .problem import StoppingProblem
 
-__all__ = ["check_criterion", "check_functions", "check_start", "trace_leaves"]
+__all__ = [
+    "check_criterion",
+    "check_functions",
+    "check_reset",
+    "check_start",
+    "trace_leaves",
+]
 
 _TRACE_POINTS = 7
 # Of the time so far, at which J is looked at before and after a crossing.
@@ -158,6 +164,35 @@ def check_criterion(call: Call, leaves: LeafSet, hit: Hit) -> None:
         leaves,
         name="criterion",
     )
+
+
+def check_reset(call: Call, leaves: LeafSet, transition: Transition) -> None:
+    """Compare the derivatives of a reset with differences at a place where it was applied.
+
+    Raises:
+        MissingGradientError: A derivative is missing or partly missing.
+    """
+    reset, t, x = transition.reset, transition.time, transition.before
+    assert reset is not None
+    check_derivatives(
+        lambda y: reset.plain(t, y),
+        lambda y: reset.traced(reset.time_tensor(t), y),
+        x,
+        leaves,
+        name=reset.name,
+        layout=call.layout,
+    )
+    before = max((time for time in call.times[:-1] if time < t), default=call.start)
+    if before < t:
+        check_time(
+            partial(_at, reset.plain, x),
+            partial(_at, reset.traced, x),
+            t,
+            bounds=(before, t),
+            like=x,
+            name=reset.name,
+            layout=call.layout,
+        )
 
 
 def _refuse_steps(call: Call, hit: Hit) -> None:

@@ -12,6 +12,7 @@ from ..core.states import State
 from .curves import keep_in_sight
 from .paths import draw_course, mark_starts
 from .runs import finite, views
+from .solutions import Course, entries, mark_ends, mark_events, symbols_of
 from .style import GREY, array, canvas, is_log, legend, look
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ __all__ = ["plot_energy", "plot_phase", "plot_states"]
 
 # Coordinates that are drawn unless others are asked for.
 _FIRST = 6
+# Part of a range that counts as its edge.
+_EDGE = 0.02
 
 
 def plot_energy(
@@ -81,20 +84,29 @@ def plot_phase(
     axes: Axes | None = None,
     coordinate: int = 0,
     direction: Tensor | Sequence[float] | None = None,
+    coordinates: tuple[int, int] | None = None,
     labels: Sequence[str] | None = None,
     colors: Sequence[Any] | None = None,
+    events: Sequence[str] | None = None,
 ) -> Axes:
-    """Phase portrait: the position against the velocity, for states (x, v, ...).
+    """Phase portrait: the position against the velocity, or any two entries of the state.
 
-    Continuous paths are lines, iterations dots; ends are marked as in `plot_paths`.
+    Continuous paths are lines, iterations dots; ends are marked as in `plot_paths`. Of a solution
+    of `integrate` the jumps are dotted lines, and every event that was met has a mark of its own
+    kind, at the state before the jump; a cross is where it ended without what it was to end with.
 
     Args:
-        runs: See `ode_stopping.plots`; they must have kept their states.
+        runs: See `ode_stopping.plots`; they must have kept their states. Solutions of `integrate`
+            may be among them.
         axes: Where to draw; None makes a figure.
-        coordinate: Which entry of x and v.
+        coordinate: Which entry of x and v, for states (x, v, ...).
         direction: Draw the components of x and v along this vector instead; it is normalised.
+        coordinates: Draw these two entries of the flattened state against each other instead.
+            None: the first two, for solutions whose state is one tensor.
         labels: Names for the legend; None: the keys of a mapping.
         colors: One a run; None: the cycle of the axes.
+        events: Names of the events of solutions, for the legend; events of one name are marked
+            alike. None: "event 0", ...
 
     Returns:
         The axes.
@@ -103,24 +115,47 @@ def plot_phase(
         ImportError: Matplotlib is missing.
         RuntimeError: A run kept no states.
         TypeError: A run is none, or its states have no velocity.
-        ValueError: The direction is zero or does not fit x.
+        ValueError: The direction is zero or does not fit x; `coordinates` are not two.
         IndexError: x has no such coordinate.
     """
-    shown = views(runs, labels)
+    shown = views(runs, labels, hybrid=True)
+    if coordinates is None and all(view.hybrid and not _is_pair(view.first()) for view in shown):
+        coordinates = (0, 1)
+    if coordinates is not None and len(coordinates) != 2:
+        raise ValueError(f"coordinates must be two entries of the state; got {coordinates}")
 
     def project(state: State) -> Any:
+        if coordinates is not None:
+            return finite(entries(state)[list(coordinates)])
         return _in_phase_plane(state, coordinate, direction)
 
-    paths = [np.stack([project(state) for state in view.states()[1]]) for view in shown]
+    courses = [Course.of(view, project) if view.hybrid else None for view in shown]
+    paths = [
+        np.stack([project(state) for state in view.states()[1]]) if course is None else course.rows
+        for view, course in zip(shown, courses, strict=True)
+    ]
     axes = canvas(axes, "plot_phase")
-    for line in (axes.axhline, axes.axvline):
-        line(0.0, color=GREY, linewidth=0.6, zorder=1)
-    for index, (view, path) in enumerate(zip(shown, paths, strict=True)):
+    _draw_zeros(axes, None if coordinates is None else np.concatenate(paths))
+    for index, (view, course, path) in enumerate(zip(shown, courses, paths, strict=True)):
         color = None if colors is None else colors[index % len(colors)]
-        draw_course(axes, view, path, project, color)
-    mark_starts(axes, paths, named=any(view.name is not None for view in shown))
-    which = rf"_{{{coordinate + 1}}}" if direction is None else r" \cdot d"
-    axes.set(xlabel=f"position $x{which}$", ylabel=f"velocity $v{which}$")
+        if course is None:
+            draw_course(axes, view, path, project, color)
+        else:
+            course.draw_in_plane(axes, label=view.name, color=color)
+    solutions = [course for course in courses if course is not None]
+    mark_events(axes, solutions, events)
+    mark_ends(axes, solutions)
+    starts = [
+        path if course is None else course.start[None]
+        for course, path in zip(courses, paths, strict=True)
+    ]
+    mark_starts(axes, starts, named=any(view.name is not None or view.hybrid for view in shown))
+    if coordinates is None:
+        which = rf"_{{{coordinate + 1}}}" if direction is None else r" \cdot d"
+        axes.set(xlabel=f"position $x{which}$", ylabel=f"velocity $v{which}$")
+    else:
+        symbols = symbols_of(shown[0].first())
+        axes.set(xlabel=symbols[coordinates[0]], ylabel=symbols[coordinates[1]])
     legend(axes, outside=True)
     return axes
 
@@ -163,6 +198,28 @@ def plot_states(
     axes.set(xlabel="flow time t" if in_time else "step k", ylabel="position x")
     legend(axes, outside=True)
     return axes
+
+
+def _is_pair(state: State) -> bool:
+    return isinstance(state, tuple) and len(state) > 1
+
+
+def _draw_zeros(axes: Axes, points: Any | None) -> None:
+    """Lines through the origin; with points, shape (K, 2), only those that pass between them.
+
+    A position and a velocity are read against zero. Of other entries zero may be far away, and the
+    axes would have to reach there; or it is at their edge, where jumps often are (a floor).
+    """
+    for index, line in enumerate((axes.axvline, axes.axhline)):
+        if points is None or _is_inside(points[:, index]):
+            line(0.0, color=GREY, linewidth=0.6, zorder=1)
+
+
+def _is_inside(values: Any) -> bool:
+    """Whether zero lies between numbers, not at their edge."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    edge = _EDGE * (high - low)
+    return low < -edge and high > edge
 
 
 def _in_phase_plane(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +127,39 @@ class View:
             kept, states = [*kept, last], [*states, _detached(self.run.state)]
         return np.array(kept, dtype=np.float64), states
 
+    @property
+    def hybrid(self) -> bool:
+        """Whether it is a solution of `integrate`, whose state may jump."""
+        return _is_hybrid(self.run)
+
+    def stretches(self, points: int = POINTS) -> list[tuple[Any, list[State]]]:
+        """Times and states between the jumps of a solution, one pair for every stretch.
+
+        A stretch ends with the state before the jump, and the next begins with the one behind it.
+        Points are dense both in time and in accepted steps: a step may be as long as a stretch,
+        and a fast phase as short as a step.
+
+        Raises:
+            RuntimeError: The run kept no states.
+        """
+        trajectory = self.trajectory
+        if not trajectory.arcs:
+            return [(array(trajectory.times), _rows(trajectory.states, 1))]
+        length = max(trajectory.end - trajectory.start, 1e-300)
+        found = []
+        for arc in trajectory.arcs:
+            nodes = array(arc.times)
+            share = math.ceil(points * (arc.end - arc.start) / length)
+            even = np.linspace(arc.start, arc.end, share + 1)
+            steps = between(nodes, math.ceil(points * len(nodes) / len(trajectory)))
+            times = np.union1d(even, steps)
+            found.append((times, _rows(arc(torch.from_numpy(times)), len(times))))
+        return found
+
+    def first(self) -> State:
+        """A state of the run, for its structure."""
+        return self.run.end.state if self.hybrid else self.states(1)[1][0]
+
     def met(self) -> list[State]:
         """The states in which a target was met."""
         reached = getattr(self.run, "reached", None)
@@ -175,6 +208,8 @@ def views(
     runs: Any,
     labels: Sequence[str] | None = None,
     step: float | Sequence[float | None] | None = None,
+    *,
+    hybrid: bool = False,
 ) -> list[View]:
     """One run, a sequence or a mapping of runs, as a list of views.
 
@@ -183,6 +218,7 @@ def views(
         labels: Names, in the order of the runs; None: the keys of a mapping, else "run 1", ...,
             and none for a single run.
         step: h of the iterations of bare callables: one for all, or one a run.
+        hybrid: Whether solutions of `integrate` may be among them.
 
     Raises:
         TypeError: Something is no run.
@@ -191,7 +227,7 @@ def views(
     names: list[str | None]
     if isinstance(runs, Mapping):
         listed, names = list(runs.values()), [str(key) for key in runs]
-    elif _is_run(runs):
+    elif _is_run(runs, hybrid) or not isinstance(runs, Iterable):
         listed, names = [runs], [None]
     else:
         listed = list(runs)
@@ -204,11 +240,12 @@ def views(
     for what, given in (("labels", names), ("step", steps)):
         if len(given) != len(listed):
             raise ValueError(f"{what}: {len(given)} for {len(listed)} runs")
-    wrong = [type(run).__name__ for run in listed if not _is_run(run)]
+    wrong = [type(run).__name__ for run in listed if not _is_run(run, hybrid)]
     if wrong:
+        also = ", or solutions of integrate" if hybrid else ""
         raise TypeError(
-            "runs must be results of stopping_time or stopping_index, or their trajectories; "
-            f"got {wrong[0]}"
+            "runs must be results of stopping_time or stopping_index, or their trajectories"
+            f"{also}; got {wrong[0]}"
         )
     starts = [v.trajectory.start for v in (View(run, None) for run in listed) if not v.iterates]
     start = starts[0] if starts else 0.0
@@ -240,7 +277,13 @@ def position_of(state: State, position: Callable[[Any], Tensor] | None) -> Tenso
     return state[0] if isinstance(state, tuple) else state
 
 
-def _is_run(run: object) -> bool:
+def _is_hybrid(run: object) -> bool:
+    return hasattr(run, "hits") and hasattr(getattr(run, "trajectory", None), "arcs")
+
+
+def _is_run(run: object, hybrid: bool = False) -> bool:
+    if hybrid and _is_hybrid(run):
+        return True
     trajectory = getattr(run, "trajectory", run)
     return hasattr(trajectory, "losses") or (
         hasattr(trajectory, "times") and hasattr(trajectory, "values")

@@ -26,12 +26,14 @@ def sweep(function: Callable[[Tensor], Any], values: Iterable[Any]) -> tuple[Ten
 
     Args:
         function: theta, a 0-d float64 tensor that requires grad -> the result of `stopping_time`
-            (its `time` is taken) or of `stopping_index` (its `steps`).
+            (its `time` is taken) or of `stopping_index` (its `steps`), or a 0-d tensor: a time or
+            an entry of a state of `integrate`.
         values: Values of theta.
 
     Returns:
         T or N and its derivative to theta, each of shape (m,), float64, without a graph. A run that
-        missed its target, or ended in a `StoppingError`, has infinity and NaN.
+        missed its target, or ended in a `StoppingError`, has infinity and NaN; so has a tensor that
+        is not finite.
 
     Raises:
         ValueError: A result has no gradient to theta, or several targets.
@@ -162,8 +164,11 @@ def _times(given: Any) -> tuple[Any, str]:
 
 
 def _quantity(result: Any) -> Tensor:
-    """N of an iteration, T of a flow."""
-    found: Tensor = result.steps if hasattr(result, "steps") else result.time
+    """N of an iteration, T of a flow; a tensor is it already."""
+    if isinstance(result, Tensor):
+        found = result
+    else:
+        found = result.steps if hasattr(result, "steps") else result.time
     if found.ndim:
         raise ValueError(
             f"one target at a time: the result has {found.numel()}; pass result.time[k] and its "
@@ -179,7 +184,8 @@ def _reached(time: Tensor, result: Any) -> float:
 
 def _slope(result: Any, theta: Tensor) -> tuple[float, float]:
     time = _quantity(result)
-    if not bool(result.reached):
+    met = torch.isfinite(time) if isinstance(result, Tensor) else result.reached
+    if not bool(met):
         return float("inf"), float("nan")
     slope = None
     if time.requires_grad:
