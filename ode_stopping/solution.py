@@ -149,7 +149,7 @@ class Solution:
         rows = []
         for hit in self.hits:
             row: dict[str, Any] = {"event": hit.event, "count": hit.count}
-            row["time"] = float(hit.time)
+            row["time"] = hit.time.item()
             for name, state in (("before", hit.state), ("after", hit.after)):
                 for index, value in enumerate(_flat(state).tolist()):
                     row[f"{name}[{index}]"] = value
@@ -220,7 +220,7 @@ def _row_of(hit: Hit) -> dict[str, Any]:
     return {
         "event": hit.event,
         "count": hit.count,
-        "time": float(hit.time),
+        "time": hit.time.item(),
         "state": _lists(hit.state),
         "after": _lists(hit.after),
     }

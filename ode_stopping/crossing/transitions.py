@@ -68,6 +68,7 @@ class Arc:
         run: The run; None where it has no length.
         closing: The events that end it, in order: the first is the last hit, and the others are
             met by what that one makes of the state. Empty where nothing follows.
+        together: Other events whose criteria are at their targets as well where it ends.
     """
 
     time: float
@@ -75,6 +76,7 @@ class Arc:
     opening: tuple[Hit, ...]
     run: Run | None
     closing: tuple[Transition, ...]
+    together: tuple[Watch, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class _Follower:
         self._note = ""
         self._latest: Watch | None = None
         self._called = False  # whether anything has happened yet
+        self._here = 0  # how much has happened at this time
 
     def execution(self) -> Execution:
         """Go through to the end."""
@@ -149,7 +152,8 @@ class _Follower:
         begin, state, event = self._time, self._state, self._latest
         opening, ending = self._opening()
         if ending is not None:
-            return Arc(begin, state, tuple(opening), None, tuple(self._closed(ending)))
+            others = self._at_targets(ending.watch)
+            return Arc(begin, state, tuple(opening), None, tuple(self._closed(ending)), others)
         # What is asked for at the time of a reset is the state behind it.
         clocks = [watch for watch in self._waiting.values() if watch.time is not None]
         end = min((-clock.target for clock in clocks if clock.count == 1), default=inf)
@@ -158,18 +162,36 @@ class _Follower:
         self._waiting = {watch.index: watch for watch in (*run.waiting, *behind)}
         for hit in run.hits:
             self._counts[hit.watch.event] += 1
-        self._time, self._state = run.time, run.state
+        self._time, self._state, self._here = run.time, run.state, 0
         closing: list[Transition] = []
+        together: tuple[Watch, ...] = ()
         if run.status is Status.REACHED:
             last = run.hits[-1]
             self._counts[last.watch.event] -= 1
+            together = self._at_targets(last.watch)
             closing = self._closed(last)
             repeated = event is not None and event.event == last.watch.event
             if repeated and self._is_short(begin) and self._status is None:
                 self._end(Status.ZENO, f"the last two events are {run.time - begin:.2g} apart")
         else:
             self._end(run.status, run.note)
-        return Arc(begin, state, tuple(opening), run, tuple(closing))
+        return Arc(begin, state, tuple(opening), run, tuple(closing), together)
+
+    def _at_targets(self, watch: Watch) -> tuple[Watch, ...]:
+        """The other events that are at their targets here, to rounding, and count."""
+        found = []
+        for other in self._waiting.values():
+            if other.event == watch.event or other.leave is not None:
+                continue
+            if other.time is not None:
+                if other.time == self._time and self._call.rules[other.event].reset is not None:
+                    found.append(other)
+                continue
+            value = other.criterion.value(self._time, self._state)
+            rounding = Rounding.at(other.criterion, self._time, self._state)
+            if abs(value - other.target) <= rounding.around(other.target):
+                found.append(other)
+        return tuple(found)
 
     def _is_short(self, begin: float) -> bool:
         eps = torch.finfo(torch.float64).eps
@@ -198,6 +220,7 @@ class _Follower:
         """An event takes place here."""
         rule, self._latest = self._call.rules[watch.event], watch
         self._called = True
+        self._here += 1
         self._counts[watch.event] += 1
         before = after = self._state
         if rule.reset is not None:
@@ -206,6 +229,8 @@ class _Follower:
         if rule.count is not None and self._counts[watch.event] >= rule.count:
             at_start = rule.status is Status.REACHED and self._time == self._call.start
             self._end(Status.AT_START if at_start else rule.status)
+        elif self._here > _AT_ONCE:
+            self._end(Status.ZENO, f"more than {_AT_ONCE} events at once")
         elif not bool(torch.isfinite(after).all()):
             self._end(Status.DIVERGED, f"the reset of {rule.name} is not finite")
         elif watch.time is not None:
@@ -256,8 +281,6 @@ class _Follower:
             if due is None:
                 break
             taken.append(self._taken(due))
-            if len(taken) > _AT_ONCE:
-                self._end(Status.ZENO, f"more than {_AT_ONCE} events at once")
         return taken
 
     def _due(self, *, exact: bool) -> Watch | None:
@@ -291,7 +314,7 @@ class _Follower:
 
     def _opening(self) -> tuple[list[Hit], Hit | None]:
         """What is met at the start of a run, up to one that ends it."""
-        hits = self._due_times()
+        hits: list[Hit] = []
         for watch in self._in_order():
             if watch.time is not None:
                 if watch.time <= self._time and watch.count == 1:
@@ -313,7 +336,8 @@ class _Follower:
                 return hits, hits[-1]
             self._counts[watch.event] += 1
             self._put_back(watch, self._call.rules[watch.event])
-        return hits, None
+        # The state behind all that happens here is what is asked for.
+        return hits + self._due_times(), None
 
     @staticmethod
     def _opened(watch: Watch, point: Crossing) -> Hit:

@@ -168,7 +168,8 @@ class Residuals:
         """lam gains something, and lam^T F with it."""
         products = jump.cotangent * jump.velocity
         self._at_end = self._at_end + products.sum()
-        self._received = torch.maximum(self._received, products.abs().sum())
+        parts = jump.cotangent.norm() * jump.velocity.norm()
+        self._received = torch.maximum(self._received, parts)
         self._scale = torch.maximum(self._scale, self._received)
 
     def step(self, step: Step) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..call import Watch
 from ..core.functions import ResetMap
 from ..core.leaves import LeafSet
+from ..core.level import Rounding
 from ..core.status import (
     GradientAccuracyWarning,
     KinkWarning,
     MissingGradientError,
+    Status,
     StoppingWarning,
 )
 from ..core.warn import warn_user
@@ -87,17 +90,21 @@ def warn_about_learned_times(chain: Chain) -> None:
 
 def warn_about_order(chain: Chain) -> None:
     """Warn where events are met at one time, and another order would have another derivative."""
-    for index, link in enumerate(chain.links):
-        if not link.closing or link.closing[0].reset is None:
+    flow, rules = chain.call.flow, chain.call.rules
+    for link in chain.links:
+        if not link.closing:
             continue
         event, hit = link.closing[0], link.hits[-1]
+        if rules[event.watch.event].status is Status.FINISHED:
+            continue
         near = _TOGETHER * torch.finfo(torch.float64).eps * max(abs(hit.time), abs(link.time))
-        others = [one for one in link.hits[:-1] if hit.time - one.time <= near]
-        others += chain.links[index + 1].opening if index + 1 < len(chain.links) else ()
-        flow = chain.call.flow
-        for other in others:
-            own = chain.call.rules[other.watch.event].reset
-            if _order_matters(flow, event, hit, other) or _ends_differ(flow, event, own):
+        before = [one.watch for one in link.hits[:-1] if hit.time - one.time <= near]
+        others = [w for w in before if w.time is None] if event.reset is not None else []
+        for other in (*others, *link.together):
+            own = rules[other.event]
+            if event.reset is None and own.count is None and own.reset is None:
+                continue
+            if _order_matters(flow, event, hit, other) or _ends_differ(flow, event, own.reset):
                 warn_user(
                     f"two events are met together at t = {hit.time:.6g}, and what follows is "
                     "another thing if they come one after the other: they are taken in the order "
@@ -106,7 +113,7 @@ def warn_about_order(chain: Chain) -> None:
                 )
 
 
-def _order_matters(flow: FlowMap, event: Transition, hit: Hit, other: Hit) -> bool:
+def _order_matters(flow: FlowMap, event: Transition, hit: Hit, other: Watch) -> bool:
     """Whether the time of an event changes where it comes behind a reset and not before it.
 
     dT/dx- of the other event, before the reset and behind it: T = T_A + d there, with
@@ -114,18 +121,28 @@ def _order_matters(flow: FlowMap, event: Transition, hit: Hit, other: Hit) -> bo
     """
     point, reset = hit.point, event.reset
     assert point is not None
-    assert reset is not None
     t, before, after = event.time, event.before, event.after
     number = flow.number_at(t)
-    ahead = Crossing.at(other.watch.criterion, t, before, point.velocity)
-    behind = Crossing.at(other.watch.criterion, t, after, flow.on(number)(t, after))
-    if not (ahead.rate < 0 and behind.rate < 0):
+    ahead = Crossing.at(other.criterion, t, before, point.velocity)
+    if not ahead.rate < 0:
         return True
     first = -ahead.gradient / ahead.rate
+    if reset is None:
+        # The end is at the first of the two.
+        second = -point.gradient / point.rate
+        return _differ(first, second)
+    behind = Crossing.at(other.criterion, t, after, flow.on(number)(t, after))
+    band = Rounding.at(other.criterion, t, after).around(other.target)
+    if not behind.rate < 0 or abs(behind.value - other.target) > band:
+        return True
     pulled = reset.vjp(t, before, behind.gradient, LeafSet.collect(), look=False)
     of_time = -point.gradient / point.rate
     along = float(pulled.state @ point.velocity + pulled.time) + behind.explicit_rate
     second = of_time - (pulled.state + along * of_time) / behind.rate
+    return _differ(first, second)
+
+
+def _differ(first: Tensor, second: Tensor) -> bool:
     size = max(float(first.norm()), float(second.norm()))
     return float((first - second).norm()) > _ANOTHER * size
 
@@ -133,8 +150,7 @@ def _order_matters(flow: FlowMap, event: Transition, hit: Hit, other: Hit) -> bo
 def _ends_differ(flow: FlowMap, event: Transition, other: ResetMap | None) -> bool:
     """Whether two resets at one time end elsewhere in the other order, or if one comes earlier."""
     reset, t, x = event.reset, event.time, event.before
-    assert reset is not None
-    if other is None:
+    if reset is None or other is None:
         return False
     velocity = flow.on(flow.number_at(t))
 

@@ -61,6 +61,7 @@ class Link:
         opening: What is met at its start.
         problem: The solved problem; None where nothing on it has a derivative.
         closing: The events that end it; the first is the last hit.
+        together: Other events that are at their targets there.
     """
 
     time: float
@@ -68,6 +69,7 @@ class Link:
     opening: tuple[Hit, ...] = ()
     problem: StoppingProblem | None = None
     closing: tuple[Transition, ...] = ()
+    together: tuple[Watch, ...] = ()
 
     @property
     def hits(self) -> tuple[Hit, ...]:
@@ -107,7 +109,8 @@ class Chain:
         for arc in execution.arcs:
             known = arc.run is not None and any(h.status.name == "REACHED" for h in arc.run.hits)
             problem = StoppingProblem.of(arc.run, leaves) if arc.run and known else None
-            links.append(Link(arc.time, arc.state, arc.opening, problem, arc.closing))
+            link = Link(arc.time, arc.state, arc.opening, problem, arc.closing, arc.together)
+            links.append(link)
         chain = cls(execution.call, leaves, tuple(links), (), execution.first)
         watched = tuple(dict.fromkeys(row.watch.index for row in chain.rows))
         return replace(chain, watched=watched)
@@ -251,12 +254,18 @@ class ChainGradients:
         return max((found.pulled.departure or 0.0 for _, _, found in self.arcs), default=0.0)
 
 
-def target_size(hit: Hit, on_time: Tensor, on_state: Tensor) -> float:
-    """The gradient to the target of a hit, (w^T F + c)/J', if nothing in it cancelled."""
+def target_size(hit: Hit, on_time: float, on_state: Tensor) -> float:
+    """The gradient to the target of a hit, (w^T F + c)/J', if nothing in it cancelled.
+
+    Args:
+        hit: The hit.
+        on_time: The size of c, or what it would be without cancellation.
+        on_state: w, shape (n,).
+    """
     point = hit.point
     assert point is not None
-    parts = (on_state * point.velocity).abs().sum() + on_time.abs()
-    return float(parts) / abs(point.rate)
+    parts = float(on_state.norm() * point.velocity.norm()) + abs(on_time)
+    return parts / abs(point.rate)
 
 
 def pulled_back(
@@ -292,6 +301,8 @@ class _Back:
         self._arcs: list[tuple[StoppingProblem, Cotangents, Gradients]] = []
         self._scales: list[float] = []
         self._sizes = [0.0] * len(chain.watched)
+        # What tau would be if nothing cancelled in it.
+        self._natural = 0.0
         self._stats = Stats(nfe_backward=0, vjps=0)
 
     def through(self, link: Link, route: GradientRoute) -> None:
@@ -302,13 +313,14 @@ class _Back:
             self._row -= 1
             self._through_reset(link.closing[0])
         extra = (self._tau, self._lam) if at_end is not None else None
+        natural, self._natural = self._natural, 0.0
         self._tau, self._lam = torch.zeros_like(self._tau), torch.zeros_like(self._lam)
         # The row of the last hit counts with the hits.
         self._row += 1 if link.closing else 0
         if link.problem is not None:
-            self._through_problem(link.problem, route, extra)
+            self._through_problem(link.problem, route, extra, natural)
             extra = None
-        self._through_opening(link, extra)
+        self._through_opening(link, extra, natural)
 
     def _rows(self, count: int) -> slice:
         self._row -= count
@@ -335,6 +347,7 @@ class _Back:
         pulled = event.reset.vjp(event.time, event.before, lam, self._chain.leaves, look=True)
         self._lam = pulled.state
         self._tau = self._tau + pulled.time.to(self._tau.dtype)
+        self._natural += float(pulled.time.abs())
         self._add(pulled.leaves)
 
     def _add(self, leaves: Sequence[Tensor]) -> None:
@@ -345,6 +358,7 @@ class _Back:
         problem: StoppingProblem,
         route: GradientRoute,
         extra: tuple[Tensor, Tensor] | None,
+        natural: float,
     ) -> None:
         rows = self._rows(len(problem.hits))
         times, states = self._given.times[rows].clone(), self._given.before[rows].clone()
@@ -364,8 +378,13 @@ class _Back:
         self._stats = self._stats + found.stats
         self._lam, self._tau = found.x0, found.t0.to(self._tau.dtype)
         scales = []
-        for hit, c, w in zip(problem.hits, times, states, strict=True):
-            self._sizes[self._places[hit.watch.index]] += target_size(hit, c, w)
+        velocity = (
+            problem.steps[0].f0 if problem.steps else problem.flow.plain(problem.start, problem.x0)
+        )
+        self._natural = float(self._lam.norm() * velocity.norm())
+        for hit, c, w in zip(problem.hits, times.tolist(), states, strict=True):
+            size = abs(c) + (natural if hit is problem.hits[-1] and extra is not None else 0.0)
+            self._sizes[self._places[hit.watch.index]] += target_size(hit, size, w)
         for hit, by_target in zip(problem.hits, found.targets.unbind(), strict=True):
             self._targets[self._places[hit.watch.index]] += by_target
             scales.append(-float(by_target))
@@ -373,23 +392,27 @@ class _Back:
         self._breakpoints = self._breakpoints + found.breakpoints
         self._add(found.leaves)
 
-    def _through_opening(self, link: Link, extra: tuple[Tensor, Tensor] | None) -> None:
+    def _through_opening(
+        self, link: Link, extra: tuple[Tensor, Tensor] | None, natural: float
+    ) -> None:
         """Hits at the start: x(T) = x + (T - t) F there."""
         for hit in reversed(link.opening):
             self._row -= 1
             on_time, on_state = self._given.times[self._row], self._given.before[self._row]
+            size = float(on_time.abs())
             if extra is not None:
                 on_time, on_state = on_time + extra[0].to(on_time.dtype), on_state + extra[1]
-                extra = None
+                size, extra = size + natural, None
             point = hit.point
             assert point is not None
             lam, scale = cotangent_at_crossing(point, on_time.to(on_state.dtype), on_state)
             self._scales.insert(0, float(scale))
-            self._sizes[self._places[hit.watch.index]] += target_size(hit, on_time, on_state)
+            self._sizes[self._places[hit.watch.index]] += target_size(hit, size, on_state)
             if not bool((lam != 0).any()) and float(scale) == 0.0:
                 continue
             self._lam = self._lam + lam
             self._tau = self._tau - (lam @ point.velocity).to(self._tau.dtype)
+            self._natural += float(lam.norm() * point.velocity.norm())
             self._targets[self._places[hit.watch.index]] -= scale
             self._add(of_criterion(hit, scale, self._chain.leaves))
 

@@ -53,7 +53,9 @@ def judge(
     for index, (problem, on_arc, of_arc) in enumerate(found.arcs):
         other = rows[index][2] if better is not None and index < len(rows) else None
         between = None if better is None else better.between
-        figures = _of_the_path(problem, route, of_arc, on_arc, other, between)
+        figures = _of_the_path(
+            problem, route, of_arc, on_arc, other, between, alone=len(chain.links) == 1
+        )
         for name, figure in figures.items():
             common[name] = max(common.get(name, 0.0), figure)
     for problem, on_arc, _ in found.arcs:
@@ -104,6 +106,8 @@ def _of_the_path(
     given: Cotangents,
     better: Gradients | None,
     between: float | None,
+    *,
+    alone: bool,
 ) -> dict[str, float]:
     """The figures that the hits of an arc share: they are made along the path.
 
@@ -114,6 +118,7 @@ def _of_the_path(
         given: What arrived.
         better: What is returned in its place; None where it was held against nothing.
         between: How far it is from the transpose of the same steps, where that speaks for it.
+        alone: Whether it is the only arc, so that what arrives at its times is the user's.
     """
     figures: dict[str, float] = {}
     vouched = route.vouches_for(problem)
@@ -138,7 +143,7 @@ def _of_the_path(
     if "quadrature" in vouched:
         figures["quadrature"] = _quadrature(witness, arc_sizes(problem, given, found))
     figures["clock"] = _clock(problem, depends_on_time=bool(witness.time))
-    if "time_term" in vouched and not bool((given.states != 0).any()):
+    if alone and "time_term" in vouched and not bool((given.states != 0).any()):
         # lam^T F has the unit of the cotangents on the times.
         times = float(given.times.sum()) if len(found.jumps) == 1 else at_end
         if times != 0:

@@ -356,7 +356,7 @@ def arc_sizes(problem: StoppingProblem, given: Cotangents, *gradients: Gradients
         others = _uncancelled(problem, gradients[-1])
         parts = [max(sizes) for sizes in zip(parts, others, strict=True)]
     rows_of_hits = zip(problem.hits, given.times, given.states, strict=True)
-    targets = [target_size(hit, c, w) for hit, c, w in rows_of_hits]
+    targets = [target_size(hit, float(c), w) for hit, c, w in rows_of_hits]
     learned = [rate] * len(problem.call.learned)
     return [lam, rate, *targets, *learned, *parts]
 
@@ -377,7 +377,8 @@ def _uncancelled(problem: StoppingProblem, gradients: Gradients) -> list[float]:
     first = float(gradients.pulled.start.norm())
     last = max((jump.size for jump in gradients.jumps), default=0.0)
     points = [(step.t0, step.y0) for step in problem.steps]
-    points = points[:: -(-len(points) // _POINTS)] or [(problem.start, problem.x0)]
+    stride = max(-(-len(points) // _POINTS), 1)
+    points = points[::stride] or [(problem.start, problem.x0)]
     totals = [0.0] * len(problem.leaves.tensors)
     for (t, x), until in zip(points, [*(t for t, _ in points[1:]), problem.end], strict=True):
         share = (t - problem.start) / (problem.end - problem.start)

@@ -338,7 +338,7 @@ class _Transpose:
             self._since = torch.zeros_like(self._since)
         parts = jump.size * torch.linalg.vector_norm(jump.velocity)
         self._strength = torch.maximum(self._strength, parts)
-        self._received = torch.maximum(self._received, products.abs().sum())
+        self._received = torch.maximum(self._received, parts)
         self._scale = torch.maximum(self._scale, self._received)
 
     def _look(self, step: Step) -> None:
