@@ -18,7 +18,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import pairwise
-from math import isfinite, sqrt
+from math import isfinite
 
 from scipy.optimize import brentq
 from torch import Tensor
@@ -28,6 +28,7 @@ from ..core.functions import CriterionMap
 from ..core.level import Rounding
 from ..solving.solver import Dense
 from ..solving.step import Step
+from .cubic import DEEPER, SAFETY, Cubic, cleared
 from .watch import clearance
 
 __all__ = ["Met", "NonFiniteCriterion", "Scan", "scan_step"]
@@ -43,11 +44,6 @@ _MANY = (0.07, 0.15, 0.24, 0.31, 0.4, 0.46, 0.55, 0.62, 0.69, 0.78, 0.86, 0.93)
 _NEAR_THE_END = 0.06
 
 _MAX_DEPTH = 14
-
-_SAFETY = 2.0
-
-# A dip that the cubic shows is looked at where one so many times as deep would meet the target.
-_DEEPER = 30.0
 
 # Misfit of a parabola to the four samples, relative to their range, up to which steps may keep
 # their length, and above which J was not resolved.
@@ -109,51 +105,6 @@ class Scan:
     samples: _Samples | None = None
 
 
-@dataclass(frozen=True)
-class _Cubic:
-    """The cubic through four points, as a polynomial in s - origin."""
-
-    origin: float
-    coefficients: tuple[float, float, float, float]
-
-    @classmethod
-    def through(cls, points: list[tuple[float, float]]) -> _Cubic:
-        (s0, v0), (s1, v1), (s2, v2), (s3, v3) = points
-        a, b, c = (v1 - v0) / (s1 - s0), (v2 - v1) / (s2 - s1), (v3 - v2) / (s3 - s2)
-        d, e = (b - a) / (s2 - s0), (c - b) / (s3 - s1)
-        third = (e - d) / (s3 - s0)
-        u1, u2 = s1 - s0, s2 - s0
-        return cls(s0, (v0, a - d * u1 + third * u1 * u2, d - third * (u1 + u2), third))
-
-    def __call__(self, s: float) -> float:
-        u = s - self.origin
-        c0, c1, c2, c3 = self.coefficients
-        return c0 + u * (c1 + u * (c2 + u * c3))
-
-    def turn(self) -> float | None:
-        """Where it has its local minimum: the root of its derivative with positive curvature."""
-        _, c1, c2, c3 = self.coefficients
-        root = c2 * c2 - 3 * c1 * c3
-        if root >= 0:
-            denominator = c2 + sqrt(root) if c2 >= 0 else None
-            if denominator:
-                return self.origin - c1 / denominator
-            if denominator is None and c3 != 0:
-                return self.origin + (sqrt(root) - c2) / (3 * c3)
-        return None
-
-    def lowest(self, a: float, b: float) -> float:
-        """Where in [a, b] the cubic is smallest."""
-        turn = self.turn()
-        candidates = [a, b] if turn is None or not a <= turn <= b else [a, b, turn]
-        return min(candidates, key=self)
-
-    def mirrored(self) -> _Cubic:
-        """The cubic of -J."""
-        c0, c1, c2, c3 = self.coefficients
-        return _Cubic(self.origin, (-c0, -c1, -c2, -c3))
-
-
 class _Samples:
     """J at the points of a step that were looked at."""
 
@@ -183,18 +134,18 @@ class _Samples:
         """
         if len(self.points) != 4:
             return False
-        cubic = _Cubic.through(self.points)
+        cubic = Cubic.through(self.points)
         values = [value for _, value in self.points]
         falls = [w.target for w in watches if w.leave is None]
         rises = [-w.leave for w in watches if w.leave is not None]
         misfit = self.misfit()
         extent = max(max(values) - min(values), *map(abs, values))
-        if falls and not _cleared(cubic, self.points, max(falls), misfit, rtol * extent):
+        if falls and not cleared(cubic, self.points, max(falls), misfit, rtol * extent):
             return False
         if not rises:
             return True
         mirrored = [(s, -value) for s, value in self.points]
-        return _cleared(cubic.mirrored(), mirrored, max(rises), misfit, 0.0)
+        return cleared(cubic.mirrored(), mirrored, max(rises), misfit, 0.0)
 
     def mirrored(self) -> _Samples:
         """The samples of -J; what is added to them is not seen here."""
@@ -259,11 +210,11 @@ class _Samples:
         finally:
             cell.clear()
 
-    def model(self, a: float) -> _Cubic:
+    def model(self, a: float) -> Cubic:
         """The cubic through the four points around the interval that starts at a."""
         index = next(i for i, (s, _) in enumerate(self.points) if s >= a)
         first = min(max(index - 1, 0), len(self.points) - 4)
-        return _Cubic.through(self.points[first : first + 4])
+        return Cubic.through(self.points[first : first + 4])
 
     def resolution(self, watches: Sequence[Watch]) -> tuple[float, bool]:
         """By how much the next step may be longer for J to stay resolved, and whether it is now."""
@@ -312,7 +263,7 @@ class _Samples:
         for first in range(len(self.points) - 3):
             four = self.points[first : first + 4]
             (s0, _), (s1, _), (s, _), (s3, _) = four
-            third = _Cubic.through(four).coefficients[3]
+            third = Cubic.through(four).coefficients[3]
             worst = max(worst, abs(third * (s - s0) * (s - s1) * (s - s3)))
         return worst
 
@@ -388,29 +339,6 @@ def scan_step(
     return Scan(end_value, met, tuple(left), growth, points=samples.later, samples=samples)
 
 
-def _cleared(
-    cubic: _Cubic, points: Sequence[tuple[float, float]], target: float, misfit: float, touch: float
-) -> bool:
-    """Whether J stays above a target between four samples, by their cubic.
-
-    Args:
-        cubic: The cubic through them.
-        points: The samples, in order.
-        target: eps.
-        misfit: By how much the cubic may be wrong.
-        touch: How near a sample may come that is no touch.
-    """
-    lowest = min(value for _, value in points)
-    turn = cubic.turn()
-    if turn is not None and 0.0 < turn < 1.0:
-        low = cubic(turn)
-        beside = next(min(v0, v1) for (_, v0), (s1, v1) in pairwise(points) if turn <= s1)
-        if not low - target > _DEEPER * (beside - low):
-            return False
-        lowest = min(lowest, low)
-    return lowest - target > max(_SAFETY * misfit, touch)
-
-
 def _time_of(met: Met) -> float:
     return met.time
 
@@ -477,13 +405,13 @@ def _first_bracket(
     model = samples.model(a)
     low = model.lowest(a, b)
     below = vb <= target
-    if below and (depth >= _MAX_DEPTH or (low == b and va - vb > _SAFETY * error)):
+    if below and (depth >= _MAX_DEPTH or (low == b and va - vb > SAFETY * error)):
         return a, b
     above = model(low) - target
     # The misfit elsewhere says little of a dip: it is looked at, unless it would have to be deeper
     # than the model's by far.
     dip = min(va, vb) - model(low) if a < low < b and depth == 0 else 0.0
-    cleared = above > _SAFETY * error and above > _DEEPER * dip
+    cleared = above > SAFETY * error and above > DEEPER * dip
     if not below and (cleared or depth >= _MAX_DEPTH):
         return None
     # Splitting at the lowest point finds a dip, and a touch, in a few evaluations.

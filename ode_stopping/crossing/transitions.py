@@ -35,6 +35,8 @@ __all__ = ["Arc", "Execution", "Transition", "follow"]
 _AT_ONCE = 100
 # Runs of an event that are this short, relative to the time, cannot be told from none.
 _SHORTEST = 64.0
+# Of the clock: two times that are no further apart are one.
+_OF_TIME = 8.0
 
 
 @dataclass(frozen=True)
@@ -187,9 +189,8 @@ class _Follower:
                 if other.time == self._time and self._call.rules[other.event].reset is not None:
                     found.append(other)
                 continue
-            value = other.criterion.value(self._time, self._state)
-            rounding = Rounding.at(other.criterion, self._time, self._state)
-            if abs(value - other.target) <= rounding.around(other.target):
+            point = self._point(other)
+            if abs(point.value - other.target) <= self._band(other, point):
                 found.append(other)
         return tuple(found)
 
@@ -269,6 +270,12 @@ class _Follower:
         velocity = flow(self._time, self._state)
         return Crossing.at(watch.criterion, self._time, self._state, velocity)
 
+    def _band(self, watch: Watch, point: Crossing) -> float:
+        """How far J may be from its target here for rounding: its own, or that of T."""
+        rounding = Rounding.at(watch.criterion, self._time, self._state)
+        of_time = _OF_TIME * torch.finfo(torch.float64).eps * abs(self._time) * abs(point.rate)
+        return rounding.around(watch.target) + of_time
+
     def _settled(self, *, exact: bool = False) -> list[Transition]:
         """The events that are met here and now, one after the other.
 
@@ -323,11 +330,9 @@ class _Follower:
                 continue
             if watch.leave is not None or not self._called:
                 continue
-            value = watch.criterion.value(self._time, self._state)
-            rounding = Rounding.at(watch.criterion, self._time, self._state)
-            if value > rounding.beyond(watch.target):
-                continue
             point = self._point(watch)
+            if point.value > watch.target + self._band(watch, point):
+                continue
             if not (point.is_transversal(self._call.tolerances.rtol) and point.rate < 0):
                 self._wait_to_leave(watch)
                 continue

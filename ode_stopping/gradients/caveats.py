@@ -133,6 +133,7 @@ def _order_matters(flow: FlowMap, event: Transition, hit: Hit, other: Watch) -> 
         return _differ(first, second)
     behind = Crossing.at(other.criterion, t, after, flow.on(number)(t, after))
     band = Rounding.at(other.criterion, t, after).around(other.target)
+    band += _TOGETHER * torch.finfo(torch.float64).eps * abs(t) * abs(behind.rate)
     if not behind.rate < 0 or abs(behind.value - other.target) > band:
         return True
     pulled = reset.vjp(t, before, behind.gradient, LeafSet.collect(), look=False)
