@@ -260,7 +260,7 @@ class _Asked:
             self._watch(
                 self._maps[key],
                 oriented,
-                f"{name}.target",
+                f"{name}.target" + (f" ({'rising' if rises else 'falling'})" if either else ""),
                 event=index,
                 repeats=True,
                 count=1 if reset is not None else event.ends_after,

@@ -85,6 +85,8 @@ class Solution:
         stats: Counts; those of the backward pass are None until a gradient was taken, then those of
             the latest.
         evidence: Figures for the error of the latest gradient, an `Evidence`; None before one.
+        statuses: Of each event: REACHED, AT_START where it was met at t0, NOT_REACHED where it was
+            never met.
     """
 
     times: Tensor
@@ -94,6 +96,7 @@ class Solution:
     status: Status
     trajectory: HybridTrajectory
     note: str = ""
+    statuses: tuple[Status, ...] = ()
     _miss: Any = field(default=None, compare=False)
     _costs: Costs = field(default_factory=lambda: Costs(Stats()), compare=False)
     _evidence: _Latest = field(default_factory=_Latest, compare=False)
@@ -304,10 +307,18 @@ def solution_of(
         status=status,
         trajectory=HybridTrajectory(call.layout, arcs, (execution.time, execution.state)),
         note=execution.note,
+        statuses=tuple(_status_of(number, hits, call.start) for number in range(events)),
         _miss=missed,
         _costs=costs,
         _evidence=_Latest(None, differentiation),
     )
+
+
+def _status_of(event: int, hits: Sequence[Hit], start: float) -> Status:
+    first = next((hit for hit in hits if hit.event == event), None)
+    if first is None:
+        return Status.NOT_REACHED
+    return Status.AT_START if first.time.item() == start else Status.REACHED
 
 
 def require_no_failure(execution: Execution, solution: Solution) -> None:

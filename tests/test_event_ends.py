@@ -67,6 +67,7 @@ class TestEnds:
         solution = integrate(lambda t, x: -x, leaf([1.0]), events=events)
         assert solution.end.event == 1
         assert len(solution.hits) == 1
+        assert solution.statuses == (Status.NOT_REACHED, Status.REACHED, Status.NOT_REACHED)
 
     def test_not_reached(self) -> None:
         event = Event(first, -1.0, terminal=True)

@@ -81,7 +81,8 @@ def _at_hit(
     call, point = problem.call, hit.point
     assert point is not None
     assert hit.state_error is not None
-    if point.aside > 0.0:  # (On a kink a small move changes the side, as was said.)
+    # (lam does not change at a known time; on a kink a small move changes the side, as was said.)
+    if point.aside > 0.0 or hit.watch.time is not None:
         return {}
     rounding = lam_change(call.flow, point, _rounding(hit.state))
     if _is_flat(problem, point):

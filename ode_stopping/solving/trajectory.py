@@ -87,8 +87,8 @@ class Trajectory:
     def _require_kept(self) -> None:
         if not self.steps and len(self._grid) > 1:
             raise RuntimeError(
-                "the states were not kept: call stopping_time with a gradient route that keeps "
-                "them (keeps_trajectory = True), not None"
+                "the states were not kept: solve with a gradient route that keeps them "
+                "(keeps_trajectory = True), not with gradient=None"
             )
 
     def flat(self, t: float) -> Tensor:
