@@ -84,7 +84,7 @@ MUTATIONS = [
     ),
     *_in(
         f"{G}/refinement.py",
-        ("factor = 2.0**problem.method.order - 1.0", "factor = 2.0 ** (2 * problem.method.order)"),
+        ("factor = 2.0**order - 1.0", "factor = 2.0 ** (2 * order)"),
         ("if max(errors, default=0.0) <= _BELIEVED", "if max(errors, default=0.0) >= _BELIEVED"),
         ("return self.result(self._found, [inf]", "return self.result(self._found, [0.0]"),
         ("returned = other if replaces", "returned = self._found if replaces"),
@@ -100,9 +100,39 @@ MUTATIONS = [
     ),
     *_in(
         f"{G}/directional.py",
-        ("by_values = [-float(target)", "by_values = [float(target)"),
-        ("total += float(by_state @ x)", "total += 0.0"),
+        ("return -(hit.watch.criterion.value", "return (hit.watch.criterion.value"),
+        (
+            "self._given.before[self._row] @ before)",
+            "0 * (self._given.before[self._row] @ before))",
+        ),
         tests="test_lost_derivatives.py",
+    ),
+    *_in(
+        f"{G}/directional.py",
+        ("state = state - late * velocity", "state = state + 0.0 * velocity"),
+        ("plain(event.time + late, state)", "plain(event.time, state)"),
+        tests="test_integrate.py test_event_rules.py",
+    ),
+    *_in(
+        f"{G}/chain.py",
+        ("lam = self._lam + self._after(self._row)", "lam = self._lam"),
+        ("self._lam = pulled.state", "self._lam = lam"),
+        ("self._tau + pulled.time", "self._tau + 0.0 * pulled.time"),
+        ("times[-1] += extra[0]", "times[-1] += 0.0 * extra[0]"),
+        ("states[-1] += extra[1]", "states[-1] += 2.0 * extra[1]"),
+        ("self._tau - (lam @ point.velocity)", "self._tau + (lam @ point.velocity)"),
+        tests="test_integrate.py test_event_rules.py test_public_examples.py",
+    ),
+    *_in(
+        f"{G}/regridded.py",
+        ("(t - begin) * (end - self._start)", "(t - begin) * (end - begin)"),
+        tests="test_integrate.py test_hybrid_oracle.py",
+    ),
+    *_in(
+        "ode_stopping/crossing/transitions.py",
+        ("again = replace(watch, leave=", "again = replace(watch, leave=None and "),
+        ("(watch.event, watch.index))", "(-watch.event, watch.index))"),
+        tests="test_event_rules.py",
     ),
     *_in(
         "ode_stopping/core/directional.py",
