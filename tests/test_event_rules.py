@@ -290,6 +290,20 @@ class TestKnownTimes:
         for a, b in zip(found, torch.autograd.grad(exact, leaves), strict=True):
             assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
 
+    @EACH
+    def test_what_does_not_take_place_has_a_zero_derivative(self, route: Any) -> None:
+        late, level, asked, x0 = leaf(5.0), leaf(0.01), leaf(6.0), leaf([1.0])
+        solution = integrate(
+            lambda t, x: -x,
+            x0,
+            until=1.0,
+            at=[0.5, asked],
+            events=[Event.at(late, reset=lambda t, x: 2 * x), Event(first, level)],
+            gradient=route,
+        )
+        found = torch.autograd.grad(solution.states[0, 0], [late, level, asked, x0])
+        assert [float(one) for one in found[:3]] == [0.0, 0.0, 0.0]
+
     def test_two_doses_at_one_time_commute(self) -> None:
         """Of a linear flow: no word of their order."""
         doses = leaf([1.0, 2.0])

@@ -111,9 +111,9 @@ class Chain:
             problem = StoppingProblem.of(arc.run, leaves) if arc.run and known else None
             link = Link(arc.time, arc.state, arc.opening, problem, arc.closing, arc.together)
             links.append(link)
-        chain = cls(execution.call, leaves, tuple(links), (), execution.first)
-        watched = tuple(dict.fromkeys(row.watch.index for row in chain.rows))
-        return replace(chain, watched=watched)
+        # (What never came has a derivative of zero, not none.)
+        watched = tuple(watch.index for watch in execution.call.watches)
+        return cls(execution.call, leaves, tuple(links), watched, execution.first)
 
     def up_to(self, rows: int) -> Chain:
         """The arcs that the first so many rows lie on; what comes after does not matter to them."""
