@@ -138,8 +138,15 @@ class TestBall:
             first.backward()
 
 
-@pytest.mark.parametrize(("rtol", "bound"), [(1e-10, 1e-8), (None, 5e-6)])
-@each_route
+SHARP = [
+    pytest.param(route, 1e-10, 1e-8, marks=[] if index == 0 else [pytest.mark.slow])
+    for index, route in enumerate(ROUTES)
+]
+
+
+@pytest.mark.parametrize(
+    ("route", "rtol", "bound"), [*SHARP, *((route, None, 5e-6) for route in ROUTES)]
+)
 def test_pendulum(route: Any, rtol: float | None, bound: float) -> None:
     """Passages through the bottom: T_n = (2 n - 1) K(sin^2(a/2)) sqrt(l/g)."""
     angle, g, length = leaf(1.0), leaf(9.81), leaf(0.7)
@@ -241,7 +248,7 @@ class Neuron:
         return np.array(found)
 
 
-@pytest.mark.parametrize("amplitude", [0.0, 0.5])
+@pytest.mark.parametrize("amplitude", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_integrate_and_fire(amplitude: float) -> None:
     """20 spikes; derivatives of each to every parameter against DOP853 with differences."""
     neuron = Neuron(amplitude)

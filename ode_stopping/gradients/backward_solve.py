@@ -27,8 +27,6 @@ _NEGLIGIBLE = 1e-8
 _ASLEEP = 1e-4
 # So many blocks are summed one by one.
 _FEW = 16
-# A residual that is this large against what lam received is no error of a solver.
-_GARBAGE = 0.1
 
 
 class Blocks:
@@ -161,16 +159,14 @@ class Residuals:
         self._difference: Tensor | None = None
         self._at_end = path.x0.new_zeros(())
         self._defect = torch.zeros_like(self._at_end)
-        # The largest gap, what it is to be compared with, and what that is where lam is garbage.
-        self._gap = self._scale = self._received = torch.zeros_like(self._at_end)
+        # The largest gap, and what it is to be compared with.
+        self._gap = self._scale = torch.zeros_like(self._at_end)
 
     def jump(self, jump: Jump) -> None:
         """lam gains something, and lam^T F with it."""
         products = jump.cotangent * jump.velocity
         self._at_end = self._at_end + products.sum()
-        parts = jump.cotangent.norm() * jump.velocity.norm()
-        self._received = torch.maximum(self._received, parts)
-        self._scale = torch.maximum(self._scale, self._received)
+        self._scale = torch.maximum(self._scale, products.abs().sum())
 
     def step(self, step: Step) -> None:
         """Note one accepted backward step."""
@@ -212,9 +208,7 @@ class Residuals:
         """Largest relative departure from the identity, where the steps were kept."""
         if not self._kept:
             return None
-        gap, scale, received = torch.stack([self._gap, self._scale, self._received]).tolist()
-        if gap > _GARBAGE * received:
-            scale = received
+        gap, scale = torch.stack([self._gap, self._scale]).tolist()
         return 0.0 if gap == 0.0 else gap / scale if scale > 0 else gap
 
     @property
