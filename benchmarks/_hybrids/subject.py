@@ -133,6 +133,9 @@ class Subject:
             more["at"] = p["at"]
         if problem.breakpoints:
             more["breakpoints"] = [p[name] for name in problem.breakpoints]
+        if "until" not in p:
+            # The default horizon is 1e6 in whatever unit the time has.
+            more["max_time"] = 1e6 * max(self.time, 1.0)
         return integrate(
             self.flow,
             p["x0"],
