@@ -20,6 +20,15 @@ def leaf(value: Any) -> Tensor:
     return torch.tensor(value, dtype=F64, requires_grad=True)
 
 
+def grads(value: Tensor, *leaves: Tensor) -> list[float]:
+    found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+    return [0.0 if g is None else float(g) for g in found]
+
+
+def first(t: Tensor, x: Tensor) -> Tensor:
+    return x[0]
+
+
 class Ball:
     """Falls from h0 with gravity g; v+ = -e v- on the floor."""
 

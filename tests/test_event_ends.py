@@ -3,51 +3,24 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 from typing import Any
 
 import pytest
 import torch
-from hybrid_forms import F64, Ball, leaf
+from hybrid_forms import F64, Ball, first, grads, leaf
 from torch import Tensor
 
 from ode_stopping import (
     DegenerateCrossingError,
-    DirectAdjoint,
     DivergedError,
     Event,
-    InterpolatingAdjoint,
     MissingGradientError,
     NotReachedError,
     StalledError,
     Status,
-    StepAdjoint,
-    StoppingWarning,
     Torchdiffeq,
     integrate,
 )
-
-EACH = pytest.mark.parametrize(
-    "route",
-    [StepAdjoint(), InterpolatingAdjoint(), DirectAdjoint()],
-    ids=lambda route: type(route).__name__,
-)
-
-
-@pytest.fixture(autouse=True)
-def no_warnings() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", StoppingWarning)
-        yield
-
-
-def grads(value: Tensor, *leaves: Tensor) -> list[float]:
-    found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
-    return [0.0 if g is None else float(g) for g in found]
-
-
-def first(t: Tensor, x: Tensor) -> Tensor:
-    return x[0]
 
 
 class TestEnds:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
 import torch
-from hybrid_forms import F64, Ball, leaf
+from hybrid_forms import F64, Ball, first, grads, leaf
 from torch import Tensor
 
 from ode_stopping import (
@@ -18,7 +17,6 @@ from ode_stopping import (
     NotReachedError,
     Status,
     StepAdjoint,
-    StoppingWarning,
     integrate,
 )
 
@@ -29,28 +27,12 @@ EACH = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def no_warnings() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", StoppingWarning)
-        yield
-
-
-def grads(value: Tensor, *leaves: Tensor) -> list[float]:
-    found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
-    return [0.0 if g is None else float(g) for g in found]
-
-
 def wave(t: Tensor, x: Tensor) -> Tensor:
     """(sin t, cos t) from (0, 1)."""
     return torch.stack([x[1], -x[0]])
 
 
 WAVE = torch.tensor([0.0, 1.0], dtype=F64)
-
-
-def first(t: Tensor, x: Tensor) -> Tensor:
-    return x[0]
 
 
 def numbers(solution: Any) -> list[tuple[int, int, float]]:

