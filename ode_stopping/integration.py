@@ -35,7 +35,7 @@ from .gradients.attach import Differentiation, Inputs, attach, is_needed, looked
 from .gradients.chain import Chain
 from .gradients.tracing import check_criterion, check_start, trace_leaves
 from .solution import Solution, require_no_failure, solution_of
-from .solving.breakpoints import learned_times, smooth_pieces
+from .solving.breakpoints import as_list, learned_times, smooth_pieces
 from .solving.flow_map import FlowMap
 from .solving.solver import Solver
 from .solving.torchdiffeq import Torchdiffeq
@@ -146,11 +146,10 @@ def integrate(
     times = _checked_times(at, packed, start)
     for index, time in enumerate(times.unbind()):
         asked.add_time(index, time)
-    if breakpoints is not None and not isinstance(breakpoints, Tensor | str):
-        breakpoints = list(breakpoints) if isinstance(breakpoints, Iterable) else breakpoints
-    learned = learned_times(breakpoints)
-    _, jumps_at_start = smooth_pieces(start, horizon, breakpoints, x_start)
-    nodes = asked.with_resets(breakpoints)
+    given = as_list(breakpoints)
+    learned = learned_times(given)
+    _, jumps_at_start = smooth_pieces(start, horizon, given, x_start)
+    nodes = asked.with_resets(given)
     pieces, _ = smooth_pieces(start, horizon, nodes, x_start)
     chosen = solver if solver is not None else Torchdiffeq()
     functions = [one for event in listed for one in (event.criterion, event.reset) if one]
@@ -279,12 +278,9 @@ class _Asked:
         self._watch_clock(time, f"at[{index}]", event=len(self.rules), count=None)
         self.rules.append(Rule(f"at[{index}]"))
 
-    def with_resets(self, breakpoints: object) -> list[Any]:
+    def with_resets(self, breakpoints: list[Any] | None) -> list[Any]:
         """The breakpoints, and the known times at which runs end."""
-        if isinstance(breakpoints, Tensor):
-            breakpoints = breakpoints.reshape(-1).unbind()
-        given = breakpoints if isinstance(breakpoints, list | tuple) else []
-        return [*given, *self._resets]
+        return [*(breakpoints or ()), *self._resets]
 
     def _watch_clock(self, time: Tensor, name: str, *, event: int, count: int | None) -> None:
         self._watch(self._clock, self._clock.oriented(time), name, event=event, count=count)

@@ -32,7 +32,7 @@ from .gradients import GradientRoute, StepAdjoint
 from .gradients.attach import Inputs, attached
 from .gradients.tracing import check_start
 from .result import StoppingResult, require_success, result_of
-from .solving.breakpoints import learned_times, smooth_pieces
+from .solving.breakpoints import as_list, learned_times, smooth_pieces
 from .solving.flow_map import FlowMap
 from .solving.solver import Solver
 from .solving.torchdiffeq import Torchdiffeq
@@ -144,10 +144,9 @@ def stopping_time(
     chosen = solver if solver is not None else Torchdiffeq()
     tolerances = chosen.tolerances(packed.dtype)
     x_start = packed.detach().clone()  # an optimiser may move x0 before the backward pass
-    if breakpoints is not None and not isinstance(breakpoints, Tensor | str):
-        breakpoints = list(breakpoints) if isinstance(breakpoints, Iterable) else breakpoints
-    learned = learned_times(breakpoints)
-    times, jumps_at_start = smooth_pieces(start, horizon, breakpoints, x_start)
+    given = as_list(breakpoints)
+    learned = learned_times(given)
+    times, jumps_at_start = smooth_pieces(start, horizon, given, x_start)
     measured = CriterionMap(criterion, layout, x_start, rises=rises)
     targets = [measured.oriented(one) for one in targets]
     several = isinstance(target, Tensor) and target.ndim == 1

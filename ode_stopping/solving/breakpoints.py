@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["learned_times", "smooth_pieces"]
+__all__ = ["as_list", "learned_times", "smooth_pieces"]
+
+
+def as_list(breakpoints: object) -> Any:
+    """The breakpoints as a list, for an iterator can be gone through once; else as they are."""
+    if isinstance(breakpoints, Tensor):
+        return list(breakpoints.reshape(-1).unbind())
+    if isinstance(breakpoints, str) or not isinstance(breakpoints, Iterable):
+        return breakpoints  # (None, or what `smooth_pieces` refuses)
+    return list(breakpoints)
 
 
 def learned_times(breakpoints: object) -> tuple[Tensor, ...]:
-    """Those of the breakpoints that require grad, each of shape ()."""
-    if isinstance(breakpoints, Tensor):
-        breakpoints = breakpoints.reshape(-1).unbind()
+    """Those of the listed breakpoints that require grad, each of shape ()."""
     if not isinstance(breakpoints, list | tuple):
         return ()
     tensors = [one for one in breakpoints if isinstance(one, Tensor) and one.requires_grad]
@@ -43,8 +51,6 @@ def smooth_pieces(
     if breakpoints is None:
         return (start, horizon), False
     given: object = breakpoints
-    if isinstance(given, Tensor):
-        given = given.reshape(-1).unbind()
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise TypeError(
             f"breakpoints must be a collection of times; got {type(breakpoints).__name__}"
