@@ -163,8 +163,10 @@ class UserFunction:
 
     def inputs(self, t: float | Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Fresh leaves (t, flat) that require grad."""
-        time = self.time_tensor(t).detach().clone().requires_grad_(True)
-        return time, flat.detach().clone().requires_grad_(True)
+        # (A copy of the state is not needed: one that is changed in place was refused by `plain`.)
+        time = self.time_tensor(t).detach()
+        time = time.clone() if isinstance(t, Tensor) else time
+        return time.requires_grad_(True), flat.detach().requires_grad_(True)
 
     def vjp(
         self, t: float | Tensor, flat: Tensor, cotangent: Tensor, leaves: LeafSet, *, look: bool

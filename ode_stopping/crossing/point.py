@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,17 +54,17 @@ class Crossing:
             return self.time, self.state
         return self.time - self.aside, self.state - self.aside * self.velocity
 
-    @property
+    @cached_property
     def rate(self) -> float:
         """J'(T) = g^T F + J_t."""
         return float(self.gradient @ self.velocity) + self.explicit_rate
 
-    @property
+    @cached_property
     def rate_scale(self) -> float:
         """sum_i |g_i F_i| + |J_t|: what J'(T) would be without cancellation."""
         return float((self.gradient * self.velocity).abs().sum()) + abs(self.explicit_rate)
 
-    @property
+    @cached_property
     def rounding(self) -> float:
         """Rounding of J at x_T: eps_machine (|J| + sum_i |g_i x_i|), for x is rounded, too."""
         size = abs(self.value) + float((self.gradient * self.state).abs().sum())

@@ -207,7 +207,7 @@ def looked_at(chain: Chain, route: GradientRoute, *, needed: bool, t0_wanted: bo
             problem = with_kinks(problem.knowing(time=knows_time))
             warn_about_clock(problem, route, t0_wanted=t0_wanted or bool(links))
             warn_about_moved_times(problem)
-        links.append(replace(link, problem=problem))
+        links.append(link if problem is link.problem else replace(link, problem=problem))
     found = chain.with_links(links)
     if needed:
         for transition in {id(one.reset): one for one in chain.resets}.values():

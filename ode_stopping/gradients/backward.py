@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class Cotangents:
     states: Tensor
     wanted: tuple[bool, ...]
 
-    @property
+    @cached_property
     def arriving(self) -> list[bool]:
         """At which of the hits anything arrives."""
         found = (self.times != 0) | (self.states != 0).any(dim=1)

@@ -223,7 +223,8 @@ class ChainGradients:
         arcs: The problems at which anything arrives, what that is, and what they make of it; from
             the first to the last.
         scales: dL/dJ at every hit of the chain, in their order.
-        sizes: What `targets` would be without cancellation.
+        given: What arrived at hits: the place of their target, they themselves, the size of the
+            cotangent on their time, and that on their state.
         stats: What it cost.
     """
 
@@ -234,8 +235,16 @@ class ChainGradients:
     leaves: list[Tensor]
     arcs: list[tuple[StoppingProblem, Cotangents, Gradients]]
     scales: list[float]
-    sizes: list[float]
+    given: list[tuple[int, Hit, float, Tensor]]
     stats: Stats
+
+    @cached_property
+    def sizes(self) -> list[float]:
+        """What `targets` would be without cancellation."""
+        found = [0.0] * len(self.targets)
+        for place, hit, on_time, on_state in self.given:
+            found[place] += target_size(hit, on_time, on_state)
+        return found
 
     @property
     def parts(self) -> list[Tensor]:
@@ -300,7 +309,7 @@ class _Back:
         self._leaves = chain.leaves.zeros()
         self._arcs: list[tuple[StoppingProblem, Cotangents, Gradients]] = []
         self._scales: list[float] = []
-        self._sizes = [0.0] * len(chain.watched)
+        self._at_hits: list[tuple[int, Hit, float, Tensor]] = []
         # What tau would be if nothing cancelled in it.
         self._natural = 0.0
         self._stats = Stats(nfe_backward=0, vjps=0)
@@ -377,18 +386,17 @@ class _Back:
         self._arcs.insert(0, (problem, given, found))
         self._stats = self._stats + found.stats
         self._lam, self._tau = found.x0, found.t0.to(self._tau.dtype)
-        scales = []
-        velocity = (
-            problem.steps[0].f0 if problem.steps else problem.flow.plain(problem.start, problem.x0)
-        )
-        self._natural = float(self._lam.norm() * velocity.norm())
-        for hit, c, w in zip(problem.hits, times.tolist(), states, strict=True):
-            size = abs(c) + (natural if hit is problem.hits[-1] and extra is not None else 0.0)
-            self._sizes[self._places[hit.watch.index]] += target_size(hit, size, w)
+        if self._row:
+            steps = problem.steps
+            velocity = steps[0].f0 if steps else problem.flow.plain(problem.start, problem.x0)
+            self._natural = float(self._lam.norm() * velocity.norm())
+        on_times = times.abs().tolist()
+        on_times[-1] += natural if extra is not None else 0.0
+        for hit, c, w in zip(problem.hits, on_times, states, strict=True):
+            self._at_hits.append((self._places[hit.watch.index], hit, c, w))
         for hit, by_target in zip(problem.hits, found.targets.unbind(), strict=True):
             self._targets[self._places[hit.watch.index]] += by_target
-            scales.append(-float(by_target))
-        self._scales = scales + self._scales
+        self._scales = [-by_target for by_target in found.targets.tolist()] + self._scales
         self._breakpoints = self._breakpoints + found.breakpoints
         self._add(found.leaves)
 
@@ -407,7 +415,7 @@ class _Back:
             assert point is not None
             lam, scale = cotangent_at_crossing(point, on_time.to(on_state.dtype), on_state)
             self._scales.insert(0, float(scale))
-            self._sizes[self._places[hit.watch.index]] += target_size(hit, size, on_state)
+            self._at_hits.append((self._places[hit.watch.index], hit, size, on_state))
             if not bool((lam != 0).any()) and float(scale) == 0.0:
                 continue
             self._lam = self._lam + lam
@@ -428,6 +436,6 @@ class _Back:
             leaves=self._leaves,
             arcs=self._arcs,
             scales=self._scales,
-            sizes=self._sizes,
+            given=self._at_hits,
             stats=self._stats,
         )

@@ -41,7 +41,8 @@ def with_kinks(problem: StoppingProblem) -> StoppingProblem:
     """
     with torch.no_grad():
         hits = tuple(_looked_at(problem.call, hit) for hit in problem.hits)
-    return replace(problem, hits=hits)
+    unchanged = all(new is old for new, old in zip(hits, problem.hits, strict=True))
+    return problem if unchanged else replace(problem, hits=hits)
 
 
 def one_sided(call: Call, point: Crossing) -> Crossing:

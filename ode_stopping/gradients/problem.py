@@ -178,7 +178,7 @@ class StoppingProblem(Piece):
 
     def knowing(self, *, time: bool) -> StoppingProblem:
         """The same, with what was found out about the flow's derivative to t."""
-        return replace(self, knows_time=time)
+        return self if time == self.knows_time else replace(self, knows_time=time)
 
     @property
     def criterion(self) -> CriterionMap:

@@ -202,11 +202,10 @@ def _refuse_steps(call: Call, hit: Hit) -> None:
     well, and comes up again: the difference
     of J before and after falls with the cube of the time. That of an accuracy is a jump.
     """
-    criterion, t, x = hit.watch.criterion, hit.time, hit.state
-    _, gradient, rate = criterion.gradient(t, x)
-    if rate != 0.0 or bool(gradient.any()):
+    criterion, t, x, point = hit.watch.criterion, hit.time, hit.state, hit.point
+    if point is None or point.explicit_rate != 0.0 or bool(point.gradient.any()):
         return
-    velocity = call.flow.plain(t, x)
+    velocity = point.velocity
 
     def fall(span: float) -> float:
         after = min(t + span, call.times[-1])
