@@ -11,6 +11,7 @@ from torch.nn import functional
 from ode_stopping.core.validation import require_count
 
 from .base import LearnedOptimizer, Memory
+from .cell import lstm_cell
 
 __all__ = ["CoordinateLSTM", "RNNprop"]
 
@@ -28,6 +29,8 @@ class LSTMStack(nn.Module):
         layers: How many.
     """
 
+    halves: Tensor
+
     def __init__(self, inputs: int, hidden: int, layers: int) -> None:
         super().__init__()
         self.hidden = hidden
@@ -37,6 +40,9 @@ class LSTMStack(nn.Module):
             nn.Parameter(_uniform(4 * hidden, width + hidden, 1 / sqrt(hidden))) for width in widths
         )
         self.biases = nn.ParameterList(nn.Parameter(_bias(hidden)) for _ in widths)
+        # Of the arguments of the gates that keep, write, hold the new value, and show.
+        halves = torch.tensor([0.5, 0.5, 1.0, 0.5]).repeat_interleave(hidden)
+        self.register_buffer("halves", halves, persistent=False)
 
     def initial(self, x: Tensor) -> Memory:
         """(h, c) of every layer at points of shape (...), zeros of shape (..., hidden)."""
@@ -45,14 +51,11 @@ class LSTMStack(nn.Module):
     def forward(self, rows: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """The output of the last layer, shape (..., hidden), and the memory after it."""
         after: list[Tensor] = []
+        halves = self.halves.to(rows.dtype)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             h, c = memory[2 * layer : 2 * layer + 2]
-            joined = torch.cat([rows, h], dim=-1)
-            gates = functional.linear(joined, weight.to(rows.dtype), bias.to(rows.dtype))
-            first, cell, last = gates.split([2 * self.hidden, self.hidden, self.hidden], dim=-1)
-            keep, write = first.sigmoid().chunk(2, dim=-1)
-            c = keep * c + write * cell.tanh()
-            rows = last.sigmoid() * c.tanh()
+            scaled = halves.unsqueeze(-1) * weight.to(rows.dtype), halves * bias.to(rows.dtype)
+            rows, c = lstm_cell(rows, h, c, *scaled)
             after += [rows, c]
         return rows, tuple(after)
 
