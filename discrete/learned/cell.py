@@ -31,7 +31,7 @@ def lstm_cell(
     """
     if not torch.is_grad_enabled() or rows.ndim != 2:
         return _plain(rows, h, c, weight, bias)
-    found: tuple[Tensor, Tensor] = _Cell.apply(rows, h, c, weight, bias)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor] = _Cell.apply(rows, h, c, weight, bias)
     return found
 
 
