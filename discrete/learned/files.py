@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from torch import Tensor
 
 from ode_stopping.core.optional import optional_module
 
 if TYPE_CHECKING:
     from .base import LearnedOptimizer
 
-__all__ = ["read_optimizer", "write_optimizer"]
+__all__ = ["read_optimizer", "read_tensors", "write_optimizer", "write_tensors"]
 
 _FORMAT = "ode-stopping learned optimizer"
 Kind = TypeVar("Kind", bound="LearnedOptimizer")
@@ -20,17 +23,41 @@ Kind = TypeVar("Kind", bound="LearnedOptimizer")
 
 def write_optimizer(learned: LearnedOptimizer, path: Path) -> None:
     """Write one to a file."""
-    numpy_free = optional_module("safetensors.torch", "save", extra="learn")
     about = {
         "format": _FORMAT,
         "class": type(learned).__name__,
         "version": str(learned.version),
         "options": json.dumps(learned.options),
     }
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in learned.state_dict().items()
-    }
-    numpy_free.save_file(tensors, str(path), metadata=about)
+    write_tensors(learned.state_dict(), about, path)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, str], path: Path) -> None:
+    """Write tensors and what is said about them to a file: the whole of it, or nothing.
+
+    Another name first, forced to the disk, then renamed: a kill leaves the old file or the new one.
+    """
+    safetensors = optional_module("safetensors.torch", "save", extra="learn")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = safetensors.save(plain, metadata=dict(about))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `write_tensors` wrote."""
+    safetensors = optional_module("safetensors", "load", extra="learn")
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        about: dict[str, str] = file.metadata() or {}
+        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
 
 
 def read_optimizer(kind: type[Kind], path: Path) -> Kind:
@@ -39,10 +66,7 @@ def read_optimizer(kind: type[Kind], path: Path) -> Kind:
     Raises:
         ValueError: No learned optimiser, one of an unknown class, or of another version.
     """
-    safetensors = optional_module("safetensors", "load", extra="learn")
-    with safetensors.safe_open(str(path), framework="pt") as file:
-        about = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, about = read_tensors(path)
     if about.get("format") != _FORMAT:
         raise ValueError(f"{path.name} holds no learned optimiser")
     known = {one.__name__: one for one in _classes(kind)}
