@@ -58,7 +58,7 @@ def write_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, str], path:
         ImportError: The extra `learn` is missing.
         OSError: The file cannot be written.
     """
-    safetensors = optional_module("safetensors.torch", "to save and load", extra="learn")
+    safetensors = optional_module("safetensors.torch", "saving and loading", extra="learn")
     # (Copies: tensors that share their memory are refused.)
     plain = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -74,7 +74,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         FileNotFoundError: There is no such file.
         ValueError: It is no safetensors file, or half of one.
     """
-    safetensors = optional_module("safetensors", "to save and load", extra="learn")
+    safetensors = optional_module("safetensors", "saving and loading", extra="learn")
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             about: dict[str, str] = file.metadata() or {}
