@@ -21,7 +21,7 @@ BOUND = 1e-10
 DIFFERENCES = 1e-7
 LEAST_STEPS = 4
 # Training: problems at once, steps of each, updates, learning rate of Adam.
-PROBLEMS, HORIZON, UPDATES, RATE = 16, 12, 80, 1e-2
+PROBLEMS, HORIZON, UPDATES, RATE = 16, 12, 40, 1e-2
 DIRECTIONS = 3
 # Of a difference, in units of a direction of the size of the parameters.
 STEP = 3e-5
