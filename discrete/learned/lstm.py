@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ode_stopping.core.validation import require_count
+from ode_stopping.core.validation import checked_number, described, require_count
 
 from .base import LearnedOptimizer, Memory
 from .cell import lstm_cell
@@ -18,6 +18,8 @@ __all__ = ["CoordinateLSTM", "RNNprop"]
 # So that an untrained network takes small steps.
 _FIRST_OUTPUT = 0.1
 _EPS = 1e-8
+# e^-p has to be a number in float32.
+_LARGEST_RANGE = 80.0
 
 
 class LSTMStack(nn.Module):
@@ -89,16 +91,18 @@ class _Output(nn.Linear):
 class CoordinateLSTM(LearnedOptimizer):
     """L2O-DM: the step is the output of an LSTM that is fed the gradient (arXiv 1606.04474).
 
-        u_k = scale W h_k,   h_k = LSTM(log|g| / p and sign g, or -1 and e^p g where |g| < e^-p)
+        u_k = scale (W h_k + b),   h_k = LSTM(a, s),
+        (a, s) = (log|g_k| / p, sign g_k), or (-1, e^p g_k) where |g_k| < e^-p
 
     Args:
         hidden: Width of the layers.
         layers: How many.
-        scale: Of the step, in units of x.
-        log_range: p: gradients down to e^-p are told apart by their logarithm.
+        scale: Of the step, in units of x, > 0.
+        log_range: p, in (0, 80): gradients down to e^-p are told apart by their logarithm.
 
     Raises:
-        TypeError, ValueError: A width or number of layers that is no positive integer.
+        TypeError, ValueError: A width or number of layers that is no positive integer; another
+            argument out of its range.
     """
 
     def __init__(
@@ -106,6 +110,8 @@ class CoordinateLSTM(LearnedOptimizer):
     ) -> None:
         require_count(hidden, name="hidden")
         require_count(layers, name="layers")
+        scale = checked_number(scale, name="scale", low=0.0)
+        log_range = checked_number(log_range, name="log_range", low=0.0, high=_LARGEST_RANGE)
         super().__init__(hidden=hidden, layers=layers, scale=scale, log_range=log_range)
         self.scale, self.log_range = scale, log_range
         self.lstm = LSTMStack(2, hidden, layers)
@@ -134,8 +140,8 @@ class CoordinateLSTM(LearnedOptimizer):
 class RNNprop(LearnedOptimizer):
     """An LSTM behind Adam's preprocessing, with a bounded step (arXiv 1703.03633).
 
-        u_k = alpha tanh(W h_k) (|g_k| / max_{j <= k} |g_j|)^damping
-        h_k = LSTM(ELU(V (g, mhat) / sqrt(vhat + eps^2)))
+        u_k = alpha tanh(W h_k + b) (|g_k| / max_{j <= k} |g_j|)^damping
+        h_k = LSTM(ELU(V (g_k, mhat_k) / sqrt(vhat_k + eps^2) + c))
 
     with Adam's bias-corrected averages mhat, vhat and |g| the norm over the problem. Undamped
     (damping = 0, as in the paper) the step has one size to the end, and jitters there.
@@ -143,12 +149,13 @@ class RNNprop(LearnedOptimizer):
     Args:
         hidden: Width of the layers.
         layers: How many.
-        alpha: Largest step of a coordinate, in units of x.
-        damping: Power of the gradient's norm, relative to the largest so far; 0: none.
-        betas: Of the averages.
+        alpha: Largest step of a coordinate, in units of x, > 0.
+        damping: Power of the gradient's norm, relative to the largest so far, >= 0; 0: none.
+        betas: Of the averages, in [0, 1).
 
     Raises:
-        TypeError, ValueError: A width or number of layers that is no positive integer.
+        TypeError, ValueError: A width or number of layers that is no positive integer; another
+            argument out of its range.
     """
 
     def __init__(
@@ -162,11 +169,17 @@ class RNNprop(LearnedOptimizer):
     ) -> None:
         require_count(hidden, name="hidden")
         require_count(layers, name="layers")
-        super().__init__(
-            hidden=hidden, layers=layers, alpha=alpha, damping=damping, betas=list(betas)
+        alpha = checked_number(alpha, name="alpha", low=0.0)
+        damping = checked_number(damping, name="damping", low=0.0, closed=True)
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"betas must be two numbers; got {described(betas)}")
+        b1, b2 = (
+            checked_number(beta, name=f"betas[{place}]", low=0.0, high=1.0, closed=True)
+            for place, beta in enumerate(betas)
         )
+        super().__init__(hidden=hidden, layers=layers, alpha=alpha, damping=damping, betas=[b1, b2])
         self.alpha, self.damping = alpha, damping
-        self.betas = (betas[0], betas[1])
+        self.betas = (b1, b2)
         self.inputs = nn.Linear(2, hidden)
         self.lstm = LSTMStack(hidden, hidden, layers)
         self.output = _Output(hidden)
@@ -194,6 +207,8 @@ class RNNprop(LearnedOptimizer):
         step = self.alpha * self.output(rows).tanh()
         largest = torch.maximum(largest, norm)
         if self.damping:
-            tiny = torch.finfo(dtype).tiny
-            step = step * (norm / largest.clamp_min(tiny)).clamp_min(tiny) ** self.damping
+            # At rest there is no step at all: the least one would be the largest gradient so far.
+            moving = norm > 0
+            ratio = torch.where(moving, norm / torch.where(moving, largest, 1.0), 1.0)
+            step = step * torch.where(moving, ratio**self.damping, 0.0)
         return step, (m, v, largest, *cells_after)
