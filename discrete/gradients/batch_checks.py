@@ -1,0 +1,204 @@
+"""What is looked at before the gradient of a batch is promised; see `tracing`.
+
+All samples are looked at in the same evaluations, so nothing here grows with their number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ode_stopping.core.consistency import check_reproducible, check_time
+from ode_stopping.core.coupling import refuse_coupling, refuse_undeclared
+from ode_stopping.core.rows import Rows
+from ode_stopping.core.status import Status
+
+from ..call import BatchCall
+from ..iterating.batch import BatchRun
+from .tracing import compare_derivatives
+
+__all__ = ["check_functions_of_batch", "refuse_dependent_samples", "trace_leaves_of_batch"]
+
+_TRACE_POINTS = 8
+
+
+def refuse_dependent_samples(call: BatchCall, k: int, states: Tensor) -> None:
+    """Raise if update or criterion couple samples, or use rows that are not declared.
+
+    Args:
+        call: What was asked.
+        k: The step.
+        states: x of all samples, shape (B, n).
+
+    Raises:
+        ValueError: Naming the function.
+    """
+    time = call.update.clock.time(k)
+    with torch.no_grad():
+        for name, evaluate in (
+            ("criterion", lambda rows: call.criterion.row_values(time, rows)),
+            ("update", lambda rows: call.update.step(k, rows)),
+        ):
+            refuse_coupling(evaluate, states, name=name)
+            if call.droppable:
+                refuse_undeclared(evaluate, states, call.rows, name=name)
+
+
+def trace_leaves_of_batch(run: BatchRun) -> None:
+    """Find every tensor that update and criterion depend on; see `tracing.trace_leaves`."""
+    call, everyone = run.call, run.call.rows
+    update, criterion, leaves, clock = call.update, call.criterion, call.leaves, call.update.clock
+    last = max(run.index - 1, 0)
+    previous, end = _ends(run, run.samples.previous), _ends(run, run.samples.state)
+
+    def of_update(k: int, states: Tensor, rows: Rows) -> tuple[Tensor, set[Any]]:
+        time, point = update.inputs(clock.time(k), states)
+        with rows.shown():
+            value = update.step_traced(k, point, time)
+        return value.detach(), leaves.add_from([value], inputs=(time, point))
+
+    def of_criterion() -> tuple[Tensor, set[Any]]:
+        time, point = criterion.inputs(clock.time(run.index), end)
+        value = criterion.traced(time, point)
+        return value.detach(), leaves.add_from([value], inputs=(time, point))
+
+    for name, ((first, nodes), (second, others)) in (
+        ("update", [of_update(last, previous, everyone) for _ in range(2)]),
+        ("criterion", [of_criterion() for _ in range(2)]),
+    ):
+        if bool(run.samples.met.any()):
+            check_reproducible(first, second, name=name)
+        leaves.note_history(nodes, others)
+    # The step belongs to the clock even where the update does not use it through its own graph.
+    if isinstance(clock.step, Tensor):
+        leaves.add_from([clock.step], inputs=())
+    if last > 0:
+        # An optimiser's first step may be another than the others.
+        found = [of_update(0, call.begin, everyone)[1] for _ in range(2)]
+        leaves.note_history(*found)
+    if run.recording is not None and run.recording.chunks:
+        _require_recorded(run)
+        for chunk in run.recording.chunks:
+            leaves.add_from([chunk.states[-1]], inputs=(chunk.start, run.recording.time))
+        return
+    store = run.store
+    kept = [] if store is None else [k for k in store.indices() if k < last]
+    for k in kept[:: max(len(kept) // _TRACE_POINTS, 1)][:_TRACE_POINTS]:
+        states = None if store is None else store.get(k)
+        if states is not None:
+            of_update(k, _entered(run, k, states), run.piece_of(k).rows)
+
+
+def _require_recorded(run: BatchRun) -> None:
+    """The values are of evaluations with a graph. Without one they have to be the same."""
+    assert run.recording is not None
+    chunk = run.recording.chunks[-1]
+    k = chunk.end - 1
+    states = chunk.states[-2] if len(chunk.states) > 1 else chunk.start
+    with run.piece_of(k).rows.shown():
+        found = run.call.update.step(k, _entered(run, k, states.detach()))
+    there = (run.rows_at(k + 1).of(run.samples.ended) > k)[:, None]
+    right = chunk.states[-1].detach()
+    run.call.update.require_same(found.where(there, 0.0), right.where(there, 0.0), k + 1)
+
+
+def _entered(run: BatchRun, k: int, states: Tensor) -> Tensor:
+    piece = run.piece_of(k)
+    return piece.entered(k, states, piece.rows.of(run.samples.ended) > k)
+
+
+def _ends(run: BatchRun, states: Tensor) -> Tensor:
+    """The states at the hits of the last target, shape (B, n); starts where it was not met."""
+    return torch.where(run.samples.met[:, -1, None], states[:, -1], run.call.begin)
+
+
+def check_functions_of_batch(run: BatchRun) -> None:
+    """Compare the derivatives of update and criterion with differences.
+
+    The update at the start and before the last step, the criterion at x_N of all samples, each by
+    one comparison in which every sample has the same weight.
+
+    Raises:
+        MissingGradientError: A derivative is missing or partly missing.
+        ValueError: The samples are coupled at the end, though they were not at the start.
+    """
+    call, clock, last = run.call, run.call.update.clock, run.index - 1
+    previous = _ends(run, run.samples.previous)
+    if run.call.evidence == "standard" and not bool(run.samples.is_status(Status.DIVERGED).any()):
+        refuse_dependent_samples(call, last, previous)
+    if last > 0:
+        _check_update(call, 0, call.begin)
+    _check_update(call, last, previous)
+    end = clock.time(run.index)
+    places = {0, run.samples.index.shape[1] - 1}
+    for place in sorted(places):
+        met = run.samples.met[:, place, None]
+        _check_criterion(call, end, torch.where(met, run.samples.state[:, place], call.begin))
+    if (call.t0.requires_grad or isinstance(clock.step, Tensor)) and call.update.rule is not None:
+        update = call.update
+        check_time(
+            lambda t: update.step(last, previous, t),
+            lambda t: update.step_traced(last, previous, t),
+            clock.time(last),
+            bounds=(clock.time(last), end),
+            like=previous,
+            name="update",
+            layout=call.layout,
+        )
+    criterion, state = call.criterion, _ends(run, run.samples.state)
+    check_time(
+        lambda t: criterion.plain(t, state),
+        lambda t: criterion.traced(t, state),
+        end,
+        bounds=(clock.time(last), end),
+        like=state,
+        name="criterion",
+    )
+
+
+def _check_update(call: BatchCall, k: int, states: Tensor) -> None:
+    """Compare the derivatives of step k with differences; see `tracing.check_functions`."""
+    update = call.update
+    time = torch.tensor(update.clock.time(k), dtype=torch.float64, device=states.device)
+
+    def added(y: Tensor) -> Tensor:
+        if update.adds:
+            return update.increment(k, y, time)
+        return update.step_traced(k, y, time) - y + states
+
+    def added_plain(y: Tensor) -> Tensor:
+        return added(y.detach().requires_grad_(True)).detach()
+
+    weight = _weights(added_plain(states))
+    compare_derivatives(
+        lambda y: added_plain(y) * weight,
+        lambda y: added(y) * weight,
+        states,
+        call.leaves,
+        name="update",
+        where=f"x_{k}",
+        layout=call.layout,
+    )
+
+
+def _check_criterion(call: BatchCall, t: float, states: Tensor) -> None:
+    criterion = call.criterion
+    weight = _weights(criterion.plain(t, states)[:, None])[:, 0]
+    compare_derivatives(
+        lambda y: criterion.plain(t, y) * weight,
+        lambda y: criterion.traced(criterion.time_tensor(t), y) * weight,
+        states,
+        call.leaves,
+        name="criterion",
+        where="x_N",
+    )
+
+
+def _weights(values: Tensor) -> Tensor:
+    """One over the size of each row, shape (b, 1), so that no sample hides behind a larger one."""
+    size = values.abs().amax(dim=1, keepdim=True)
+    # The smallest ones are not blown up: what is zero but for rounding has no derivative to show.
+    least = torch.finfo(values.dtype).eps ** 0.5 * size.amax()
+    return torch.where(size > 0, 1.0 / size.clamp(min=least), 1.0)
