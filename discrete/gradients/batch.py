@@ -96,7 +96,7 @@ def attach_batch(run: BatchRun) -> AttachedBatch:
         needed = call.leaves.has_gap or any(tensor.requires_grad for tensor in call.inputs)
         if solved and needed:
             check_functions_of_batch(run)
-            refused = look_at_criteria(run) & ~marks
+            refused = look_at_criteria(run, (samples.index > 0) & ~marks)
             refusals.append(_Refusal(refused, GradientError, Smoothness(True, True).refusal))
             decreases = accurate_decreases(run)
     linear = linear_index(run, decreases)

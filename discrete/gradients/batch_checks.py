@@ -5,6 +5,7 @@ All samples are looked at in the same evaluations, so nothing here grows with th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from ode_stopping.core.consistency import check_reproducible, check_time
 from ode_stopping.core.coupling import refuse_coupling, refuse_undeclared
 from ode_stopping.core.rows import Rows
-from ode_stopping.core.status import Status
+from ode_stopping.core.status import GradientAccuracyWarning
+from ode_stopping.core.warn import warn_user
 
 from ..call import BatchCall
 from ..iterating.batch import BatchRun
@@ -123,50 +125,91 @@ def check_functions_of_batch(run: BatchRun) -> None:
     Raises:
         MissingGradientError: A derivative is missing or partly missing.
         ValueError: The samples are coupled at the end, though they were not at the start.
+
+    Warns:
+        GradientAccuracyWarning: Numbers that are not finite forbid the comparison.
     """
     call, clock, last = run.call, run.call.update.clock, run.index - 1
-    previous = _ends(run, run.samples.previous)
-    if run.call.evidence == "standard" and not bool(run.samples.is_status(Status.DIVERGED).any()):
+    previous, end = _ends(run, run.samples.previous), clock.time(run.index)
+    rows = _sound(run)
+    if call.evidence == "standard" and rows is call.rows:
         refuse_dependent_samples(call, last, previous)
     if last > 0:
-        _check_update(call, 0, call.begin)
-    _check_update(call, last, previous)
-    end = clock.time(run.index)
+        _check_update(call, rows, 0, call.begin)
+    _check_update(call, rows, last, previous)
     places = {0, run.samples.index.shape[1] - 1}
     for place in sorted(places):
         met = run.samples.met[:, place, None]
-        _check_criterion(call, end, torch.where(met, run.samples.state[:, place], call.begin))
+        states = torch.where(met, run.samples.state[:, place], call.begin)
+        _check_criterion(call, rows, end, states)
+    begin = clock.time(last)
     if (call.t0.requires_grad or isinstance(clock.step, Tensor)) and call.update.rule is not None:
-        update = call.update
-        check_time(
-            lambda t: update.step(last, previous, t),
-            lambda t: update.step_traced(last, previous, t),
-            clock.time(last),
-            bounds=(clock.time(last), end),
-            like=previous,
-            name="update",
-            layout=call.layout,
-        )
-    criterion, state = call.criterion, _ends(run, run.samples.state)
+        _check_clock(call, rows, last, previous, (begin, end))
+    state, criterion = rows.of(_ends(run, run.samples.state)), call.criterion
     check_time(
-        lambda t: criterion.plain(t, state),
-        lambda t: criterion.traced(t, state),
+        _shown(rows, lambda t: criterion.plain(t, state)),
+        _shown(rows, lambda t: criterion.traced(t, state)),
         end,
-        bounds=(clock.time(last), end),
+        bounds=(begin, end),
         like=state,
         name="criterion",
     )
 
 
-def _check_update(call: BatchCall, k: int, states: Tensor) -> None:
+def _sound(run: BatchRun) -> Rows:
+    """The samples that a comparison can be made of: those with finite numbers at the start."""
+    call = run.call
+    finite = torch.isfinite(run.losses[0])
+    finite = finite & torch.isfinite(call.update.step(0, call.begin)).all(dim=1)
+    if bool(finite.all()):
+        return call.rows
+    if call.droppable:
+        return call.rows.keeping(finite.nonzero()[:, 0])
+    warn_user(
+        f"sample {int((~finite).nonzero()[0])} gives numbers that are not finite from the start, "
+        "so the derivatives of update and criterion cannot be compared with differences. Name "
+        "what has one row a sample in per_sample=, so that it is left out",
+        GradientAccuracyWarning,
+    )
+    return call.rows
+
+
+def _shown(rows: Rows, function: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    """A function for some of the samples; what is moved from outside moves in their rows, too."""
+
+    def evaluate(argument: Any) -> Tensor:
+        with rows.shown():
+            return function(argument)
+
+    return evaluate
+
+
+def _check_clock(
+    call: BatchCall, rows: Rows, k: int, states: Tensor, bounds: tuple[float, float]
+) -> None:
+    update, states = call.update, rows.of(states)
+    check_time(
+        _shown(rows, lambda t: update.step(k, states, t)),
+        _shown(rows, lambda t: update.step_traced(k, states, t)),
+        bounds[0],
+        bounds=bounds,
+        like=states,
+        name="update",
+        layout=call.layout,
+    )
+
+
+def _check_update(call: BatchCall, rows: Rows, k: int, states: Tensor) -> None:
     """Compare the derivatives of step k with differences; see `tracing.check_functions`."""
-    update = call.update
+    update, states = call.update, rows.of(states)
     time = torch.tensor(update.clock.time(k), dtype=torch.float64, device=states.device)
 
-    def added(y: Tensor) -> Tensor:
+    def step(y: Tensor) -> Tensor:
         if update.adds:
             return update.increment(k, y, time)
         return update.step_traced(k, y, time) - y + states
+
+    added = _shown(rows, step)
 
     def added_plain(y: Tensor) -> Tensor:
         return added(y.detach().requires_grad_(True)).detach()
@@ -183,12 +226,14 @@ def _check_update(call: BatchCall, k: int, states: Tensor) -> None:
     )
 
 
-def _check_criterion(call: BatchCall, t: float, states: Tensor) -> None:
-    criterion = call.criterion
-    weight = _weights(criterion.plain(t, states)[:, None])[:, 0]
+def _check_criterion(call: BatchCall, rows: Rows, t: float, states: Tensor) -> None:
+    criterion, states = call.criterion, rows.of(states)
+    plain = _shown(rows, lambda y: criterion.plain(t, y))
+    traced = _shown(rows, lambda y: criterion.traced(criterion.time_tensor(t), y))
+    weight = _weights(plain(states)[:, None])[:, 0]
     compare_derivatives(
-        lambda y: criterion.plain(t, y) * weight,
-        lambda y: criterion.traced(criterion.time_tensor(t), y) * weight,
+        lambda y: plain(y) * weight,
+        lambda y: traced(y) * weight,
         states,
         call.leaves,
         name="criterion",

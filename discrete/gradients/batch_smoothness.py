@@ -17,15 +17,19 @@ from .smoothness import AGREEMENT, JUMP, KINK, REACH, Smoothness
 __all__ = ["look_at_criteria"]
 
 
-def look_at_criteria(run: BatchRun) -> Tensor:
+def look_at_criteria(run: BatchRun, solved: Tensor) -> Tensor:
     """Warn of targets at which J leaves the derivative in doubt.
+
+    Args:
+        run: The forward run.
+        solved: The targets to look at, shape (B, K).
 
     Returns:
         Where it has none (J is piecewise constant), shape (B, K).
     """
     refused = torch.zeros_like(run.samples.met)
     for place in range(refused.shape[1]):
-        jumps, flat, kink = _looked_at(run, place)
+        jumps, flat, kink = _looked_at(run, place, solved[:, place])
         refused[:, place] = jumps & flat
         for mask, seen in (
             (jumps & ~flat, Smoothness(jumps=True)),
@@ -40,11 +44,10 @@ def look_at_criteria(run: BatchRun) -> Tensor:
     return refused
 
 
-def _looked_at(run: BatchRun, place: int) -> tuple[Tensor, Tensor, Tensor]:
+def _looked_at(run: BatchRun, place: int, solved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Whether J jumps, is flat at x_N, has a kink there: each shape (B,)."""
     call, samples, t = run.call, run.samples, run.call.update.clock.time(run.index)
     criterion = call.criterion
-    solved = samples.index[:, place] > 0
     previous = torch.where(solved[:, None], samples.previous[:, place], call.begin)
     state = torch.where(solved[:, None], samples.state[:, place], call.begin)
     step = state - previous
@@ -86,7 +89,7 @@ def _moves_otherwise(run: BatchRun, t: float, state: Tensor, flat: Tensor) -> Te
     grads = torch.autograd.grad(
         value, [time, *leaves.tensors], flat.to(value.dtype), allow_unused=True, retain_graph=True
     )
-    some = [(gradient != 0).any() for gradient in grads if gradient is not None]
+    some = [(gradient.nan_to_num() != 0).any() for gradient in grads if gradient is not None]
     return torch.stack(some).any() if some else torch.zeros_like(flat[0])
 
 

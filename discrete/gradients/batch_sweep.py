@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ode_stopping.core.directional import contradictions
 from ode_stopping.core.rows import Rows
-from ode_stopping.core.status import NotReproducibleError
+from ode_stopping.core.status import GradientError, NotReproducibleError
 from ode_stopping.core.sweep import Sweep
 
-from ..iterating.batch import BatchRun
-from ..iterating.batch_recording import RowsRecording
-from ..iterating.store import CheckpointStore
+from ..iterating.batch import BatchRun, piece_number
+from ..iterating.batch_recording import Piece, RowsRecording
+from ..iterating.store import CheckpointStore, StateStore
 from .adjoint import DiscreteAdjoint, stored_state
 from .batch_index import Injections
 from .directional import warn_about
@@ -47,14 +47,26 @@ class PulledBatch:
 
 
 def pulled_batch(run: BatchRun, injections: Injections) -> PulledBatch:
-    """Pull the cotangents that enter a run back to x0, t0 and the leaves."""
+    """Pull the cotangents that enter a run back to x0, t0 and the leaves.
+
+    Raises:
+        GradientError: A sample that is not differentiated spoils what is shared.
+    """
     sweep = _BatchSweep(run, injections, run.recording)
     sweep.go()
-    if run.recording is not None and not sweep.is_finite():
-        # The graph of the run has samples in it that are not differentiated; a derivative of
-        # theirs may be infinite, and zero times that is none of the others'. A replay has not.
-        sweep = _BatchSweep(run, injections, None)
+    some = injections.needed > 0
+    if not sweep.is_finite() and bool(some.any()) and not bool(some.all()):
+        # Samples without a part in the gradient were in the graph. Their rows of lam are zero, and
+        # zero times a derivative that is infinite is none of the others'.
+        sweep = _BatchSweep(run, injections, None, alone=True)
         sweep.go()
+        if not (run.call.droppable or sweep.is_finite()):
+            idle = int((~some).nonzero()[0])
+            raise GradientError(
+                "the gradient of the batch is not finite, and samples that have no part in it "
+                f"(sample {idle} is one) may be why: their data or derivatives are not finite. "
+                "Name what has one row a sample in per_sample=, so that they are left out"
+            )
     calls = run.call.update.calls
     if run.call.evidence == "standard" and injections.last > 0:
         sweep.hold_against_difference()
@@ -68,10 +80,17 @@ class _BatchSweep:
         run: The forward run.
         injections: What enters it.
         recording: Its graph; None: it is made by replay.
+        alone: Whether samples at which no cotangent enters are left out of a replay, where that is
+            possible; else they stand where another one starts.
     """
 
     def __init__(
-        self, run: BatchRun, injections: Injections, recording: RowsRecording | None
+        self,
+        run: BatchRun,
+        injections: Injections,
+        recording: RowsRecording | None,
+        *,
+        alone: bool = False,
     ) -> None:
         self._run, self._call, self._into = run, run.call, injections
         self._recording = recording
@@ -90,13 +109,54 @@ class _BatchSweep:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._size = torch.zeros((), dtype=torch.float64, device=run.call.begin.device)
         self._earliest = int(injections.needed.min())
+        self._pieces = run.pieces
+        # Of each piece, which of its samples are in the sweep; None: all.
+        self._selected: list[Tensor | None] = [None] * len(run.pieces)
+        if alone:
+            self._leave_out_idle()
+
+    def _leave_out_idle(self) -> None:
+        some = self._into.needed > 0
+        if not self._call.droppable:
+            (piece,) = self._run.pieces
+            other = self._call.begin[some.nonzero()[0]]
+            begin = torch.where(some[:, None], self._call.begin, other)
+            self._pieces = (Piece(0, piece.rows, None, begin),)
+            return
+        pieces: list[Piece] = []
+        for place, piece in enumerate(self._run.pieces):
+            chosen = piece.rows.of(some).nonzero()[:, 0]
+            rows, kept = piece.rows.keeping(chosen), None
+            if pieces:
+                former, own = pieces[-1].rows.index, rows.index
+                assert former is not None
+                assert own is not None
+                kept = torch.searchsorted(former, own)
+            pieces.append(Piece(piece.first, rows, kept, piece.begin[chosen]))
+            self._selected[place] = chosen
+        self._pieces = tuple(pieces)
+
+    def _piece_of(self, k: int) -> Piece:
+        """The samples that take the step from x_k."""
+        return self._pieces[piece_number(self._pieces, k)]
+
+    def _rows_at(self, k: int) -> Rows:
+        """The samples of x_k as the step before has left it."""
+        return self._pieces[piece_number(self._pieces, k - 1)].rows
+
+    def _stored(self, store: StateStore, k: int) -> Tensor:
+        states, chosen = (
+            stored_state(store, k),
+            self._selected[piece_number(self._run.pieces, k - 1)],
+        )
+        return states if chosen is None else states[chosen]
 
     def go(self) -> None:
         """Take lam from the last step to x0."""
         last = self._into.last
         if last <= 0:
-            zero = torch.zeros_like(self._call.begin)
-            self._sweep.lam = [zero if last < 0 else self._injected(0, self._call.begin)]
+            begin = self._pieces[0].begin
+            self._sweep.lam = [torch.zeros_like(begin) if last < 0 else self._injected(0, begin)]
             return
         if self._recording is None:
             self._by_replay(last)
@@ -114,8 +174,8 @@ class _BatchSweep:
         call, store = self._call, self._run.store
         assert store is not None
         assert isinstance(call.route, DiscreteAdjoint)
-        path = [(0, call.begin)]
-        path += [(k, stored_state(store, k)) for k in store.indices() if 0 < k <= last]
+        path = [(0, self._pieces[0].begin)]
+        path += [(k, self._stored(store, k)) for k in store.indices() if 0 < k <= last]
         k, states = path[-1]
         if k < last:
             for j in range(k, last):
@@ -126,17 +186,17 @@ class _BatchSweep:
 
     def _entered(self, k: int, states: Tensor) -> Tensor:
         """What the step from x_k starts from: who has no cotangent behind it stays at its start."""
-        piece, needed = self._run.piece_of(k), self._into.needed
+        piece, needed = self._piece_of(k), self._into.needed
         playing = None if k < self._earliest else piece.rows.of(needed) > k
         return piece.entered(k, states, playing)
 
     def _step(self, k: int, states: Tensor, time: float | None = None) -> Tensor:
-        with self._run.piece_of(k).rows.shown():
+        with self._piece_of(k).rows.shown():
             return self._call.update.step(k, self._entered(k, states), time)
 
     def _require_same(self, k: int, replayed: Tensor, stored: Tensor) -> None:
         """Those that a cotangent enters at x_k or later have to come to the same x_k."""
-        there = (self._run.rows_at(k).of(self._into.needed) >= k)[:, None]
+        there = (self._rows_at(k).of(self._into.needed) >= k)[:, None]
         self._call.update.require_same(replayed.where(there, 0.0), stored.where(there, 0.0), k)
 
     def through(self, begin: int, end: int, first: Tensor, last: Tensor) -> None:
@@ -152,7 +212,7 @@ class _BatchSweep:
         wanted, y = {*self._into.steps, end}, leaf
         with torch.enable_grad():
             for k in range(begin, end):
-                with self._run.piece_of(k).rows.shown():
+                with self._piece_of(k).rows.shown():
                     y = update.step_traced(k, self._entered(k, y), self._time(k))
                 if k + 1 in wanted:
                     states[k + 1] = y
@@ -185,13 +245,13 @@ class _BatchSweep:
         if begin in self._into.steps:
             arrived = self._sweep.lam[0]
             self._sweep.lam = [arrived + self._injected(begin, start.detach())]
-        for piece in self._run.pieces:
+        for piece in self._pieces:
             if piece.first >= begin:
                 piece.rows.release()
 
     def _injected(self, k: int, states: Tensor) -> Tensor:
         """What enters lam at x_k, shape (b, n): cotangents on states, and weights times grad J."""
-        rows = self._run.rows_at(k)
+        rows = self._rows_at(k)
         weights, cotangent = self._into.at(k, rows)
         cotangent = cotangent.to(states.dtype)
         if k in self._into.weighted:
@@ -212,7 +272,7 @@ class _BatchSweep:
             mine = mine[some]
         else:
             # The others may be anything: of them J is taken where it has been taken before.
-            states = torch.where(mine[:, None], states, rows.of(call.begin))
+            states = torch.where(mine[:, None], states, self._pieces[0].begin)
         x = states.detach().clone().requires_grad_(True)
         with torch.enable_grad(), rows.shown():
             time = call.criterion.time_tensor(self._time(k))
@@ -232,7 +292,7 @@ class _BatchSweep:
             found = found if grads[0] is None else grads[0].where(mine[:, None], 0.0)
         if some is None:
             return found
-        count = len(self._run.rows_at(k)), x.shape[1]
+        count = len(self._rows_at(k)), x.shape[1]
         return found.new_zeros(count).index_copy(0, some, found)
 
     def _require_same_values(
@@ -256,7 +316,8 @@ class _BatchSweep:
 
     def is_finite(self) -> bool:
         """Whether what has arrived is."""
-        return all(bool(torch.isfinite(one).all()) for one in (*self._sweep.lam, *self._sweep.sums))
+        found = (*self._sweep.lam, *self._sweep.sums, *self._direct.sums)
+        return all(bool(torch.isfinite(one).all()) for one in found)
 
     def hold_against_difference(self) -> None:
         """Warn by name of tensors whose derivative is lost or wrong in some of the steps.
@@ -283,7 +344,7 @@ class _BatchSweep:
             return float(total)
 
         gradients = [self._sweep.lam[0], *(self._sweep.sums[places[id(leaf)]] for leaf in leaves)]
-        errors = contradictions(value, call.begin, leaves, gradients, float(self._size))
+        errors = contradictions(value, self._pieces[0].begin, leaves, gradients, float(self._size))
         warn_about(errors, leaves, call, "the states at the end")
 
     def result(self, checks: int) -> PulledBatch:
@@ -292,5 +353,7 @@ class _BatchSweep:
         moving = len(sums) - len(self._call.leaves.tensors)
         by_start = sums[0] if moving else torch.zeros_like(self._start)
         (start,) = self._sweep.lam
+        if self._selected[0] is not None:
+            start = torch.zeros_like(self._call.begin).index_copy(0, self._selected[0], start)
         last = max(self._into.last, 0)
         return PulledBatch(start, by_start, sums[moving:], last, checks)

@@ -9,6 +9,7 @@ step: how many samples wait for something that has not come (a second one where 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, nan
 
@@ -27,7 +28,7 @@ from .batch_rest import RowsRest
 from .batch_watches import RowWatches
 from .store import StateStore
 
-__all__ = ["BatchRun", "find_indices"]
+__all__ = ["BatchRun", "find_indices", "piece_number"]
 
 # Samples leave once so many of those in the computation are over.
 _SHARE = 0.25
@@ -69,12 +70,20 @@ class BatchRun:
 
     def piece_of(self, k: int) -> Piece:
         """The samples that take the step from x_k."""
-        return next(piece for piece in reversed(self.pieces) if piece.first <= k)
+        return self.pieces[piece_number(self.pieces, k)]
 
     def rows_at(self, k: int) -> Rows:
         """The samples of x_k as the step before has left it."""
-        before = (piece for piece in reversed(self.pieces) if piece.first < k)
-        return next(before, self.pieces[0]).rows
+        return self.pieces[piece_number(self.pieces, k - 1)].rows
+
+
+def piece_number(pieces: Sequence[Piece], k: int) -> int:
+    """Which of some pieces takes the step from x_k; the first for k < 0.
+
+    Two may begin at step 0, where many samples are at their target from the start.
+    """
+    before = [place for place, piece in enumerate(pieces) if piece.first <= k]
+    return before[-1] if before else 0
 
 
 def find_indices(call: BatchCall, store: StateStore | None, *, graphs: int = 0) -> BatchRun:

@@ -88,8 +88,8 @@ def refuse_undeclared(
         reason = f" ({error})"
     else:
         eps = torch.finfo(right.dtype).eps
-        own = right.abs().amax(dim=1, keepdim=True)
-        allowed = eps**0.5 * own + _OTHER_SHAPE * eps * base.abs().nan_to_num().amax()
+        own, largest = _size(right).amax(dim=1, keepdim=True), _size(base).amax()
+        allowed = eps**0.5 * own + _OTHER_SHAPE * eps * largest
         if bool((((alone - right).abs() <= allowed) | ~torch.isfinite(right)).all()):
             return
     raise ValueError(
@@ -102,7 +102,7 @@ def refuse_undeclared(
 
 def _require_equal(found: Tensor, right: Tensor, noise: Tensor, name: str) -> None:
     eps = torch.finfo(right.dtype).eps
-    allowed = _ROUNDINGS * (noise + eps * right.abs().amax(dim=1, keepdim=True))
+    allowed = _ROUNDINGS * (noise + eps * _size(right).amax(dim=1, keepdim=True))
     same = ((found - right).abs() <= allowed) | (found == right)
     same = same | (torch.isnan(found) & torch.isnan(right))
     rows = same.all(dim=1)
@@ -113,6 +113,10 @@ def _require_equal(found: Tensor, right: Tensor, noise: Tensor, name: str) -> No
             "when others are moved (a sum, mean or norm over dim 0, batch normalisation?). With "
             "batched=True dim 0 holds independent problems; work along the other axes"
         )
+
+
+def _size(values: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(values), values.abs(), 0.0)
 
 
 def _flat(values: Tensor) -> Tensor:
