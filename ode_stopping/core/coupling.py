@@ -30,7 +30,8 @@ def refuse_coupling(evaluate: Callable[[Tensor], Tensor], rows: Tensor, *, name:
     """Raise if what a function makes of one row depends on another row.
 
     Rows are moved in halves, by the binary digits of their numbers: any two differ in a digit, so
-    any coupling of two is seen. Takes three evaluations and one for each digit.
+    any coupling of two is seen. Takes three evaluations and one for each digit. A function that
+    draws random numbers, so that it has no two equal values, cannot be looked at.
 
     Args:
         evaluate: Rows, shape (B, n), to values, shape (B, ...), without graph.
@@ -45,6 +46,8 @@ def refuse_coupling(evaluate: Callable[[Tensor], Tensor], rows: Tensor, *, name:
         return
     base, again = _flat(evaluate(rows)), _flat(evaluate(rows))
     noise = (base - again).abs().nan_to_num()
+    if bool((noise > _OTHER_SHAPE * torch.finfo(base.dtype).eps * _size(base).amax()).any()):
+        return
     numbers = torch.arange(count, device=rows.device)
     for size in _MOVES:
         floor = _FLOOR * natural_size(rows)
