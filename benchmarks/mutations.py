@@ -124,11 +124,6 @@ MUTATIONS = [
         tests="test_integrate.py test_event_rules.py test_public_examples.py",
     ),
     *_in(
-        f"{G}/regridded.py",
-        ("(t - begin) * (end - self._start)", "(t - begin) * (end - begin)"),
-        tests="test_integrate.py test_hybrid_oracle.py",
-    ),
-    *_in(
         "ode_stopping/crossing/transitions.py",
         ("again = replace(watch, leave=", "again = replace(watch, leave=None and "),
         ("(watch.event, watch.index))", "(-watch.event, watch.index))"),

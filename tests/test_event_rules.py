@@ -116,6 +116,23 @@ class TestStart:
 
 class TestTogether:
     @EACH
+    def test_a_reset_that_depends_on_time(self, route: Any) -> None:
+        """x' = -r, x -> 1 + a t at x = 0: T_2 = T_1 + (1 + a T_1)/r, T_1 = x0/r; and no warning."""
+        r, a, x0 = leaf(0.7), leaf(2.5), leaf([1.3])
+        again = Event(first, 0.0, reset=lambda t, x: (1 + a * t).reshape(1), count=2)
+        solution = integrate(
+            lambda t, x: -r * torch.ones_like(x), x0, events=[again], gradient=route
+        )
+        fallen = x0[0] / r
+        expected = fallen + (1 + a * fallen) / r
+        time = solution.hits[-1].time
+        assert float(time.detach()) == pytest.approx(expected.item(), rel=1e-8)
+        found = torch.autograd.grad(time, [r, a, x0])
+        right = torch.autograd.grad(expected, [r, a, x0])
+        for one, other in zip(found, right, strict=True):
+            assert torch.allclose(one, other, rtol=1e-7)
+
+    @EACH
     def test_independent_resets_at_one_time(self, route: Any) -> None:
         """Two balls that fall from one height: each has its own derivatives, and no word."""
         one, two = Ball(), Ball()

@@ -8,13 +8,13 @@ from typing import Any
 __all__ = ["optional_module", "pictures"]
 
 
-def optional_module(module: str, what: str) -> Any:
+def optional_module(module: str, what: str, *, extra: str = "checks") -> Any:
     """Import what an extra brings; where it is missing, say what needs it and which extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f'{what} needs {module.split(".")[0]}: pip install "ode-stopping[checks]"'
+            f'{what} needs {module.split(".")[0]}: pip install "ode-stopping[{extra}]"'
         ) from error
 
 

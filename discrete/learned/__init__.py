@@ -1,0 +1,14 @@
+"""Learned optimisers: update rules with parameters, trained to reach a target soonest."""
+
+from .base import LearnedOptimizer, LearnedUpdate
+from .direct import LearnedPreconditioner, LearnedSchedule
+from .lstm import CoordinateLSTM, RNNprop
+
+__all__ = [
+    "CoordinateLSTM",
+    "LearnedOptimizer",
+    "LearnedPreconditioner",
+    "LearnedSchedule",
+    "LearnedUpdate",
+    "RNNprop",
+]

@@ -1,0 +1,204 @@
+"""What a learned optimiser is trained on: batches of problems with starts, criteria and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ode_stopping.criteria import GradientNorm
+from ode_stopping.problems import LogisticRegression, SmoothSVM
+from ode_stopping.problems.base import objective_gradient
+
+__all__ = ["LinearBatch", "MetaTask", "RosenbrockBatch", "mixed_seed"]
+
+
+@dataclass(frozen=True)
+class MetaTask:
+    """B independent problems of one kind.
+
+    Attributes:
+        objective: x of shape (B, d) to f, shape (B,); its method `value_and_gradient(x)`, where it
+            has one, gives both at once, and `gradient_at(k, x)` the gradient that step k is given.
+        x0: Starts, shape (B, d).
+        criterion: (t, x) -> J, shape (B,); None: the norm of the gradient; "decrease": the plain
+            difference f(x_{k-1}) - f(x_k), as the paper prints it, which a rise of f meets as well.
+        targets: eps, shape (K,): N is the mean over a ladder of them.
+    """
+
+    objective: Callable[[Tensor], Tensor]
+    x0: Tensor
+    criterion: Callable[[Tensor, Tensor], Tensor] | Literal["decrease"] | None = None
+    targets: Tensor = field(default_factory=lambda: torch.tensor([1e-3], dtype=torch.float64))
+
+    def __post_init__(self) -> None:
+        if self.x0.ndim != 2:
+            raise ValueError(f"x0 must have shape (B, d); got {tuple(self.x0.shape)}")
+        if self.targets.ndim != 1 or not len(self.targets):
+            raise ValueError(f"targets must have shape (K,); got {tuple(self.targets.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    @property
+    def measured(self) -> Any:
+        """The criterion: a callable, or "decrease"."""
+        if self.criterion is not None:
+            return self.criterion
+        return GradientNorm(self.objective, squared=False)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f, shape (B,), and its gradient, shape (B, d), without graph."""
+        own: Any = getattr(self.objective, "value_and_gradient", None)
+        with torch.no_grad():
+            if own is not None:
+                value, gradient = own(x)
+                return value, gradient
+            return self.objective(x), objective_gradient(self.objective, x)
+
+
+class LinearBatch(nn.Module):
+    """B linear models with data of their own.
+
+        f_b(x) = (1/n) sum_i loss(a_bi . x; y_bi) + ridge/2 |x|^2 + l1 sum_j (sqrt(x_j^2 + s^2) - s)
+
+    Args:
+        features: a, shape (B, n, d).
+        labels: y, shape (B, n): -1 and +1 for "logistic" and "svm" (the squared hinge, halved);
+            numbers for "squares" (half the squared residual).
+        loss: Which.
+        ridge: >= 0.
+        l1: Weight of the smoothed absolute values, >= 0.
+        smoothing: s > 0.
+        minibatch: Rows that step k sees; None: all. They are drawn anew every step, of all problems
+            alike, from `seed` and k.
+        seed: For the rows.
+
+    Raises:
+        ValueError: Unknown loss, or shapes that do not fit.
+    """
+
+    features: Tensor
+    labels: Tensor
+    transposed: Tensor
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        loss: str = "logistic",
+        ridge: float = 0.0,
+        l1: float = 0.0,
+        smoothing: float = 1e-2,
+        minibatch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if loss not in _LOSSES:
+            raise ValueError(f"loss must be one of {sorted(_LOSSES)}; got {loss!r}")
+        if features.ndim != 3 or labels.shape != features.shape[:2]:
+            raise ValueError(
+                "features must have shape (B, n, d) and labels (B, n); got "
+                f"{tuple(features.shape)} and {tuple(labels.shape)}"
+            )
+        self.register_buffer("features", features)
+        self.register_buffer("labels", labels)
+        # A vector times a matrix that lies by rows is twice as fast as the other way round.
+        self.register_buffer("transposed", features.mT.contiguous())
+        self.loss, self.ridge, self.l1, self.smoothing = loss, ridge, l1, smoothing
+        self.minibatch, self.seed = minibatch, seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f, shape (B,)."""
+        values = _LOSSES[self.loss][0](self._scores(x, self.transposed), self.labels).mean(-1)
+        return values + self._penalty(x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Its gradient, shape (B, d)."""
+        scores = self._scores(x, self.transposed)
+        return self._gradient(x, scores, self.features, self.labels)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, from one product with the data."""
+        scores = self._scores(x, self.transposed)
+        value = _LOSSES[self.loss][0](scores, self.labels).mean(-1) + self._penalty(x)
+        return value, self._gradient(x, scores, self.features, self.labels)
+
+    def gradient_at(self, k: int, x: Tensor) -> Tensor:
+        """The gradient that step k is given: of its minibatch, or of all rows."""
+        if self.minibatch is None:
+            return self.gradient(x)
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, k))
+        chosen = torch.randperm(self.features.shape[1], generator=generator)[: self.minibatch]
+        chosen = chosen.to(x.device)
+        features, labels = self.features[:, chosen], self.labels[:, chosen]
+        return self._gradient(x, self._scores(x, features.mT), features, labels)
+
+    def _scores(self, x: Tensor, transposed: Tensor) -> Tensor:
+        return torch.bmm(x.unsqueeze(1), transposed).squeeze(1)
+
+    def _gradient(self, x: Tensor, scores: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        slopes = _LOSSES[self.loss][1](scores, labels) / labels.shape[1]
+        gradient = torch.bmm(slopes.unsqueeze(1), features).squeeze(1)
+        if self.ridge:
+            gradient = gradient + self.ridge * x
+        if self.l1:
+            gradient = gradient + self.l1 * x / (x.square() + self.smoothing**2).sqrt()
+        return gradient
+
+    def _penalty(self, x: Tensor) -> Tensor:
+        total = x.new_zeros(x.shape[:-1])
+        if self.ridge:
+            total = total + 0.5 * self.ridge * x.square().sum(-1)
+        if self.l1:
+            smooth = (x.square() + self.smoothing**2).sqrt() - self.smoothing
+            total = total + self.l1 * smooth.sum(-1)
+        return total
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One seed of several numbers, in 63 bits."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = ((state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+Pointwise = Callable[[Tensor, Tensor], Tensor]
+# Of scores and labels: the loss, and its derivative to the scores.
+_LOSSES: dict[str, tuple[Pointwise, Pointwise]] = {
+    "logistic": (
+        lambda z, y: LogisticRegression.loss(y * z),
+        lambda z, y: y * LogisticRegression.loss_derivative(y * z),
+    ),
+    "svm": (
+        lambda z, y: SmoothSVM.loss(y * z),
+        lambda z, y: y * SmoothSVM.loss_derivative(y * z),
+    ),
+    "squares": (lambda z, y: 0.5 * (z - y).square(), lambda z, y: z - y),
+}
+
+
+class RosenbrockBatch(nn.Module):
+    """B valleys of their own steepness: f_b(x) = sum_i c_b (x_{i+1} - x_i^2)^2 + (1 - x_i)^2.
+
+    Args:
+        steepness: c > 0, shape (B,).
+    """
+
+    steepness: Tensor
+
+    def __init__(self, steepness: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("steepness", steepness)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f, shape (B,)."""
+        here, following = x[..., :-1], x[..., 1:]
+        valley = (following - here * here).square().sum(-1)
+        return self.steepness * valley + (1.0 - here).square().sum(-1)
