@@ -11,7 +11,7 @@ import torch
 from batches import F64, Leaves, drawn, gradients, number, quadratics
 from torch import Tensor
 
-from discrete import DiscreteAdjoint, Euler, Truncated, Unrolled, stopping_index
+from discrete import DiscreteAdjoint, Euler, StepDecrease, Truncated, Unrolled, stopping_index
 from ode_stopping import (
     GradientAccuracyWarning,
     GradientError,
@@ -33,6 +33,10 @@ def shrink(k: int, x: Tensor) -> Tensor:
 
 
 def square(t: Tensor, x: Tensor) -> Tensor:
+    return x.square().sum(-1)
+
+
+def square_of(x: Tensor) -> Tensor:
     return x.square().sum(-1)
 
 
@@ -320,6 +324,17 @@ def test_bad_input_is_named(name: str) -> None:
     options, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         call(**options)
+
+
+def test_a_step_decrease_of_a_batch_needs_its_mark() -> None:
+    criterion = StepDecrease(square_of)
+    with pytest.raises(ValueError, match=r"x0 must have shape \(B, n"):
+        criterion.initial_state(X0[:, 0], batched=True)
+    with pytest.raises(TypeError, match="wrap"):
+        call(criterion=criterion, x0=(X0, X0), update=lambda k, x: (0.8 * x[0], x[1]))
+    start = criterion.initial_state(X0)  # a single mark for all
+    with pytest.raises(ValueError, match="entry 1 is 0-d"):
+        call(update=criterion.wrap(shrink), criterion=criterion, x0=start)
 
 
 def test_bad_types_are_named() -> None:

@@ -85,7 +85,7 @@ class StepDecrease(Criterion):
 
     def forward(self, t: Tensor, state: State) -> Tensor:
         """J at an augmented state; one value a sample, where d has one."""
-        if not isinstance(state, tuple) or len(state) < 2 or state[-1].ndim > 1:
+        if not isinstance(state, tuple) or len(state) < 2 or not _is_mark(state[-1], state[0]):
             raise TypeError(_REMEDY)
         # In float64, so that no rounding takes a mark below it.
         decrease = state[-1].to(torch.float64)
@@ -134,7 +134,7 @@ class StepDecrease(Criterion):
 
         Raises:
             TypeError: x0 is not a tensor or a tuple of at least two tensors.
-            ValueError: `batched`, and x0 has no dim 0.
+            ValueError: `batched`, and x0 has fewer than two dims.
         """
         pieces = x0 if isinstance(x0, tuple) else (x0,)
         if (isinstance(x0, tuple) and len(x0) < 2) or not all(
@@ -142,8 +142,11 @@ class StepDecrease(Criterion):
         ):
             raise TypeError("x0 must be a tensor, or a tuple of two or more; got " + _kind(x0))
         dtype, device = pieces[0].dtype, pieces[0].device
-        if batched and not pieces[0].ndim:
-            raise ValueError("x0 must have the samples along dim 0; got a 0-d tensor")
+        if batched and pieces[0].ndim < 2:
+            raise ValueError(
+                "x0 must have shape (B, n, ...) for batched=True, the samples along dim 0; got "
+                f"{_kind(pieces[0])}. Write x0[:, None] for states of one number"
+            )
         shape = pieces[0].shape[:1] if batched else ()
         return (*pieces, torch.full(shape, -self.initial, dtype=dtype, device=device))
 
@@ -234,6 +237,12 @@ class _AugmentedUpdate(nn.Module):
 def inner_state(state: tuple[Tensor, ...]) -> State:
     """x of (x, d), and the tuple (x, v, ...) of (x, v, ..., d)."""
     return state[0] if len(state) == 2 else state[:-1]
+
+
+def _is_mark(last: Tensor, first: Tensor) -> bool:
+    """Whether the last entry of a state can be d: 0-d, or one number a sample of the first."""
+    # A velocity of the shape of x is none: somebody has forgotten to wrap.
+    return last.ndim == 0 or (last.ndim == 1 < first.ndim and len(last) == len(first))
 
 
 def _require_augmented(state: State) -> tuple[Tensor, ...]:
