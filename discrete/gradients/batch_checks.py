@@ -24,6 +24,8 @@ from .tracing import compare_derivatives
 __all__ = ["check_functions_of_batch", "refuse_dependent_samples", "trace_leaves_of_batch"]
 
 _TRACE_POINTS = 8
+# The scale of a row of zeros: one has to be taken.
+_OF_ZEROS = 0.1
 
 
 def refuse_dependent_samples(call: BatchCall, k: int, states: Tensor) -> None:
@@ -131,17 +133,20 @@ def check_functions_of_batch(run: BatchRun) -> None:
     """
     call, clock, last = run.call, run.call.update.clock, run.index - 1
     previous, end = _ends(run, run.samples.previous), clock.time(run.index)
-    rows = _sound(run)
-    if call.evidence == "standard" and rows is call.rows:
+    solved = run.samples.index > 0
+    moved = solved.any(dim=1)
+    if any(call.at):
+        moved = moved | run.at_known[torch.tensor(call.at) > 0].any(dim=0)
+    rows, finite = _sound(run, moved)
+    if call.evidence == "standard" and finite:
         refuse_dependent_samples(call, last, previous)
     if last > 0:
-        _check_update(call, rows, 0, call.begin)
-    _check_update(call, rows, last, previous)
-    places = {0, run.samples.index.shape[1] - 1}
-    for place in sorted(places):
-        met = run.samples.met[:, place, None]
-        states = torch.where(met, run.samples.state[:, place], call.begin)
-        _check_criterion(call, rows, end, states)
+        _check_update(call, rows, moved, 0, call.begin)
+    _check_update(call, rows, moved, last, previous)
+    for place in sorted({0, solved.shape[1] - 1}):
+        mine = solved[:, place]
+        states = torch.where(mine[:, None], run.samples.state[:, place], call.begin)
+        _check_criterion(call, rows, mine, end, states)
     begin = clock.time(last)
     if (call.t0.requires_grad or isinstance(clock.step, Tensor)) and call.update.rule is not None:
         _check_clock(call, rows, last, previous, (begin, end))
@@ -156,22 +161,34 @@ def check_functions_of_batch(run: BatchRun) -> None:
     )
 
 
-def _sound(run: BatchRun) -> Rows:
-    """The samples that a comparison can be made of: those with finite numbers at the start."""
+def _sound(run: BatchRun, moved: Tensor) -> tuple[Rows, bool]:
+    """The samples to look at, and whether all numbers are finite at the start.
+
+    Those that have a part in a gradient are enough; one that has none may not even be smooth.
+
+    Args:
+        run: The forward run.
+        moved: Who has a part, shape (B,).
+    """
     call = run.call
     finite = torch.isfinite(run.losses[0])
     finite = finite & torch.isfinite(call.update.step(0, call.begin)).all(dim=1)
-    if bool(finite.all()):
-        return call.rows
+    every = bool(finite.all())
     if call.droppable:
-        return call.rows.keeping(finite.nonzero()[:, 0])
-    warn_user(
-        f"sample {int((~finite).nonzero()[0])} gives numbers that are not finite from the start, "
-        "so the derivatives of update and criterion cannot be compared with differences. Name "
-        "what has one row a sample in per_sample=, so that it is left out",
-        GradientAccuracyWarning,
-    )
-    return call.rows
+        chosen = moved & finite
+        return (call.rows if bool(chosen.all()) else call.rows.keeping(_places(chosen))), every
+    if not every:
+        warn_user(
+            f"sample {int(_places(~finite)[0])} gives numbers that are not finite from the start, "
+            "so the derivatives of update and criterion cannot be compared with differences. Name "
+            "what has one row a sample in per_sample=, so that it is left out",
+            GradientAccuracyWarning,
+        )
+    return call.rows, every
+
+
+def _places(mask: Tensor) -> Tensor:
+    return mask.nonzero()[:, 0]
 
 
 def _shown(rows: Rows, function: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
@@ -199,7 +216,7 @@ def _check_clock(
     )
 
 
-def _check_update(call: BatchCall, rows: Rows, k: int, states: Tensor) -> None:
+def _check_update(call: BatchCall, rows: Rows, mine: Tensor, k: int, states: Tensor) -> None:
     """Compare the derivatives of step k with differences; see `tracing.check_functions`."""
     update, states = call.update, rows.of(states)
     time = torch.tensor(update.clock.time(k), dtype=torch.float64, device=states.device)
@@ -214,11 +231,11 @@ def _check_update(call: BatchCall, rows: Rows, k: int, states: Tensor) -> None:
     def added_plain(y: Tensor) -> Tensor:
         return added(y.detach().requires_grad_(True)).detach()
 
-    weight = _weights(added_plain(states))
+    weight, scale = _weights(added_plain(states), rows.of(mine)), _scales(states)
     compare_derivatives(
-        lambda y: added_plain(y) * weight,
-        lambda y: added(y) * weight,
-        states,
+        lambda u: added_plain(u * scale) * weight,
+        lambda u: added(u * scale) * weight,
+        states / scale,
         call.leaves,
         name="update",
         where=f"x_{k}",
@@ -226,24 +243,41 @@ def _check_update(call: BatchCall, rows: Rows, k: int, states: Tensor) -> None:
     )
 
 
-def _check_criterion(call: BatchCall, rows: Rows, t: float, states: Tensor) -> None:
+def _check_criterion(call: BatchCall, rows: Rows, mine: Tensor, t: float, states: Tensor) -> None:
     criterion, states = call.criterion, rows.of(states)
     plain = _shown(rows, lambda y: criterion.plain(t, y))
     traced = _shown(rows, lambda y: criterion.traced(criterion.time_tensor(t), y))
-    weight = _weights(plain(states)[:, None])[:, 0]
+    weight = _weights(plain(states)[:, None], rows.of(mine))[:, 0]
+    scale = _scales(states)
     compare_derivatives(
-        lambda y: plain(y) * weight,
-        lambda y: traced(y) * weight,
-        states,
+        lambda u: plain(u * scale) * weight,
+        lambda u: traced(u * scale) * weight,
+        states / scale,
         call.leaves,
         name="criterion",
         where="x_N",
     )
 
 
-def _weights(values: Tensor) -> Tensor:
-    """One over the size of each row, shape (b, 1), so that no sample hides behind a larger one."""
-    size = values.abs().amax(dim=1, keepdim=True)
+def _scales(states: Tensor) -> Tensor:
+    """The size of each row, shape (b, 1): a comparison moves all of them by shares of their own.
+
+    A small sample that is moved by the size of a large one would leave the range in which its
+    functions are straight lines.
+    """
+    size = torch.linalg.vector_norm(states, dim=1, keepdim=True) / states.shape[1] ** 0.5
+    return torch.where(size > 0, size, _OF_ZEROS)
+
+
+def _weights(values: Tensor, mine: Tensor) -> Tensor:
+    """One over the size of each row, shape (b, 1), so that no sample hides behind a larger one.
+
+    Args:
+        values: Shape (b, m).
+        mine: Who counts, shape (b,); the others have the weight zero.
+    """
+    size = torch.where(mine[:, None], values.abs().amax(dim=1, keepdim=True), 0.0)
     # The smallest ones are not blown up: what is zero but for rounding has no derivative to show.
     least = torch.finfo(values.dtype).eps ** 0.5 * size.amax()
-    return torch.where(size > 0, 1.0 / size.clamp(min=least), 1.0)
+    inverse = torch.where(size > 0, 1.0 / size.clamp(min=least), 1.0)
+    return torch.where(mine[:, None], inverse, 0.0)
