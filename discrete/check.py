@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ode_stopping.checking.differences import (
+    along,
     compared,
     difference_slopes,
     gradients_of,
@@ -218,20 +219,21 @@ def _findings(
     exact: list[list[Slope | None]] | None = None
     if others is not None:
         exact = [
-            [Slope(float((other * move).sum()), 0.0, 0.0) for move in moves]
+            [Slope(along(other, move), 0.0, 0.0) for move in moves]
             for other, (_, moves) in zip(others, chosen, strict=True)
         ]
     return compared(
         chosen,
         gradients,
-        lambda subject, moves, figures: _differences(
-            job, call, subject, moves, figures, problem, at, promise
+        lambda subject, moves, gradient: _differences(
+            job, call, subject, moves, gradient, problem, at, promise
         ),
         promise=promise,
         least=rounding_of(problem.index, problem.x0.dtype),
         road=road,
         others=exact,
         why_not=why_not,
+        parts=problem.index,
     )
 
 
@@ -257,7 +259,7 @@ def _differences(
     call: Call,
     subject: Subject,
     moves: list[Tensor],
-    figures: list[float],
+    gradient: Tensor,
     problem: IndexProblem,
     at: float,
     promise: float,
@@ -270,7 +272,7 @@ def _differences(
         return result.status, float(result.steps)
 
     return difference_slopes(
-        call, subject, moves, figures, solve, at=at, noise=_noise(problem), promise=promise
+        call, subject, moves, gradient, solve, at=at, noise=_noise(problem), promise=promise
     )
 
 

@@ -63,12 +63,12 @@ def test_a_schedule_learns_the_best_rate_of_a_quadratic() -> None:
         learned,
         lambda count, seed: task,
         loss=MetaLoss(stopping=0.0),
-        steps=200,
+        steps=400,
         batch=8,
         shards=1,
         horizon=1,
         rate=0.05,
-        decay=0.01,
+        decay=1e-4,
     )
     assert learned.rates[0].item() == pytest.approx(0.25, rel=1e-3)
 

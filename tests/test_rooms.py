@@ -40,13 +40,28 @@ NEVER = {
         "ode_stopping.gradients",
         "ode_stopping.result",
     ),
-    "discrete.rules": ("discrete.iterating", "discrete.gradients", "discrete.online"),
-    "discrete.iterating": ("discrete.gradients", "discrete.online"),
-    "discrete.gradients": ("discrete.online", "ode_stopping.plots"),
+    "discrete.rules": (
+        "discrete.iterating",
+        "discrete.gradients",
+        "discrete.learned",
+        "discrete.online",
+    ),
+    "discrete.iterating": ("discrete.gradients", "discrete.learned", "discrete.online"),
+    "discrete.gradients": ("discrete.learned", "discrete.online", "ode_stopping.plots"),
     "discrete.online": (
         "discrete.rules",
         "discrete.iterating",
         "discrete.gradients",
+        "discrete.learned",
+        "ode_stopping.plots",
+    ),
+    # A rule and its training: what runs, differentiates and adapts an update is not asked for.
+    "discrete.learned": (
+        "discrete.iterating",
+        "discrete.gradients",
+        "discrete.online",
+        "discrete.result",
+        "discrete.stopping",
         "ode_stopping.plots",
     ),
     "discrete.result": ("ode_stopping.plots",),
@@ -148,6 +163,7 @@ def test_no_two_rooms_wait_for_each_other() -> None:
         ("ode_stopping/flows/planted.py", "from ..criteria import Criterion"),
         ("discrete/planted.py", "from ode_stopping.crossing.scan import scan_step"),
         ("discrete/online/planted.py", "from ..gradients.adjoint import DiscreteAdjoint"),
+        ("discrete/learned/planted.py", "from ..stopping import stopping_index"),
     ],
 )
 def test_forbidden_arrow_is_caught(tmp_path: Path, file: str, statement: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
@@ -10,6 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+from ode_stopping.core.files import replace_file
 
 UNWRITABLE = 3  # the exit status of a command that could not write what it was to write
 # What only writing meets; other errors may be about a file that is read.
@@ -44,21 +45,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         WriteError: A full disk, a folder that may not be written, and the like. No part of a file
             is left.
     """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise WriteError(path, _reason(error)) from error
-        raise
+        # (Not forced to the disk: what a machine that goes down takes with it is computed anew.)
+        replace_file(path, content, durable=False)
+    except OSError as error:
+        raise WriteError(path, _reason(error)) from error
 
 
 def require_writable(folder: Path) -> None:

@@ -244,10 +244,6 @@ class _Loop:
         steps = torch.arange(k + 1, device=losses.device)
         losses = torch.where(steps[:, None] > samples.ended, nan, losses)
         samples = samples.with_best(losses)
-        recording = self.recorder.recording()
-        if recording is not None and bool(samples.is_status(Status.DIVERGED).any()):
-            # A derivative that is not finite times a cotangent of zero is none of the others'.
-            recording = None
         spent = call.criterion.calls - self._calls
         stats = Stats(nfe_forward=k, criterion_calls=spent, accepted=k)
         return BatchRun(
@@ -260,7 +256,7 @@ class _Loop:
             self.at_known,
             self.store,
             stats,
-            recording,
+            self.recorder.recording(),
             self.recorder.step_bytes,
             self.row_steps,
             self.note,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ode_stopping.core.validation import require_count
+from ode_stopping.core.validation import checked_number, described, require_count
 
 from .base import LearnedOptimizer, Memory
 
@@ -29,13 +29,18 @@ class LearnedSchedule(LearnedOptimizer):
         TypeError, ValueError: Bad rates, `every` or momentum.
     """
 
-    def __init__(self, rates: Sequence[float], *, every: int = 1, momentum: float = 0.0) -> None:
+    def __init__(self, rates: Iterable[float], *, every: int = 1, momentum: float = 0.0) -> None:
         require_count(every, name="every")
-        given = [float(rate) for rate in rates]
-        if not given or not all(0.0 < rate < float("inf") for rate in given):
-            raise ValueError(f"rates must be positive numbers, at least one; got {given}")
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"momentum must be in [0, 1); got {momentum:g}")
+        if isinstance(rates, str | bytes | int | float) or not isinstance(rates, Iterable):
+            raise TypeError(f"rates must be a list of numbers; got {described(rates)}")
+        listed = rates.tolist() if isinstance(rates, Tensor) else rates
+        given = [
+            checked_number(rate, name=f"rates[{place}]", low=0.0)
+            for place, rate in enumerate(listed)
+        ]
+        if not given:
+            raise ValueError("rates must hold at least one number; got none")
+        momentum = checked_number(momentum, name="momentum", low=0.0, high=1.0, closed=True)
         super().__init__(rates=given, every=every, momentum=momentum)
         self.every, self.momentum = every, momentum
         self.log_rates = nn.Parameter(torch.tensor(given, dtype=torch.float64).log())
@@ -78,8 +83,7 @@ class LearnedPreconditioner(LearnedOptimizer):
         require_count(dim, name="dim")
         if rank != 0:
             require_count(rank, name="rank")
-        if not 0.0 < rate < float("inf"):
-            raise ValueError(f"rate must be a positive number; got {rate:g}")
+        rate = checked_number(rate, name="rate", low=0.0)
         super().__init__(dim=dim, rate=rate, rank=rank)
         self.log_diagonal = nn.Parameter(torch.full((dim,), rate, dtype=torch.float64).log())
         # (At V = 0 the derivative to V is 0.)
@@ -87,7 +91,17 @@ class LearnedPreconditioner(LearnedOptimizer):
         self.factor = nn.Parameter(factor) if rank else None
 
     def step(self, k: int, gradient: Tensor, memory: Memory, norm: Tensor) -> tuple[Tensor, Memory]:
-        """See `LearnedOptimizer.step`."""
+        """See `LearnedOptimizer.step`.
+
+        Raises:
+            ValueError: Another number of coordinates than d.
+        """
+        dim = len(self.log_diagonal)
+        if gradient.ndim == 0 or gradient.shape[-1] != dim:
+            raise ValueError(
+                f"this LearnedPreconditioner is for {dim} coordinates, the last axis of x; got a "
+                f"gradient of shape {tuple(gradient.shape)}"
+            )
         dtype = gradient.dtype
         moved = self.log_diagonal.exp().to(dtype) * gradient
         if self.factor is not None:

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ode_stopping.core.validation import require_count
+from ode_stopping.core.validation import checked_number, described, require_count
 
 from .base import LearnedOptimizer, Memory
+from .cell import lstm_cell
 
 __all__ = ["CoordinateLSTM", "RNNprop"]
 
 # So that an untrained network takes small steps.
 _FIRST_OUTPUT = 0.1
 _EPS = 1e-8
+# e^-p has to be a number in float32.
+_LARGEST_RANGE = 80.0
 
 
 class LSTMStack(nn.Module):
@@ -28,6 +31,8 @@ class LSTMStack(nn.Module):
         layers: How many.
     """
 
+    halves: Tensor
+
     def __init__(self, inputs: int, hidden: int, layers: int) -> None:
         super().__init__()
         self.hidden = hidden
@@ -37,6 +42,9 @@ class LSTMStack(nn.Module):
             nn.Parameter(_uniform(4 * hidden, width + hidden, 1 / sqrt(hidden))) for width in widths
         )
         self.biases = nn.ParameterList(nn.Parameter(_bias(hidden)) for _ in widths)
+        # Of the arguments of the gates that keep, write, hold the new value, and show.
+        halves = torch.tensor([0.5, 0.5, 1.0, 0.5]).repeat_interleave(hidden)
+        self.register_buffer("halves", halves, persistent=False)
 
     def initial(self, x: Tensor) -> Memory:
         """(h, c) of every layer at points of shape (...), zeros of shape (..., hidden)."""
@@ -45,14 +53,11 @@ class LSTMStack(nn.Module):
     def forward(self, rows: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """The output of the last layer, shape (..., hidden), and the memory after it."""
         after: list[Tensor] = []
+        halves = self.halves.to(rows.dtype)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             h, c = memory[2 * layer : 2 * layer + 2]
-            joined = torch.cat([rows, h], dim=-1)
-            gates = functional.linear(joined, weight.to(rows.dtype), bias.to(rows.dtype))
-            first, cell, last = gates.split([2 * self.hidden, self.hidden, self.hidden], dim=-1)
-            keep, write = first.sigmoid().chunk(2, dim=-1)
-            c = keep * c + write * cell.tanh()
-            rows = last.sigmoid() * c.tanh()
+            scaled = halves.unsqueeze(-1) * weight.to(rows.dtype), halves * bias.to(rows.dtype)
+            rows, c = lstm_cell(rows, h, c, *scaled)
             after += [rows, c]
         return rows, tuple(after)
 
@@ -86,16 +91,18 @@ class _Output(nn.Linear):
 class CoordinateLSTM(LearnedOptimizer):
     """L2O-DM: the step is the output of an LSTM that is fed the gradient (arXiv 1606.04474).
 
-        u_k = scale W h_k,   h_k = LSTM(log|g| / p and sign g, or -1 and e^p g where |g| < e^-p)
+        u_k = scale (W h_k + b),   h_k = LSTM(a, s),
+        (a, s) = (log|g_k| / p, sign g_k), or (-1, e^p g_k) where |g_k| < e^-p
 
     Args:
         hidden: Width of the layers.
         layers: How many.
-        scale: Of the step, in units of x.
-        log_range: p: gradients down to e^-p are told apart by their logarithm.
+        scale: Of the step, in units of x, > 0.
+        log_range: p, in (0, 80): gradients down to e^-p are told apart by their logarithm.
 
     Raises:
-        TypeError, ValueError: A width or number of layers that is no positive integer.
+        TypeError, ValueError: A width or number of layers that is no positive integer; another
+            argument out of its range.
     """
 
     def __init__(
@@ -103,6 +110,8 @@ class CoordinateLSTM(LearnedOptimizer):
     ) -> None:
         require_count(hidden, name="hidden")
         require_count(layers, name="layers")
+        scale = checked_number(scale, name="scale", low=0.0)
+        log_range = checked_number(log_range, name="log_range", low=0.0, high=_LARGEST_RANGE)
         super().__init__(hidden=hidden, layers=layers, scale=scale, log_range=log_range)
         self.scale, self.log_range = scale, log_range
         self.lstm = LSTMStack(2, hidden, layers)
@@ -131,8 +140,8 @@ class CoordinateLSTM(LearnedOptimizer):
 class RNNprop(LearnedOptimizer):
     """An LSTM behind Adam's preprocessing, with a bounded step (arXiv 1703.03633).
 
-        u_k = alpha tanh(W h_k) (|g_k| / max_{j <= k} |g_j|)^damping
-        h_k = LSTM(ELU(V (g, mhat) / sqrt(vhat + eps^2)))
+        u_k = alpha tanh(W h_k + b) (|g_k| / max_{j <= k} |g_j|)^damping
+        h_k = LSTM(ELU(V (g_k, mhat_k) / sqrt(vhat_k + eps^2) + c))
 
     with Adam's bias-corrected averages mhat, vhat and |g| the norm over the problem. Undamped
     (damping = 0, as in the paper) the step has one size to the end, and jitters there.
@@ -140,12 +149,13 @@ class RNNprop(LearnedOptimizer):
     Args:
         hidden: Width of the layers.
         layers: How many.
-        alpha: Largest step of a coordinate, in units of x.
-        damping: Power of the gradient's norm, relative to the largest so far; 0: none.
-        betas: Of the averages.
+        alpha: Largest step of a coordinate, in units of x, > 0.
+        damping: Power of the gradient's norm, relative to the largest so far, >= 0; 0: none.
+        betas: Of the averages, in [0, 1).
 
     Raises:
-        TypeError, ValueError: A width or number of layers that is no positive integer.
+        TypeError, ValueError: A width or number of layers that is no positive integer; another
+            argument out of its range.
     """
 
     def __init__(
@@ -159,11 +169,17 @@ class RNNprop(LearnedOptimizer):
     ) -> None:
         require_count(hidden, name="hidden")
         require_count(layers, name="layers")
-        super().__init__(
-            hidden=hidden, layers=layers, alpha=alpha, damping=damping, betas=list(betas)
+        alpha = checked_number(alpha, name="alpha", low=0.0)
+        damping = checked_number(damping, name="damping", low=0.0, closed=True)
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"betas must be two numbers; got {described(betas)}")
+        b1, b2 = (
+            checked_number(beta, name=f"betas[{place}]", low=0.0, high=1.0, closed=True)
+            for place, beta in enumerate(betas)
         )
+        super().__init__(hidden=hidden, layers=layers, alpha=alpha, damping=damping, betas=[b1, b2])
         self.alpha, self.damping = alpha, damping
-        self.betas = (betas[0], betas[1])
+        self.betas = (b1, b2)
         self.inputs = nn.Linear(2, hidden)
         self.lstm = LSTMStack(hidden, hidden, layers)
         self.output = _Output(hidden)
@@ -191,6 +207,8 @@ class RNNprop(LearnedOptimizer):
         step = self.alpha * self.output(rows).tanh()
         largest = torch.maximum(largest, norm)
         if self.damping:
-            tiny = torch.finfo(dtype).tiny
-            step = step * (norm / largest.clamp_min(tiny)).clamp_min(tiny) ** self.damping
+            # At rest there is no step at all: the least one would be the largest gradient so far.
+            moving = norm > 0
+            ratio = torch.where(moving, norm / torch.where(moving, largest, 1.0), 1.0)
+            step = step * torch.where(moving, ratio**self.damping, 0.0)
         return step, (m, v, largest, *cells_after)

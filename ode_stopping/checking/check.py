@@ -285,8 +285,8 @@ def _against_references(
     return compared(
         chosen,
         answer.gradients,
-        lambda subject, moves, figures: _differences(
-            job, call, subject, moves, figures, reference, tight, promise, why_not
+        lambda subject, moves, gradient: _differences(
+            job, call, subject, moves, gradient, reference, tight, promise, why_not
         ),
         promise=promise,
         least=_rounding(answer.problem),
@@ -314,7 +314,7 @@ def _differences(
     call: Call,
     subject: Subject,
     moves: list[Tensor],
-    figures: list[float],
+    gradient: Tensor,
     reference: StoppingProblem | None,
     tight: Solver,
     promise: float,
@@ -334,7 +334,7 @@ def _differences(
         call,
         subject,
         moves,
-        figures,
+        gradient,
         solve,
         at=reference.end,
         noise=reference.tolerances.rtol * span,

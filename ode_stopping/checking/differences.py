@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite, sqrt
 from typing import Protocol
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from ..core.status import Status
 from .ladder import Slope, measure_slope
 from .report import FINITE_DIFFERENCES, Finding, judge
-from .subjects import Call, Directions, Subject, moved
+from .subjects import Call, Directions, Subject, lacking, moved
 
 __all__ = [
+    "along",
     "compared",
     "difference_slopes",
     "gradients_of",
@@ -87,7 +89,7 @@ def difference_slopes(
     call: Call,
     subject: Subject,
     moves: Sequence[Tensor],
-    figures: Sequence[float],
+    gradient: Tensor,
     solve: Callable[[Call], tuple[Status, float]],
     *,
     at: float,
@@ -97,11 +99,16 @@ def difference_slopes(
 ) -> tuple[list[Slope | None], str]:
     """A slope of the result for every direction, and why there is none where there is none.
 
+    A subject of low precision moves by what it can hold, p + h d rounded: where the result is
+    computed with more digits than that, the difference would have an error of order 1 or less in
+    h. What is lacking of the move is made up for to first order, by the gradient that is checked;
+    what a wrong one puts in is a rounding of its own error.
+
     Args:
         call: The arguments.
         subject: What is moved.
         moves: The directions.
-        figures: The route's directional derivatives.
+        gradient: The route's.
         solve: Arguments without grad to the status and T, N* or f.
         at: T, N* or f where nothing is moved.
         noise: Absolute error of one such value.
@@ -122,7 +129,8 @@ def difference_slopes(
             reason = f"no value at a step of {step:g}: {error}"
             return None
         if status is Status.REACHED:
-            return value
+            made_up = along(gradient, lacking(subject, move, step))
+            return value + made_up if isfinite(made_up) else value
         reason = f"{status.name} at a step of {step:g}"
         return None
 
@@ -141,7 +149,27 @@ def difference_slopes(
                 return found.of_direction(factor)
         return found
 
-    return [slope(*pair) for pair in zip(moves, figures, strict=True)], reason
+    return [slope(move, along(gradient, move)) for move in moves], reason
+
+
+def along(gradient: Tensor, move: Tensor | None) -> float:
+    """The derivative along a move, with no digit of either lost; 0 for None."""
+    return 0.0 if move is None else float((_wide(gradient) * _wide(move)).sum())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _rounding(gradient: Tensor, move: Tensor, parts: int) -> float:
+    """What the type of a gradient cannot hold of its figure along a move.
+
+    One that is added up from parts in the type of its leaf is rounded with each of them.
+    """
+    if not gradient.is_floating_point():
+        return 0.0
+    size = along(gradient.abs(), move.abs())
+    return sqrt(parts) * torch.finfo(gradient.dtype).eps * size if isfinite(size) else 0.0
 
 
 def _factors(subject: Subject, move: Tensor) -> list[float]:
@@ -175,7 +203,7 @@ def _widened(subject: Subject, move: Tensor, gradient: Tensor, seen: float) -> T
     if subject.kind != "leaf" or not 0.0 < size < subject.size:
         return move
     step = largest_step(torch.finfo(move.dtype).eps)
-    change = abs(float((gradient * move).sum())) * step
+    change = abs(along(gradient, move)) * step
     if change >= _SEEN * seen:
         return move
     farthest = subject.size / size
@@ -185,33 +213,42 @@ def _widened(subject: Subject, move: Tensor, gradient: Tensor, seen: float) -> T
 def compared(
     chosen: Directions,
     gradients: Sequence[Tensor],
-    differences: Callable[[Subject, list[Tensor], list[float]], tuple[list[Slope | None], str]],
+    differences: Callable[[Subject, list[Tensor], Tensor], tuple[list[Slope | None], str]],
     *,
     promise: float,
     least: float,
     road: str = "",
     others: Sequence[list[Slope | None]] | None = None,
     why_not: str = "",
+    parts: int = 1,
 ) -> list[Finding]:
     """The gradients against differences and, if named, another road, subject by subject.
 
     Args:
         chosen: The subjects with their directions.
         gradients: The route's gradients.
-        differences: Subject, moves and the route's figures to slopes, and why there are none.
+        differences: Subject, moves and the route's gradient to slopes, and why there are none.
         promise: Relative error that is allowed of the route.
         least: What a rounding of the result is (`rounding_of`).
         road: The name of the other road; empty for none.
         others: Its slopes, a list a subject; None where it has none.
         why_not: Why it has none.
+        parts: Number of parts that a gradient is added up from.
     """
     findings = []
     for index, ((subject, moves), gradient) in enumerate(zip(chosen, gradients, strict=True)):
-        figures = [float((gradient * move).sum()) for move in moves]
-        slopes, note = differences(subject, moves, figures)
+        figures = [along(gradient, move) for move in moves]
+        roundings = [_rounding(gradient, move, parts) for move in moves]
+        slopes, note = differences(subject, moves, gradient)
         pairs = list(zip(figures, slopes, strict=True))
         findings += judge(
-            subject.name, FINITE_DIFFERENCES, pairs, promise=promise, why_not=note, least=least
+            subject.name,
+            FINITE_DIFFERENCES,
+            pairs,
+            promise=promise,
+            why_not=note,
+            least=least,
+            roundings=roundings,
         )
         if road:
             other = others[index] if others is not None else [None] * len(moves)
@@ -226,5 +263,6 @@ def compared(
                 why_not=why_not,
                 kinked=kinked,
                 least=least,
+                roundings=roundings,
             )
     return findings

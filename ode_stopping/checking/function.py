@@ -150,11 +150,11 @@ def _checked(
         findings = compared(
             widened(chosen, gradients, noise, promise),
             gradients,
-            lambda subject, moves, figures: difference_slopes(
+            lambda subject, moves, gradient: difference_slopes(
                 call,
                 subject,
                 moves,
-                figures,
+                gradient,
                 solve,
                 at=at,
                 noise=noise,

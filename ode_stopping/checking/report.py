@@ -243,12 +243,14 @@ def judge(
     why_not: str = "",
     kinked: Sequence[bool] = (),
     least: float = 0.0,
+    roundings: Sequence[float] = (),
 ) -> list[Finding]:
     """Compare the route's figures with a road's, one pair a direction.
 
     Differences are taken relative to the largest figure over the directions, since the derivative
     along one of them may vanish by chance. A road may be wrong by three of its own uncertainties on
-    top of the promise; one that is so uncertain that .1 % might pass gives no verdict.
+    top of the promise; one that is so uncertain that .1 % might pass gives no verdict. So may the
+    route by what the type of its gradient cannot hold.
 
     Args:
         subject: What was differentiated to.
@@ -258,6 +260,7 @@ def judge(
         why_not: The note for a pair without a reference.
         kinked: Directions with a kink, in which a road that takes one side of it is no judge.
         least: A figure that is no larger is a rounding of the result, and so is nothing.
+        roundings: Of the route's figures, one a direction; none: 0.
     """
     known = [slope for _, slope in pairs if slope is not None]
     scale = max(
@@ -279,7 +282,8 @@ def judge(
         blur = _SAFETY * slope.uncertainty
         difference, allowance = _ratio(gap, scale), promise
         if gap > 0.0:
-            allowance += _ratio(blur, scale)
+            rounding = roundings[index] if index < len(roundings) else 0.0
+            allowance += _ratio(blur + _SAFETY * rounding, scale)
         # The first clause is for 0 = 0; `not <=` lets NaN fail.
         passed: bool | None = gap == 0.0 or difference <= allowance
         note = slope.note

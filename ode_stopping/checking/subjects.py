@@ -17,7 +17,7 @@ from ..core.states import State
 from ..core.substitution import Substitution
 from ..core.validation import checked_state
 
-__all__ = ["Call", "Directions", "Subject", "chosen_directions", "moved", "subjects_of"]
+__all__ = ["Call", "Directions", "Subject", "chosen_directions", "lacking", "moved", "subjects_of"]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def moved(call: Call, subject: Subject, direction: Tensor, step: float) -> Itera
     """
     if subject.kind == "leaf":
         leaf = subject.tensor
-        with Substitution([leaf], [leaf.detach() + step * direction]) as looked:
+        with Substitution([leaf], [_moved_value(subject, direction, step)]) as looked:
             yield call
         if not all(looked.met):
             raise ValueError(
@@ -171,7 +171,7 @@ def moved(call: Call, subject: Subject, direction: Tensor, step: float) -> Itera
                 "compiled function?), or not at all"
             )
         return
-    value = subject.tensor.detach() + step * direction
+    value = _moved_value(subject, direction, step)
     if subject.kind == "x0":
         pieces = list(call.pieces)
         pieces[subject.index] = value
@@ -180,6 +180,22 @@ def moved(call: Call, subject: Subject, direction: Tensor, step: float) -> Itera
         yield replace(call, target=value)
     else:
         yield replace(call, t0=value)
+
+
+def lacking(subject: Subject, direction: Tensor, step: float) -> Tensor | None:
+    """What a moved subject lacks of the move, in float64: its own type rounds p + h d.
+
+    None where there is no wider type to tell it in.
+    """
+    value = subject.tensor.detach()
+    if value.dtype == torch.float64 or not value.is_floating_point():
+        return None
+    wanted = value.double() + step * direction.double()
+    return wanted - _moved_value(subject, direction, step).double()
+
+
+def _moved_value(subject: Subject, direction: Tensor, step: float) -> Tensor:
+    return subject.tensor.detach() + step * direction
 
 
 def _rms(value: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from math import isfinite
+from math import inf, isfinite
 from numbers import Real
 from types import FrameType
 from typing import Any, Literal, TypeAlias, TypeVar, cast
@@ -21,6 +21,7 @@ __all__ = [
     "checked_direction",
     "checked_evidence",
     "checked_horizon",
+    "checked_number",
     "checked_scalar",
     "checked_state",
     "checked_target",
@@ -119,6 +120,24 @@ def require_count(value: object, *, name: str) -> None:
         raise TypeError(f"{name} must be an int; got {described(value)}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1; got {value}")
+
+
+def checked_number(
+    value: object, *, name: str, low: float = -inf, high: float = inf, closed: bool = False
+) -> float:
+    """A finite number in (low, high), or in [low, high) with `closed`.
+
+    Raises:
+        TypeError, ValueError: Naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number; got {described(value)}")
+    number = float(value)
+    if not (isfinite(number) and low <= number < high and (closed or number > low)):
+        bounds = [f"{'>=' if closed else '>'} {low:g}"] if low > -inf else []
+        bounds += [f"< {high:g}"] if high < inf else []
+        raise ValueError(f"{name} must be {' and '.join(['finite', *bounds])}; got {number:g}")
+    return number
 
 
 def leaving_inference_mode(function: Run) -> Run:

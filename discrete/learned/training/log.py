@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ode_stopping.core.optional import optional_module
-
 from .history import MetaHistory, MetaRecord
 
 __all__ = ["Log"]
@@ -42,8 +40,7 @@ class Log:
         self._history = of
         self._events: Any = None
         if tensorboard is not None and first:
-            module = optional_module("torch.utils.tensorboard", "tensorboard=", extra="learn")
-            self._events = module.SummaryWriter(str(tensorboard), purge_step=self._known)
+            self._events = _writer(tensorboard, self._known)
 
     def __enter__(self) -> Self:
         if self._file is not None:
@@ -81,3 +78,11 @@ class Log:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def _writer(folder: str | Path, known: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("tensorboard= needs tensorboard: pip install tensorboard") from error
+    return SummaryWriter(str(folder), purge_step=known)

@@ -1,0 +1,233 @@
+"""The study of learned optimisers: what the stopping time in the loss does, over seeds.
+
+    python benchmarks/learning.py [--seeds 0 1 2 3 4] [--variants NAME ...] [--folder DIR]
+                                  [--table FILE]
+
+One configuration (`_learning/setup.py`) for all rows. Each pair of variant and seed is trained once
+and tried on problems that it has not seen, at the trained size and beyond; what is in the folder
+already is not done again, and a training that was killed goes on. One thread. The table:
+
+- N to |grad f| <= 1e-3, median over seeds and problems, misses as 501; its ratio to that of
+  lambda = 0 and of the control log f with 95 % intervals (seeds are drawn anew, then problems);
+  share that reached it, and share of problems whose f rose above 10 times its lowest
+- rivals by hand with the rate that is best on other problems of the trained size
+- Figure 3 as printed: N, the share met by a rise, and f there
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _learning.rivals import RATES, RIVALS
+from _learning.setup import (
+    HORIZON,
+    PRINTED,
+    PRINTED_VARIANTS,
+    PROBLEMS,
+    RIDGE,
+    TESTING,
+    TRAINING,
+    TUNING,
+    VARIANTS,
+    printed,
+    tests,
+)
+
+from discrete.learned import LearnedOptimizer
+from discrete.learned.evaluation import Evaluation, evaluate
+from discrete.learned.training import meta_train
+from theory_checks.files import require_output, run_script, write_text
+
+Row = dict[str, Any]
+
+
+def trained(name: str, seed: int, folder: Path) -> LearnedOptimizer:
+    """A variant of a seed, from its file where it was trained before."""
+    make, tasks, options = (VARIANTS | PRINTED_VARIANTS)[name]
+    stem = folder / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
+    done = stem.with_suffix(".safetensors")
+    torch.manual_seed(seed)
+    learned = make()
+    if done.exists():
+        return type(learned).load(done)
+    settings = TRAINING | options | {"seed": seed}
+    state = stem.with_suffix(".state")
+    meta_train(learned, tasks, checkpoint=state, log=stem.with_suffix(".jsonl"), **settings)
+    learned.save(done)
+    state.unlink()
+    return learned
+
+
+def figures(found: Evaluation) -> Row:
+    """What is kept of an evaluation, for the last target."""
+    samples = found.samples
+    return {
+        "index": samples.index[:, -1].tolist(),
+        "rises": samples.rises[:, -1].tolist(),
+        "at_index": samples.at_index[:, -1].tolist(),
+        "blown": ((samples.worst > 10) | ~samples.finite).tolist(),
+        "steps": found.steps.double().nanmedian(dim=1).values[[0, 9, 49, 99, 199, -1]].tolist(),
+    }
+
+
+def tried(learned: LearnedOptimizer) -> dict[str, Row]:
+    """On all test problems."""
+    return {
+        place: figures(evaluate(learned, family.draw(PROBLEMS, seed=TESTING), horizon=HORIZON))
+        for place, family in tests().items()
+    }
+
+
+def rival(name: str) -> tuple[float, dict[str, Row]]:
+    """A rule by hand: its best rate on the tuning problems, and how it does with it."""
+    task = RIDGE.draw(PROBLEMS, seed=TUNING)
+    means = {
+        rate: float(
+            evaluate(RIVALS[name](rate), task, horizon=HORIZON).index[:, -1].double().mean()
+        )
+        for rate in RATES[name]
+    }
+    best = min(means, key=lambda rate: means[rate])
+    return best, tried(RIVALS[name](best))
+
+
+def as_printed(learned: LearnedOptimizer) -> Row:
+    """Figure 3's criterion on unseen problems, over its K = 100 and 400 steps more."""
+    tasks, _ = printed(PRINTED, 0.0)
+    return figures(evaluate(learned, tasks(PROBLEMS, TESTING), horizon=HORIZON))
+
+
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """What a file holds, or what is made and written there."""
+    if not file.exists():
+        write_text(file, json.dumps(make()))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def counted(row: Row) -> np.ndarray[Any, Any]:
+    """N of every problem, misses as horizon + 1."""
+    index = np.asarray(row["index"], dtype=float)
+    return np.where(index < 0, HORIZON + 1, index)
+
+
+def interval(
+    rows: list[np.ndarray[Any, Any]], others: list[np.ndarray[Any, Any]]
+) -> tuple[float, float, float]:
+    """Ratio of the medians over all seeds and problems, and its 95 % interval."""
+    draw = np.random.default_rng(0)
+
+    def median(parts: list[np.ndarray[Any, Any]]) -> float:
+        return float(np.median(np.concatenate(parts)))
+
+    def again(parts: list[np.ndarray[Any, Any]], problems: Any) -> float:
+        chosen = draw.integers(0, len(parts), len(parts))
+        return median([parts[k][problems] for k in chosen])
+
+    ratios = []
+    for _ in range(2000):
+        problems = draw.integers(0, len(rows[0]), len(rows[0]))
+        ratios.append(again(rows, problems) / again(others, problems))
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return median(rows) / median(others), float(low), float(high)
+
+
+def table(results: dict[str, list[dict[str, Row]]], rivals: dict[str, Any]) -> Iterable[str]:
+    """One line a variant and place."""
+    yield "| optimiser | problems | median N | reached | blown up | over lambda = 0 | over log f |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for name, seeds in results.items():
+        for place in tests():
+            rows = [counted(one[place]) for one in seeds]
+            reached = np.mean([np.asarray(one[place]["index"]) >= 0 for one in seeds])
+            blown = np.mean([one[place]["blown"] for one in seeds])
+            cells = [name, place, f"{np.median(np.concatenate(rows)):.0f}"]
+            cells += [f"{100 * reached:.0f} %", f"{100 * blown:.1f} %"]
+            for other in ("lambda 0", "log f"):
+                if other in results and other != name:
+                    against = [counted(one[place]) for one in results[other]]
+                    ratio, low, high = interval(rows, against)
+                    cells.append(f"{ratio:.2f} [{low:.2f}, {high:.2f}]")
+                else:
+                    cells.append("")
+            yield "| " + " | ".join(cells) + " |"
+    for name, (rate, places) in rivals.items():
+        for place, row in places.items():
+            reached, blown = np.mean(np.asarray(row["index"]) >= 0), np.mean(row["blown"])
+            yield (
+                f"| {name}, rate {rate:g} | {place} | {np.median(counted(row)):.0f} | "
+                f"{100 * reached:.0f} % | {100 * blown:.1f} % | | |"
+            )
+
+
+def rises(results: dict[str, list[Row]]) -> Iterable[str]:
+    """Figure 3 as printed."""
+    yield "| f(x_{k-1}) - f(x_k) <= 1e-5 | median N | met | of these by a rise | median f there |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name, seeds in results.items():
+        index = np.concatenate([row["index"] for row in seeds])
+        met = index >= 0
+        up = np.concatenate([row["rises"] for row in seeds])[met]
+        value = np.concatenate([row["at_index"] for row in seeds])[met]
+        median = np.median(np.where(met, index, HORIZON + 1))
+        yield (
+            f"| {name} | {median:.0f} | {100 * met.mean():.0f} % | {100 * up.mean():.0f} % | "
+            f"{np.median(value):.2g} |"
+        )
+
+
+def main() -> None:
+    """Train, try, tabulate."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--variants", nargs="+", default=[*VARIANTS, *PRINTED_VARIANTS])
+    parser.add_argument("--folder", type=Path, default=Path("learning-study"))
+    parser.add_argument("--table", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder: Path = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.table is not None:
+        require_output(options.table)
+    rivals = {name: kept(folder / f"{name}.json", lambda n=name: rival(n)) for name in RIVALS}
+    results: dict[str, list[dict[str, Row]]] = {}
+    gamed: dict[str, list[Row]] = {}
+    for seed in options.seeds:
+        for name in options.variants:
+            own = name in PRINTED_VARIANTS
+            look = as_printed if own else tried
+            found = kept(
+                folder / f"{name.replace(' ', '_').replace(',', '')}-{seed}.json",
+                lambda n=name, s=seed, act=look: act(trained(n, s, folder)),
+            )
+            (gamed if own else results).setdefault(name, []).append(found)
+            print(f"{name}, seed {seed}: done", flush=True)
+    lines = [
+        "# Learned optimisers",
+        "",
+        f"By `python benchmarks/learning.py`: {len(options.seeds)} seeds, {PROBLEMS} problems a "
+        f"size, horizon {HORIZON}, trained on d = 32 with K drawn from {TRAINING['horizon']}.",
+        "",
+        *table(results, rivals),
+        "",
+        *rises(gamed),
+        "",
+    ]
+    print("\n".join(lines))
+    if options.table is not None:
+        write_text(options.table, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_script(main)
