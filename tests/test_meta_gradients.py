@@ -281,3 +281,25 @@ def test_a_run_that_leaves_the_numbers_spoils_nothing() -> None:
 def test_bad_losses(options: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         MetaLoss(**options)  # type: ignore[arg-type]
+
+
+def test_the_index_of_a_batch_is_that_of_batched_stopping_index() -> None:
+    """All problems and targets of a task, on both roads."""
+    learned, task = trained(), family().draw(6, seed=5, dtype=DTYPE)
+    loss = MetaLoss(values="none")
+    _, found, rollout = ours(learned, task, loss, "through", (5, 4, 3))
+    update, data = learned.update(task.objective), task.objective
+    run = stopping_index(
+        update,
+        update.initial_state(task.x0),
+        GradientNorm(task.objective, squared=False),
+        task.targets.unsqueeze(0),
+        max_steps=HORIZON,
+        censored="horizon",
+        batched=True,
+        per_sample=[data.features, data.labels, data.transposed],  # type: ignore[attr-defined]
+    )
+    assert torch.equal(run.index, rollout.samples.index)
+    # (A target that is met at the start has no derivative on either road.)
+    expected = torch.autograd.grad(run.steps.mean(1).mean(), list(learned.parameters()))
+    assert_same(found, expected, 1e-9)
