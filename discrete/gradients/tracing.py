@@ -165,9 +165,15 @@ def _check_update(problem: IndexProblem, k: int, x: Tensor) -> None:
     def added_plain(y: Tensor) -> Tensor:
         return added(y.detach().requires_grad_(True)).detach()
 
-    where = f"x_{k}"
     compare_derivatives(
-        added_plain, added, x, problem.leaves, name="update", where=where, layout=update.layout
+        added_plain,
+        added,
+        x,
+        problem.leaves,
+        name="update",
+        where=f"x_{k}",
+        layout=update.layout,
+        beside=None if update.adds else x,
     )
 
 
@@ -180,6 +186,7 @@ def compare_derivatives(
     name: str,
     where: str,
     layout: StateLayout | None = None,
+    beside: Tensor | None = None,
 ) -> None:
     """`check_derivatives`, which does not take a kink for a derivative that is missing.
 
@@ -194,7 +201,7 @@ def compare_derivatives(
         KinkWarning: x is on a kink.
     """
     try:
-        check_derivatives(evaluate, traced, x, leaves, name=name, layout=layout)
+        check_derivatives(evaluate, traced, x, leaves, name=name, layout=layout, beside=beside)
         return
     except MissingGradientError:
         if not _on_kink(evaluate, x):
@@ -202,7 +209,9 @@ def compare_derivatives(
         for attempt in range(_NEARBY_POINTS):
             point = x + _NEARBY * _random_move(x, seed=1 + attempt)
             try:
-                check_derivatives(evaluate, traced, point, leaves, name=name, layout=layout)
+                check_derivatives(
+                    evaluate, traced, point, leaves, name=name, layout=layout, beside=beside
+                )
                 break
             except MissingGradientError:
                 continue
