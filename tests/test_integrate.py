@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hybrid_forms import F64, Ball, leaf, reached, slopes
+from scipy.optimize import brentq
 from scipy.special import ellipk
 from torch import Tensor
+from variants import slow_after
 
 from ode_stopping import (
     BacksolveAdjoint,
@@ -32,7 +35,9 @@ ROUTES = [
     DirectAdjoint(),
     ForwardSensitivity(),
 ]
-each_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+each_route = pytest.mark.parametrize(
+    "route", slow_after(2, ROUTES), ids=lambda route: type(route).__name__
+)
 
 
 def grads(value: Tensor, leaves: list[Tensor]) -> list[Tensor]:
@@ -129,14 +134,16 @@ class TestBall:
             first.backward()
 
 
-SHARP = [
-    pytest.param(route, 1e-10, 1e-8, marks=[] if index == 0 else [pytest.mark.slow])
-    for index, route in enumerate(ROUTES)
-]
+def accuracies(rtol: float | None, bound: float, quick: int) -> list[Any]:
+    """Every route at one tolerance; those behind the first `quick` are slow tests."""
+    return [
+        pytest.param(route, rtol, bound, marks=() if index < quick else pytest.mark.slow)
+        for index, route in enumerate(ROUTES)
+    ]
 
 
 @pytest.mark.parametrize(
-    ("route", "rtol", "bound"), [*SHARP, *((route, None, 5e-6) for route in ROUTES)]
+    ("route", "rtol", "bound"), [*accuracies(1e-10, 1e-8, 1), *accuracies(None, 5e-6, 2)]
 )
 def test_pendulum(route: Any, rtol: float | None, bound: float) -> None:
     """Passages through the bottom: T_n = (2 n - 1) K(sin^2(a/2)) sqrt(l/g)."""
@@ -225,6 +232,29 @@ class Neuron:
         self.values = [2.0, 1.6, amplitude, 1.3, 0.4, 1.0, 0.1, 0.2]
 
     def spikes(self, values: np.ndarray, count: int) -> np.ndarray:
+        """v relaxes to p(t) = I0 + A (sin(w t + p) - w tau cos(w t + p))/(1 + w^2 tau^2)."""
+        tau, drive, amplitude, frequency, phase, threshold, rest, v = values
+        t, found, turn = 0.0, [], frequency * tau
+
+        def forced(s: Any) -> Any:
+            angle = frequency * s + phase
+            return drive + amplitude * (np.sin(angle) - turn * np.cos(angle)) / (1 + turn**2)
+
+        for _ in range(count):
+            begin, off = t, v - forced(t)
+
+            def above(s: Any, begin: float = begin, off: float = off) -> Any:
+                return forced(s) + off * np.exp((begin - s) / tau) - threshold
+
+            times = begin + np.linspace(0.0, 20.0, 8001)
+            (over,) = np.nonzero(above(times) >= 0.0)
+            t = brentq(above, times[over[0] - 1], times[over[0]], xtol=1e-15, rtol=1e-14)
+            found.append(t)
+            v = rest
+        return np.array(found)
+
+    def integrated_spikes(self, values: np.ndarray, count: int) -> np.ndarray:
+        """The same times by DOP853."""
         tau, drive, amplitude, frequency, phase, threshold, rest, v = values
         t, found = 0.0, []
         for _ in range(count):
@@ -241,7 +271,7 @@ class Neuron:
 
 @pytest.mark.parametrize("amplitude", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_integrate_and_fire(amplitude: float) -> None:
-    """20 spikes; derivatives of each to every parameter against DOP853 with differences."""
+    """20 spikes against DOP853; their derivatives against differences of the closed form."""
     neuron = Neuron(amplitude)
     leaves = [leaf(value) for value in neuron.values]
     tau, drive, size, frequency, phase, threshold, rest, v0 = leaves
@@ -258,7 +288,8 @@ def test_integrate_and_fire(amplitude: float) -> None:
             )
         ],
     )
-    truth = neuron.spikes(np.array(neuron.values), 20)
+    truth = neuron.integrated_spikes(np.array(neuron.values), 20)
+    assert neuron.spikes(np.array(neuron.values), 20) == pytest.approx(truth, rel=1e-10)
     jacobian = slopes(lambda values: neuron.spikes(values, 20), neuron.values)
     assert [float(hit.time.detach()) for hit in solution.hits] == pytest.approx(truth, rel=1e-6)
     for n in (0, 4, 11, 19):
@@ -266,16 +297,19 @@ def test_integrate_and_fire(amplitude: float) -> None:
         assert np.abs(found - jacobian[n]).max() <= 1e-6 * np.abs(jacobian[n]).max()
 
 
-@each_route
-def test_two_tanks(route: Any) -> None:
-    """The valve between two tanks opens and closes: a mode in the state, two events, two resets."""
-    names = ["inflow", "outflow", "high", "low", "width"]
-    values = [1.0, 0.5, 2.0, 1.2, 1.5]
+TANKS = {"inflow": 1.0, "outflow": 0.5, "high": 2.0, "low": 1.2, "width": 1.5}
 
-    def rates(values: Any, h1: Any, h2: Any, m: Any, root: Any) -> tuple[Any, Any]:
-        inflow, outflow, _, _, width = values
-        through = width * m * root(h1)
-        return inflow - through, through - outflow * root(h2)
+
+def rates(values: Any, h1: Any, h2: Any, m: Any, root: Any) -> tuple[Any, Any]:
+    """Of the levels in the two tanks."""
+    inflow, outflow, _, _, width = values
+    through = width * m * root(h1)
+    return inflow - through, through - outflow * root(h2)
+
+
+@cache
+def switches() -> tuple[np.ndarray, np.ndarray]:
+    """Time and second level at six switches, by DOP853, and their differences to TANKS."""
 
     def oracle(values: np.ndarray) -> np.ndarray:
         t, x, m, found = 0.0, np.array([1.0, 1.0]), 0.0, []
@@ -292,7 +326,14 @@ def test_two_tanks(route: Any) -> None:
             m = 1.0 - m
         return np.array(found)
 
-    leaves = [leaf(value) for value in values]
+    values = list(TANKS.values())
+    return oracle(np.array(values)), slopes(oracle, values)
+
+
+@each_route
+def test_two_tanks(route: Any) -> None:
+    """The valve between two tanks opens and closes: a mode in the state, two events, two resets."""
+    leaves = [leaf(value) for value in TANKS.values()]
 
     def flow(t: Tensor, x: Tensor) -> Tensor:
         first, second = rates(leaves, x[0], x[1], x[2], torch.sqrt)
@@ -307,7 +348,7 @@ def test_two_tanks(route: Any) -> None:
         Event(lambda t, x: x[0] - leaves[3] + 9 * (1 - x[2]), reset=switched(0.0)),
     ]
     until = leaf(0.0)
-    truth = oracle(np.array(values))
+    truth, jacobian = switches()
     until.data = torch.tensor(truth[-2] + 0.2, dtype=F64)
     solution = integrate(
         flow,
@@ -317,12 +358,11 @@ def test_two_tanks(route: Any) -> None:
         gradient=route,
     )
     assert [hit.event for hit in solution.hits] == [0, 1] * 3
-    jacobian = slopes(oracle, values)
     for n, hit in enumerate(solution.hits):
         for row, value in ((2 * n, hit.time), (2 * n + 1, hit.state[1])):
             assert float(value.detach()) == pytest.approx(truth[row], rel=1e-6)
             found = np.array([float(g) for g in grads(value, leaves)])
-            assert np.abs(found - jacobian[row]).max() <= 1e-6 * np.abs(jacobian[row]).max(), names
+            assert np.abs(found - jacobian[row]).max() <= 1e-6 * np.abs(jacobian[row]).max(), [*TANKS]
 
 
 def test_stopping_time_is_the_special_case() -> None:

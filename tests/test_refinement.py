@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from variants import slow_after
 
 from ode_stopping import (
     BacksolveAdjoint,
@@ -129,17 +130,21 @@ def estimates_of(result: StoppingResult) -> dict[str, float]:
     return {leaf.name.split(".")[-1]: leaf.error for leaf in evidence.leaves}
 
 
-CASES: list[tuple[list[float], float | None]] = [
-    ([1e-3], None),
-    ([1e-3], 2.0),
-    ([1e-1, 1e-2, 7e-3, 1e-3], None),
-    ([1e-1, 1e-2, 7e-3, 1e-3], 4.0),
-]
+every_case = pytest.mark.parametrize(
+    ("targets", "jump"),
+    [
+        ([1e-3], None),
+        ([1e-1, 1e-2, 7e-3, 1e-3], 4.0),
+        pytest.param([1e-3], 2.0, marks=pytest.mark.slow),
+        pytest.param([1e-1, 1e-2, 7e-3, 1e-3], None, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 
 
 @pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
-@pytest.mark.parametrize("rtol", [1e-4, 1e-6, 1e-8])
-@pytest.mark.parametrize(("targets", "jump"), CASES, ids=str)
+@pytest.mark.parametrize("rtol", slow_after(2, [1e-4, 1e-8, 1e-6]))
+@every_case
 def test_the_error_of_every_leaf(targets: list[float], jump: float | None, rtol: float) -> None:
     """The estimate of each is right within a factor of some, and the halved steps' is better."""
     light, standard = Driven(targets, jump=jump), Driven(targets, jump=jump)
@@ -154,7 +159,7 @@ def test_the_error_of_every_leaf(targets: list[float], jump: float | None, rtol:
         assert estimates[name] <= max(40 * before[name], 0.3 * promise)
 
 
-@pytest.mark.parametrize(("targets", "jump"), CASES, ids=str)
+@every_case
 def test_orders_of_the_difference(targets: list[float], jump: float | None) -> None:
     """With a fifth-order method the merged steps have 32 times the error, the halved a 32nd."""
     problem = Driven(targets, jump=jump)
@@ -267,7 +272,7 @@ def test_the_start_time_of_an_autonomous_flow_is_exact() -> None:
         assert gradient.item() == pytest.approx(1.0, abs=1e-10)
 
 
-@pytest.mark.parametrize("jump", [None, 2.0])
+@pytest.mark.parametrize("jump", slow_after(1, [2.0, None]))
 def test_the_start_time_of_a_driven_flow(jump: float | None) -> None:
     """From the end of the first smooth stretch; the truth is a difference of closed forms."""
     found = []

@@ -10,6 +10,7 @@ import pytest
 import torch
 from rotated import RotatedQuadratic
 from torch import Tensor, nn
+from variants import slow_after
 
 from ode_stopping import (
     BacksolveAdjoint,
@@ -40,8 +41,8 @@ ROUTES = (
     DirectAdjoint(),
     ForwardSensitivity(),
 )
-QUICK_AND_SLOW = [*ROUTES[:3], *(pytest.param(r, marks=pytest.mark.slow) for r in ROUTES[3:])]
-every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+# DirectAdjoint comes third: it alone can be differentiated twice.
+ROUTES_BY_KIND = (*ROUTES[:2], ROUTES[3], ROUTES[2], ROUTES[4])
 
 
 def leaf(value: float | list[float]) -> Tensor:
@@ -85,7 +86,9 @@ def combined(results: list[StoppingResult] | StoppingResult) -> Tensor:
 # --- closed forms -------------------------------------------------------------------------------
 
 
-@every_route
+@pytest.mark.parametrize(
+    "route", slow_after(3, ROUTES_BY_KIND), ids=lambda route: type(route).__name__
+)
 def test_exponential_decay(route: GradientRoute) -> None:
     """T_k = log(x0^2/(2 eps_k))/(2 theta) with every derivative, and second ones where promised."""
     theta, x0, eps = leaf(0.7), leaf([1.5]), leaf([0.5, 1e-3, 0.02, 1e-2])
@@ -149,7 +152,7 @@ def test_closed_forms_with_three_targets(case: Any) -> None:
 # --- against one call a target ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("route", QUICK_AND_SLOW, ids=lambda route: type(route).__name__)
+@pytest.mark.parametrize("route", slow_after(2, ROUTES), ids=lambda route: type(route).__name__)
 def test_gradients_equal_those_of_single_calls(route: GradientRoute) -> None:
     # x comes back over the whole path to twice rtol only: the tolerance of that route alone.
     many, single = Cubic(), Cubic()
