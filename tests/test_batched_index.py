@@ -22,6 +22,7 @@ from batches import (
     require_equal_runs,
 )
 from torch import Tensor
+from variants import slow_after
 
 from discrete import DiscreteAdjoint, stopping_index
 from ode_stopping import Status
@@ -59,7 +60,7 @@ def require_equal_gradients(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("interpolation", [None, "log"])
+@pytest.mark.parametrize("interpolation", slow_after(1, [None, "log"]))
 def test_batch_is_the_loop_of_single_calls(name: str, interpolation: Any) -> None:
     family = FAMILIES[name]()
     right = family.singles(interpolation=interpolation)

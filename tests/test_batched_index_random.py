@@ -11,6 +11,7 @@ import pytest
 import torch
 from batches import F64, FAMILIES, Family, distance, drawn, gradients, pieces, require_equal_runs
 from torch import Tensor
+from variants import slow_after
 
 from discrete import DiscreteAdjoint
 
@@ -60,7 +61,7 @@ def total(steps: Tensor, state: Any, states_at: Any, counts: Tensor) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", slow_after(12, range(30)))
 def test_random_batches_are_loops_of_single_calls(seed: int) -> None:
     family, ways = drawn_case(seed)
     with warnings.catch_warnings():

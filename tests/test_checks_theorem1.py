@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from variants import slow_after
 
 from ode_stopping import BacksolveAdjoint
 from ode_stopping.core.functions import CriterionMap, Vjp
@@ -167,7 +168,7 @@ def test_routes_notice_a_witness_that_is_off_by_a_thousandth(
     assert max(measured(outcome).values()) > 1e-4
 
 
-@pytest.mark.parametrize("route", list(ROUTES))
+@pytest.mark.parametrize("route", slow_after(2, ROUTES))
 def test_routes_notice_a_route_that_is_off_by_a_thousandth(
     monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:

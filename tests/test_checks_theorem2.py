@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from variants import slow_after
 
 from discrete.gradients import adjoint, index
 from ode_stopping import StepAdjoint
@@ -44,7 +45,7 @@ def higher_order() -> float:
     return result.study.slope.slope
 
 
-@pytest.mark.parametrize("setup", [QUADRATIC, QUARTIC], ids=lambda setup: setup.kind)
+@pytest.mark.parametrize("setup", slow_after(1, [QUARTIC, QUADRATIC]), ids=lambda setup: setup.kind)
 def test_theorem_2_holds(setup: Setup) -> None:
     outcome = small(setup)
     assert outcome.passed
@@ -74,7 +75,7 @@ def test_the_truth_is_the_continuous_adjoint_and_as_witnessed(
     assert time < 1e-8
 
 
-@pytest.mark.parametrize("part", ["time", "parameters"])
+@pytest.mark.parametrize("part", slow_after(1, ["parameters", "time"]))
 def test_a_witness_that_is_off_by_a_millionth_and_a_half_fails(
     monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:

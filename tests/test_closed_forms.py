@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from variants import slow_after
 
 from ode_stopping import (
     BacksolveAdjoint,
@@ -26,7 +27,9 @@ ROUTES = (
     ForwardSensitivity(),
 )
 
-by_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+by_route = pytest.mark.parametrize(
+    "route", slow_after(2, ROUTES), ids=lambda route: type(route).__name__
+)
 by_case = pytest.mark.parametrize("case", CLOSED_FORMS, ids=lambda case: case.name)
 
 

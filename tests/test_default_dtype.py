@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from variants import slow_after
 
 from discrete import Euler, Heun, RungeKutta4, Unrolled, stopping_index
 from ode_stopping import (
@@ -134,7 +135,7 @@ def test_stopping_times(name: str) -> None:
     assert_close(answers(name, torch.float32, solve), answers(name, torch.float64, solve))
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+@pytest.mark.parametrize("route", slow_after(2, ROUTES), ids=lambda route: type(route).__name__)
 @pytest.mark.parametrize("name", ["schedule", "heavy ball"])
 def test_every_route(name: str, route: GradientRoute) -> None:
     def solve(flow: Any, state: Any, criterion: Any, target: float, t0: float) -> Any:

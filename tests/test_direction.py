@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from turning import F64, Turning, first, growth, largest_gap, leaf
+from variants import slow_after
 
 from discrete import (
     DiscreteAdjoint,
@@ -49,7 +50,9 @@ ROUTES = (
     DirectAdjoint(),
     ForwardSensitivity(),
 )
-every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+every_route = pytest.mark.parametrize(
+    "route", slow_after(2, ROUTES), ids=lambda route: type(route).__name__
+)
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 

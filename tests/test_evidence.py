@@ -14,6 +14,7 @@ import pytest
 import torch
 from rotated import RotatedQuadratic
 from torch import Tensor
+from variants import slow_after
 
 from ode_stopping import (
     BacksolveAdjoint,
@@ -192,7 +193,7 @@ def kinked(x0: Tensor, route: GradientRoute) -> StoppingResult:
     )
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+@pytest.mark.parametrize("route", slow_after(2, ROUTES), ids=lambda route: type(route).__name__)
 def test_a_jump_in_the_state_is_warned_about(route: GradientRoute) -> None:
     """dT/dx0 = 1/x0, and every route gives a third of it: the warning says by how much."""
     x0 = (3 * ONE).requires_grad_()

@@ -46,7 +46,9 @@ def decreases(result: StoppingIndexResult) -> Tensor:
 
 
 @pytest.mark.parametrize("interpolation", [None, "log", "hermite", "partial_step"])
-@pytest.mark.parametrize(("h", "steps"), [(1e-4, 600), (1e-5, 2000)])
+@pytest.mark.parametrize(
+    ("h", "steps"), [(1e-4, 600), pytest.param(1e-5, 2000, marks=pytest.mark.slow)]
+)
 def test_small_steps(h: float, steps: int, interpolation: str | None) -> None:
     """Trap 22: the plain difference is wrong by 1e-3, what is used by the rounding of float32."""
     target = middle_of_a_step(h, steps)

@@ -137,8 +137,12 @@ FINE = list(np.geomspace(0.1, 0.1 * 10**-1.5, 60))
 
 @pytest.mark.parametrize(
     ("rule", "interpolation", "at_least"),
-    [(Heun, "hermite", 1.85), (RungeKutta4, "hermite", 2.7), (RungeKutta4, "partial_step", 3.7)],
-    ids=["Heun-hermite", "RK4-hermite", "RK4-partial_step"],
+    [
+        (Heun, "hermite", 1.85),
+        (RungeKutta4, "partial_step", 3.7),
+        pytest.param(RungeKutta4, "hermite", 2.7, marks=pytest.mark.slow),
+    ],
+    ids=["Heun-hermite", "RK4-partial_step", "RK4-hermite"],
 )
 def test_order_of_the_gradient(rule: type[UpdateRule], interpolation: str, at_least: float) -> None:
     of_value, of_gradient = order_errors(rule, interpolation, COARSE)

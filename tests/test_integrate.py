@@ -362,7 +362,9 @@ def test_two_tanks(route: Any) -> None:
         for row, value in ((2 * n, hit.time), (2 * n + 1, hit.state[1])):
             assert float(value.detach()) == pytest.approx(truth[row], rel=1e-6)
             found = np.array([float(g) for g in grads(value, leaves)])
-            assert np.abs(found - jacobian[row]).max() <= 1e-6 * np.abs(jacobian[row]).max(), [*TANKS]
+            assert np.abs(found - jacobian[row]).max() <= 1e-6 * np.abs(jacobian[row]).max(), [
+                *TANKS
+            ]
 
 
 def test_stopping_time_is_the_special_case() -> None:

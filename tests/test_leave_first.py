@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from turning import F64, TIGHT, Turning, largest_gap, leaf, run
+from variants import slow_after
 
 from ode_stopping import (
     AllOf,
@@ -34,7 +35,9 @@ ROUTES = (
     DirectAdjoint(),
     ForwardSensitivity(),
 )
-every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+every_route = pytest.mark.parametrize(
+    "route", slow_after(2, ROUTES), ids=lambda route: type(route).__name__
+)
 both_directions = pytest.mark.parametrize("direction", ["falling", "rising"])
 
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from iterations import nonlinear, nonlinear_leaves
 from torch import Tensor, nn
-from variants import slow_after
 
 from discrete import DiscreteAdjoint, Euler, IndexRoute, Truncated, Unrolled, stopping_index
 from discrete.iterating.store import CheckpointStore, RecentStore

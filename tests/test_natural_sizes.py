@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor
+from variants import slow_after
 
 from ode_stopping import (
     DirectAdjoint,
@@ -45,7 +46,7 @@ def warned(value: Tensor) -> bool:
     return bool(caught)
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+@pytest.mark.parametrize("route", slow_after(2, ROUTES), ids=lambda route: type(route).__name__)
 @pytest.mark.parametrize(
     ("size", "frequency", "rtol"),
     [
@@ -97,7 +98,7 @@ def decaying(scale: Tensor, route: GradientRoute, rtol: float) -> StoppingResult
     )
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+@pytest.mark.parametrize("route", slow_after(2, ROUTES), ids=lambda route: type(route).__name__)
 @pytest.mark.parametrize(("scale", "rtol"), [(1e-6, 1e-4), (1.0, 1e-4), (1.0, 1e-7), (1e5, 1e-4)])
 def test_a_leaf_that_moves_along_the_path_is_not_accused(
     route: GradientRoute, scale: float, rtol: float
@@ -110,7 +111,7 @@ def test_a_leaf_that_moves_along_the_path_is_not_accused(
     assert abs(float(c.grad)) * scale <= 5 * rtol  # of |x| = 2.3
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+@pytest.mark.parametrize("route", slow_after(2, ROUTES), ids=lambda route: type(route).__name__)
 @pytest.mark.parametrize("on_time", [True, False])
 def test_a_leaf_without_effect_is_not_accused(route: GradientRoute, on_time: bool) -> None:
     """A pulse at t = 30, where the run ends before t = 2: its height and place do 1e-190."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pages import blocks, missing_targets, printed
 from torch import Tensor
+from variants import slow_after
 
 from ode_stopping import (
     BacksolveAdjoint,
@@ -34,7 +35,9 @@ ROUTES = (
     DirectAdjoint(),
     ForwardSensitivity(),
 )
-every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: type(route).__name__)
+every_route = pytest.mark.parametrize(
+    "route", slow_after(2, ROUTES), ids=lambda route: type(route).__name__
+)
 every_form = pytest.mark.parametrize("case", CLOSED_FORMS[:3], ids=lambda case: case.name)
 
 

@@ -189,7 +189,7 @@ def compare(
 
 
 class TestContinuous:
-    @sample(6)
+    @sample(4)
     @given(problem=problems(), data=st.data())
     def test_permutation_of_coordinates(self, problem: Problem, data: st.DataObject) -> None:
         n = problem.start.numel()
@@ -205,7 +205,7 @@ class TestContinuous:
         factors = {"x0": permuted, "rates": permuted, "t0": 1.0, "target": 1.0}
         compare(problem.solve(), image.solve(), factors=factors, bar=BAR[F64])
 
-    @sample(6)
+    @sample(4)
     @given(problem=problems(), speed=st.sampled_from([1e-3, 0.1, 7.0, 1e4]))
     def test_rescaling_of_time(self, problem: Problem, speed: float) -> None:
         """F -> c F, with its clock c t: T - t0 and the gradients go with 1/c, dT/dt0 stays."""
@@ -213,7 +213,7 @@ class TestContinuous:
         factors = {"x0": 1 / speed, "rates": 1 / speed, "target": 1 / speed, "t0": 1.0}
         compare(problem.solve(), image.solve(), span=1 / speed, factors=factors, bar=BAR[F64])
 
-    @sample(8)
+    @sample(5)
     @given(problem=problems(scales=False), exponent=st.integers(-8, 8))
     def test_rescaling_of_the_state(self, problem: Problem, exponent: int) -> None:
         """x -> a x takes J to a^2 J: T stays, dT/dx0 goes with 1/a and dT/deps with 1/a^2."""
@@ -222,7 +222,7 @@ class TestContinuous:
         factors = {"x0": 1 / a, "target": a**-2, "rates": 1.0, "t0": 1.0}
         compare(problem.solve(), image.solve(), factors=factors, bar=BAR[F64])
 
-    @sample(6)
+    @sample(4)
     @given(problem=problems(), fraction=st.floats(0.1, 0.9))
     def test_shift_along_the_flow(self, problem: Problem, fraction: float) -> None:
         """T(x(s), s) = T(x0, t0) along the path, where dT/dt0 = -lam^T F, and lam goes along."""
@@ -262,7 +262,7 @@ class TestContinuous:
             assert abs(float(g["x0"] @ at_start.double()) + 1) <= BAR[F64]
             assert abs(float(g["t0"]) - 1) <= BAR[F64]
 
-    @sample(5)
+    @sample(3)
     @given(problem=problems(dtype=torch.float32, scales=False), speed=st.sampled_from([0.1, 7.0]))
     def test_float32(self, problem: Problem, speed: float) -> None:
         """The same figures in float32, at its own tolerance, and the dtypes of the leaves."""
@@ -312,7 +312,7 @@ class TestDiscrete:
         assert result.status is Status.REACHED
         return result, leaves
 
-    @sample(6)
+    @sample(4)
     @given(
         problem=problems(),
         data=st.data(),
@@ -370,7 +370,7 @@ class TestDiscrete:
         )
         return dict(zip(leaves, found, strict=True))
 
-    @sample(5)
+    @sample(3)
     @given(problem=problems(dtype=torch.float32, scales=False))
     def test_float32(self, problem: Problem) -> None:
         problem = problem.with_(depth=max(problem.depth, 1e-3))

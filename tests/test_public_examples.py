@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from event_oracle import Crossing, Formula, Known, Problem, number, right_values
-from public_mechanics import BALL, MECHANICS
-from public_rates import RATES
+from public_mechanics import BALL, MECHANICS, PENDULUM, PERIAPSIS, STOP
+from public_rates import POINCARE, RATES, VAN_DER_POL
 from torch import Tensor
 
 from ode_stopping import Event, Solution, integrate
@@ -26,6 +26,8 @@ PROBLEMS = (*MECHANICS, *RATES)
 # What is this much smaller than 1 (a value) or than what other leaves do (a derivative) is judged
 # by that.
 SMALL = 1e-2
+# Their kinds (passages, a stop) have shorter ones, and these take as long as all of the others.
+LONG = (VAN_DER_POL, POINCARE, PERIAPSIS, PENDULUM, STOP)
 
 
 def stacked(entries: list[Any], like: Tensor) -> Tensor:
@@ -130,7 +132,10 @@ CANCELLING = {"steady state: the velocity has become small": 5e-5}
 
 @pytest.mark.parametrize(
     "problem",
-    [pytest.param(one, id=one.name) for one in PROBLEMS],
+    [
+        pytest.param(one, id=one.name, marks=pytest.mark.slow if one in LONG else ())
+        for one in PROBLEMS
+    ],
 )
 def test_values_and_derivatives_are_right(problem: Problem) -> None:
     with warnings.catch_warnings():

@@ -120,7 +120,8 @@ def decay_steps(rates: Callable[[int], float]) -> int:
         lambda k: 0.1 if k % 512 == 511 else 0.0,  # the length of a look
         lambda k: 0.1 if k >= 4000 and k % 4000 < 40 else 0.0,
         lambda k: 1e-3 * max(0.0, math.sin(k / 3000)),
-        lambda k: 2e-5,  # slow
+        pytest.param(lambda k: 2e-5, marks=pytest.mark.slow),
+        lambda k: 2e-4,  # slow
     ],
 )
 def test_schedules_that_move_again(schedule: Callable[[int], float]) -> None:
@@ -141,12 +142,13 @@ def test_schedules_that_move_again(schedule: Callable[[int], float]) -> None:
             6983,
         ),
         # Slower: 1e-20 1.0005^k reaches 1.5 at k = 92937.4 (and a rounding or two later).
-        (
+        pytest.param(
             lambda k, x: x * number([0.9, 1.0005], grad=False),
             number([1.0, 1e-20], grad=False),
             lambda t, x: 2 - x[1],
             0.5,
             None,
+            marks=pytest.mark.slow,
         ),
         # A counter in the state, of which J knows nothing until it has run out.
         (
@@ -165,7 +167,9 @@ def test_schedules_that_move_again(schedule: Callable[[int], float]) -> None:
             30_001,
         ),
         # Far below the J of the start, and on its way: 0.9995^(2 k) = 1e-60/2 at k = 138814.
-        (lambda k, x: 0.9995 * x, ONES, square, 1e-60, None),
+        pytest.param(lambda k, x: 0.9995 * x, ONES, square, 1e-60, None, marks=pytest.mark.slow),
+        # The same at 0.995^(2 k) = 1e-60/2: k = 13850.6.
+        (lambda k, x: 0.995 * x, ONES, square, 1e-60, 13_851),
         # A ball that turns round: x = .01 k s - s^2 k^2/2 falls below -.5 with s = 1e-3.
         (
             lambda k, s: (s[0] + 1e-3 * s[1], s[1] - 1e-6),

@@ -14,6 +14,7 @@ import torch
 from iterations import number
 from torch import Tensor
 from torch.autograd import functional, gradgradcheck
+from variants import slow_after
 
 from discrete import DiscreteAdjoint, Heun, IndexRoute, Truncated, Unrolled, stopping_index
 from ode_stopping import (
@@ -158,7 +159,7 @@ class TestDirectAdjoint:
         scale = max(float(truth.abs().max()), 1.0)
         assert float((found - truth).abs().max()) < 1e-7 * scale
 
-    @pytest.mark.parametrize("name", ["form 1", "form 4", "quadratic"])
+    @pytest.mark.parametrize("name", slow_after(1, ["quadratic", "form 1", "form 4"]))
     def test_gradgradcheck(self, name: str) -> None:
         leaves, flow, _ = CASES[name]
 
@@ -214,7 +215,12 @@ ROADS = [
         for route, of in product(FIRST_ONLY, ("time", "state"))
     ),
     *(
-        pytest.param(iterated(route, way, of), id=f"{type(route).__name__}-{way}-{of}")
+        pytest.param(
+            iterated(route, way, of),
+            id=f"{type(route).__name__}-{way}-{of}",
+            # What raises is one place for all interpolations.
+            marks=pytest.mark.slow if route is not INDEX_ROUTES[0] and way is not None else (),
+        )
         for route, way, of in product(INDEX_ROUTES, INTERPOLATIONS, ("steps", "time", "state"))
         # One interpolation will do where it is not in the graph.
         if of != "state" or way is None

@@ -81,8 +81,16 @@ def combined(results: list[StoppingIndexResult] | StoppingIndexResult) -> Tensor
 
 
 @every_route
-@pytest.mark.parametrize("rule", [Euler, Heun])
-@pytest.mark.parametrize("interpolation", [None, "log", "hermite", "partial_step"])
+@pytest.mark.parametrize(
+    ("rule", "interpolation"),
+    [
+        *((Euler, way) for way in (None, "log", "partial_step")),
+        (Heun, "hermite"),
+        (Heun, None),
+        pytest.param(Euler, "hermite", marks=pytest.mark.slow),
+        *(pytest.param(Heun, way, marks=pytest.mark.slow) for way in ("log", "partial_step")),
+    ],
+)
 def test_everything_equals_single_calls(
     route: IndexRoute, rule: type[UpdateRule], interpolation: str | None
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 from driven_pair import CHUNKS, F64, Pair, PairProblem, distance, functional
 from rotated import RotatedQuadratic
 from torch import Tensor
+from variants import slow_after
 
 from ode_stopping import (
     DirectAdjoint,
@@ -23,7 +24,7 @@ from theory_checks.closed_forms import CLOSED_FORMS
 # --- against DirectAdjoint: the same derivative -------------------------------------------------
 
 
-@pytest.mark.parametrize("condition", [10.0, 100.0])
+@pytest.mark.parametrize("condition", slow_after(1, [10.0, 100.0]))
 @pytest.mark.parametrize("rtol", [1e-5, 1e-8])
 def test_a_rotated_quadratic(condition: float, rtol: float) -> None:
     problem, found = RotatedQuadratic(condition, dim=12), []
@@ -35,7 +36,7 @@ def test_a_rotated_quadratic(condition: float, rtol: float) -> None:
     assert distance(*found) < 1e-10
 
 
-@pytest.mark.parametrize("of", ["time", "state", "both"])
+@pytest.mark.parametrize("of", slow_after(1, ["both", "time", "state"]))
 def test_a_tuple_of_states_with_breakpoints(of: str) -> None:
     found = []
     for route in (StepAdjoint(), DirectAdjoint()):
@@ -53,7 +54,7 @@ def test_a_tuple_of_states_with_breakpoints(of: str) -> None:
 @pytest.mark.parametrize("method", adaptive_methods())
 def test_every_method(method: str) -> None:
     """Also those that do not end on their last stage, and that of order 8."""
-    rtol, found = {"adaptive_heun": 1e-3, "fehlberg2": 1e-3, "bosh3": 1e-5}.get(method, 1e-6), []
+    rtol, found = {"adaptive_heun": 1e-2, "fehlberg2": 1e-3, "bosh3": 1e-4}.get(method, 1e-6), []
     for route in (StepAdjoint(), DirectAdjoint()):
         problem = PairProblem([0.5, 0.1])
         result = problem.solve(route, rtol=rtol, method=method)
@@ -200,7 +201,8 @@ def test_several_targets_are_the_single_ones() -> None:
                 torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("k", range(5))
+# The first and the last target of the path come first.
+@pytest.mark.parametrize("k", slow_after(2, [1, 2, 0, 3, 4]))
 def test_one_of_several_targets_alone(k: int) -> None:
     """Nothing arrives at the others: the path ends at that hit, wherever it stands."""
     found = []

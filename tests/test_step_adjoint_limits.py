@@ -83,8 +83,7 @@ def test_the_transpose_is_garbage_there(start: tuple[float, float], rtol: float)
     [
         pytest.param(FAR, 1e-4, marks=pytest.mark.slow),
         (PLANTED, 1e-3),
-        (LOOSE, 1e-3),
-        (LOOSE, 1e-2),
+        *(pytest.param(LOOSE, rtol, marks=pytest.mark.slow) for rtol in (1e-3, 1e-2)),
     ],
     ids=str,
 )
@@ -100,7 +99,7 @@ def test_garbage_falls_back(start: tuple[float, float], rtol: float) -> None:
 @pytest.mark.filterwarnings("ignore::ode_stopping.GradientAccuracyWarning")
 @pytest.mark.parametrize(
     ("start", "rtol"),
-    [(GENTLE, 1e-3), (GENTLE, 1e-5), (PLANTED, 1e-5)],
+    [(GENTLE, 1e-3), pytest.param(GENTLE, 1e-5, marks=pytest.mark.slow), (PLANTED, 1e-5)],
     ids=str,
 )
 def test_a_transpose_that_is_good_stays(start: tuple[float, float], rtol: float) -> None:

@@ -82,7 +82,14 @@ CASES: dict[str, tuple[Callable[[], tuple[Flow, Any]], float]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# Flows that have a like among the others: these alone take half of the time.
+LIKE_OTHERS = ("strongly convex", "high resolution", "hessian", "adam")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ()) for name in CASES],
+)
 def test_the_gradient_by_independent_roads(name: str) -> None:
     make, t0 = CASES[name]
     flow, start = make()

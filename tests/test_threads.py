@@ -228,7 +228,7 @@ def test_an_interrupt_leaves_everything_as_it_was(side: str) -> None:
     run()
     total = calls
     theta.grad = None
-    stride = 1 if total < 400 else total // 20
+    stride = 1 if total < 400 else total // 8
     assert total > 20
     for n in range(1, total + 1, stride):
         calls, at = 0, n
