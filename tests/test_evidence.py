@@ -8,6 +8,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -216,6 +217,7 @@ def relu_flow() -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
 RELU_START = torch.tensor([1.0, -0.7, 0.4], dtype=torch.float64)
 
 
+@cache
 def relu_difference() -> float:
     """dT/dW_11 by a central difference."""
     flow, weights = relu_flow()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -86,17 +87,23 @@ class Planted:
         )
 
 
+PLACES = ("early", "a stretch of the path")
+
+
 @pytest.mark.parametrize(
-    ("lose", "evidence"),
+    ("place", "what", "lose", "evidence"),
     [
-        ("detached", "standard"),
-        ("detached", "thorough"),
-        ("numpy", "standard"),
-        ("tripled", "standard"),
+        *product(PLACES, ("theta", "x"), ("detached", "tripled"), ["standard"]),
+        ("early", "theta", "numpy", "standard"),
+        ("early", "theta", "detached", "thorough"),
+        # What is lost is the same, by another call and at another cost.
+        *(
+            pytest.param(place, what, *how, marks=pytest.mark.slow)
+            for how in (("numpy", "standard"), ("detached", "thorough"))
+            for place, what in [*product(PLACES, ("theta", "x"))][1:]
+        ),
     ],
 )
-@pytest.mark.parametrize("what", ["theta", "x"])
-@pytest.mark.parametrize("place", ["early", "a stretch of the path"])
 def test_what_is_lost_on_a_branch_is_named(what: str, lose: str, place: str, evidence: str) -> None:
     where = (lambda t, x: early(t)) if place == "early" else (lambda t, x: at_the_edge(x))
     planted = Planted(what, LOST[lose], where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from variants import slow_after
 
 from discrete import stopping_index
 from discrete.learned import CoordinateLSTM, LearnedOptimizer, LearnedPreconditioner, RNNprop
@@ -114,7 +115,7 @@ def assert_same(found: list[Tensor], expected: tuple[Tensor | None, ...], tolera
 
 @pytest.mark.parametrize("kind", ["rnnprop", "l2o", "preconditioner"])
 @pytest.mark.parametrize("inputs", ["detached", "through"])
-@pytest.mark.parametrize("interpolation", [None, "log"])
+@pytest.mark.parametrize("interpolation", slow_after(1, ["log", None]))
 def test_the_whole_gradient_is_that_of_the_plain_loop(
     kind: str, inputs: str, interpolation: str | None
 ) -> None:

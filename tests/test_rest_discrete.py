@@ -171,12 +171,21 @@ def test_schedules_that_move_again(schedule: Callable[[int], float]) -> None:
         # The same at 0.995^(2 k) = 1e-60/2: k = 13850.6.
         (lambda k, x: 0.995 * x, ONES, square, 1e-60, 13_851),
         # A ball that turns round: x = .01 k s - s^2 k^2/2 falls below -.5 with s = 1e-3.
-        (
+        pytest.param(
             lambda k, s: (s[0] + 1e-3 * s[1], s[1] - 1e-6),
             (number(0.0, grad=False), number(0.01, grad=False)),
             lambda t, s: 1 + s[0],
             0.5,
             None,
+            marks=pytest.mark.slow,
+        ),
+        # The same, ten times heavier: x = 1e-5 k - 5e-9 k (k - 1) is -1/2 at k = 11050.4.
+        (
+            lambda k, s: (s[0] + 1e-3 * s[1], s[1] - 1e-5),
+            (number(0.0, grad=False), number(0.01, grad=False)),
+            lambda t, s: 1 + s[0],
+            0.5,
+            11_051,
         ),
         # A plateau of J, across which the state walks.
         (

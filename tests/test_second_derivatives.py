@@ -211,7 +211,11 @@ def iterated(route: IndexRoute, interpolation: Any, of: str) -> tuple[Function, 
 
 ROADS = [
     *(
-        pytest.param(continuous(route, of), id=f"{type(route).__name__}-{of}")
+        pytest.param(
+            continuous(route, of),
+            id=f"{type(route).__name__}-{of}",
+            marks=pytest.mark.slow if isinstance(route, ForwardSensitivity) else (),
+        )
         for route, of in product(FIRST_ONLY, ("time", "state"))
     ),
     *(
