@@ -255,3 +255,30 @@ def test_killed_at_any_moment_it_loses_nothing_but_the_step(tmp_path: Path, kill
     assert undisturbed.wait(300) == 0
     first, second = torch.load(whole), torch.load(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"stopping": -1.0}, "stopping must be"),
+        ({"stopping": float("inf")}, "stopping must be"),
+        ({"weights": [1.0, -1.0]}, r"weights\[1\]"),
+        ({"largest": 0.0}, "largest must be"),
+        ({"values": "square"}, "values must be"),
+        ({"interpolation": "hermite"}, "interpolation must be"),
+    ],
+)
+def test_bad_losses(options: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        MetaLoss(**options)  # type: ignore[arg-type]
+
+
+def test_no_logarithm_of_a_decrease() -> None:
+    """It is negative where f rises."""
+
+    def tasks(count: int, seed: int) -> MetaTask:
+        task = FAMILY.draw(count, seed=seed)
+        return MetaTask(task.objective, task.x0, "decrease", task.targets)
+
+    with pytest.raises(ValueError, match='interpolation="log" needs'):
+        meta_train(fresh(), tasks, loss=MetaLoss(interpolation="log"), steps=1, batch=8, horizon=3)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ode_stopping.core.validation import checked_number
 from ode_stopping.criteria import GradientNorm, LossValue
 
 from ..tasks import MetaTask
@@ -35,7 +36,9 @@ class MetaLoss:
             (Where J hardly falls the quotient is large.)
 
     Raises:
-        ValueError: A negative lambda, or an unknown word.
+        TypeError: No number where there should be one.
+        ValueError: A negative or infinite lambda or weight, a bound that is not positive, or an
+            unknown word.
     """
 
     stopping: float = 1.0
@@ -45,8 +48,11 @@ class MetaLoss:
     largest: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.stopping >= 0:
-            raise ValueError(f"stopping must be a number >= 0; got {self.stopping}")
+        checked_number(self.stopping, name="stopping", low=0.0, closed=True)
+        for place, weight in enumerate(() if self.weights is None else self.weights):
+            checked_number(weight, name=f"weights[{place}]", low=0.0, closed=True)
+        if self.largest is not None:
+            checked_number(self.largest, name="largest", low=0.0)
         if self.values not in ("f", "log", "none"):
             raise ValueError(f'values must be "f", "log" or "none"; got {self.values!r}')
         if self.interpolation not in (None, "log"):
@@ -195,7 +201,17 @@ def cotangents(
 
     Returns:
         The sum of share w_k f(x_k) over the steps and problems, shape (); and the cotangents.
+
+    Raises:
+        ValueError: A fractional index by logarithms, of a criterion or target that may be negative.
     """
+    if loss.interpolation == "log" and (
+        task.measured == "decrease" or bool((task.targets <= 0).any())
+    ):
+        raise ValueError(
+            'interpolation="log" needs a criterion and targets > 0; got '
+            f"{task.criterion!r} and targets {task.targets.tolist()}. Take interpolation=None"
+        )
     steps = range(1, len(part.f))
     weights = part.f.new_tensor([loss.weight(part.begin + i, horizon) for i in steps]) * share
     value = (weights.unsqueeze(-1) * loss.of_values(part.f[1:])).sum()
