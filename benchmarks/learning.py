@@ -70,7 +70,7 @@ def trained(name: str, seed: int, folder: Path) -> LearnedOptimizer:
 
 def figures(found: Evaluation) -> Row:
     """What is kept of an evaluation, for the last target."""
-    samples = found.samples
+    samples = found.outcomes
     return {
         "index": samples.index[:, -1].tolist(),
         "rises": samples.rises[:, -1].tolist(),

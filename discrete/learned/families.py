@@ -293,9 +293,16 @@ class MixedFamily(TaskFamily):
 
     Args:
         families: At least one.
+
+    Raises:
+        ValueError: None.
     """
 
     families: Sequence[TaskFamily]
+
+    def __post_init__(self) -> None:
+        if not self.families:
+            raise ValueError("families must hold at least one")
 
     def draw(
         self,
