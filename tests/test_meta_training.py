@@ -126,6 +126,14 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         train(fresh(), checkpoint=file, steps=1)
 
 
+def test_a_checkpoint_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    seen: list[MetaRecord] = []
+    with pytest.raises(OSError, match=r"file|directory"):
+        train(fresh(), checkpoint=tmp_path / "file" / "state", progress=seen.append)
+    assert seen == []
+
+
 def test_the_best_on_validation_is_kept() -> None:
     learned, validation = fresh(), FAMILY.draw(16, seed=7)
     history = meta_train(

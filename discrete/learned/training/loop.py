@@ -140,6 +140,9 @@ def meta_train(
         if found is not None:
             training.restore(found)
         group.wait()
+        if found is None and file is not None and group.rank == 0:
+            # What cannot be written is said before the work.
+            write_checkpoint(training.checkpoint(), file)
         with Log(log, tensorboard, progress, of=training.history, first=group.rank == 0) as told:
             while training.step < settings.steps:
                 record = training.advance()
