@@ -124,7 +124,8 @@ def seconds(action: Callable[[], object]) -> float:
 
 def peak_mib(action: Callable[[], object]) -> float:
     """How far the resident set rises above where it was."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    with Path("/proc/self/clear_refs").open("w", encoding="ascii") as file:
+        file.write("5")  # the high-water mark begins anew
     before = _status("VmRSS")
     action()
     return (_status("VmHWM") - before) / 1024

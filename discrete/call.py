@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from ode_stopping.core.functions import CriterionMap
 from ode_stopping.core.leaves import LeafSet
+from ode_stopping.core.rows import CriterionRows, Rows
 from ode_stopping.core.states import StateLayout
 
 from .rules.maps import UpdateMap
+from .rules.rows import UpdateRows
 from .rules.step_decrease import StepDecrease
 
-__all__ = ["Call", "Definition", "Route"]
+__all__ = ["BatchCall", "Call", "Definition", "Route"]
 
 
 class Definition(Protocol):
@@ -106,3 +109,28 @@ class Call:
         return not isinstance(criterion, StepDecrease) or criterion.measures(
             self.layout.unpack(flat)
         )
+
+
+@dataclass(frozen=True)
+class BatchCall(Call):
+    """A checked call with a batch of B problems.
+
+    `x0` and `begin` have shape (B, n), and `targets` holds one tensor, shape (B, K): K targets of
+    every sample.
+
+    Attributes:
+        update: G_k on rows.
+        criterion: J on rows.
+        rows: All samples, with the tensors that have one row for each.
+        droppable: Whether samples that have stopped may leave the computation.
+    """
+
+    update: UpdateRows
+    criterion: CriterionRows
+    rows: Rows = Rows(0)  # noqa: RUF009 - never changed
+    droppable: bool = False
+
+    @property
+    def levels(self) -> Tensor:
+        """The targets as numbers, shape (B, K), float64."""
+        return self.targets[0].detach().to(torch.float64)

@@ -81,6 +81,12 @@ class StoppingIndexResult:
     the state a first axis of K, and `status` is a list of K, in the order of the targets; the
     trajectory and the counts are those of the whole run, and `problem` is None.
 
+    Of a batch (`batched=True`) everything has a first axis of B samples, before that of K targets
+    where they have one: `status` is a list of B (of lists of K), `best` and `best_index` have shape
+    (B,), `trajectory.losses` shape (steps, B) with NaN behind a sample's end, `states_at` shape
+    (len(at), B, ...). The update and the criterion are counted once for all samples; `row_steps` is
+    the number of steps of single samples that were computed.
+
     Attributes:
         index: N in steps; -1 for a miss.
         steps: N (Definition 3) or N* (fractional) in steps, shape (), float64; differentiable.
@@ -100,6 +106,7 @@ class StoppingIndexResult:
             pickling, and where `at` cuts the run into parts.
         states_at: x_k at the steps `at`, each piece of shape (len(at), ...), in the order asked;
             differentiable. NaN beyond the end, which raises where it is differentiated.
+        row_steps: Of a batch, how many steps of single samples the forward run computed.
     """
 
     index: Any  # an int, or a tensor of them
@@ -111,11 +118,12 @@ class StoppingIndexResult:
     decrease: Tensor
     trajectory: IndexTrajectory
     costs: Costs
-    best: float
-    best_index: int
+    best: Any  # a float, or a tensor of them
+    best_index: Any
     note: str = ""
     problem: IndexProblem | None = field(default=None, compare=False)
     states_at: State = field(default_factory=lambda: torch.zeros(0))
+    row_steps: int | None = None
 
     @property
     def stats(self) -> Stats:
@@ -126,31 +134,41 @@ class StoppingIndexResult:
         """Numbers and strings only; the state as nested lists."""
         state = detached_state(self.state)
         return {
-            "index": self.index if isinstance(self.index, int) else self.index.tolist(),
+            "index": _plain(self.index),
             "steps": self.steps.detach().tolist(),
             "time": None if self.time is None else self.time.detach().tolist(),
             "state": _lists(state),
             "status": each(self.status, lambda status: status.name),
             "reached": self.reached.tolist(),
             "decrease": self.decrease.tolist(),
-            "best": self.best,
-            "best_index": self.best_index,
+            "best": _plain(self.best),
+            "best_index": _plain(self.best_index),
             "note": self.note,
             "states_at": _lists(detached_state(self.states_at)),
             "stats": self.stats.to_dict(),
         }
 
     def to_dataframe(self) -> Any:
-        """Steps and losses as a pandas DataFrame (needs the extra `checks`)."""
+        """Steps and losses as a pandas DataFrame (needs the extra `checks`).
+
+        Of a batch one column a sample, NaN behind its end.
+        """
         pandas = optional_module("pandas", "to_dataframe")
-        losses = self.trajectory.losses.tolist()
-        return pandas.DataFrame({"step": range(len(losses)), "criterion": losses})
+        losses = self.trajectory.losses
+        if losses.ndim == 2:
+            columns = {f"criterion_{i}": one.tolist() for i, one in enumerate(losses.unbind(1))}
+            return pandas.DataFrame({"step": range(len(losses)), **columns})
+        return pandas.DataFrame({"step": range(len(losses)), "criterion": losses.tolist()})
 
     def plot(self, axes: Any = None) -> Any:
         """J over steps with N marked, on matplotlib axes (needs the extra `checks`).
 
         `ode_stopping.plots.plot_criterion` takes several runs and has more options.
         """
+        if self.trajectory.losses.ndim == 2:
+            raise NotImplementedError(
+                "a batch has no picture of its own: plot trajectory.losses, one column a sample"
+            )
         problem = self.problem
         target = None if problem is None else problem.criterion.shown(problem.target)
         return pictures().plot_criterion(self, axes=axes, target=target)
@@ -176,7 +194,8 @@ class StoppingIndexResult:
             f"  index       {index}",
             f"  steps       {numbers(self.steps, 12)}",
             f"  decrease    {numbers(self.decrease, 6)}   (J_N - J_(N-1))",
-            f"  best        {self.best:.6g} at step {self.best_index}",
+            f"  best        {numbers(torch.as_tensor(self.best), 6)} at step "
+            f"{numbers(torch.as_tensor(self.best_index), 12)}",
             f"  evaluations {s.nfe_forward} update, {s.criterion_calls} criterion, "
             f"{s.checks} checks",
         ]
@@ -185,6 +204,10 @@ class StoppingIndexResult:
         if s.vjps is not None:
             lines.append(f"  backward    {s.vjps} steps replayed and differentiated")
         return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def _lists(state: State) -> Any:

@@ -29,6 +29,7 @@ from ode_stopping.core.validation import (
 )
 from ode_stopping.flows import Flow
 
+from .batch import Asked, batched_index, checked_batch, checked_levels
 from .call import Call
 from .gradients.adjoint import DiscreteAdjoint, IndexRoute
 from .gradients.attach import attach
@@ -60,6 +61,7 @@ def stopping_index(
     params: Iterable[Tensor] | None = None,
     censored: float | Literal["horizon"] | None = None,
     batched: bool = False,
+    per_sample: Iterable[Tensor] | None = None,
     throw: bool = True,
     evidence: Literal["light", "standard"] = "standard",
     at: Iterable[int] | Tensor = (),
@@ -97,8 +99,21 @@ def stopping_index(
         params: Tensors to differentiate to that cannot be found from a traced evaluation.
         censored: What a miss counts as: a number of steps, or "horizon" (max_steps). None:
             infinity, which raises if a non-zero cotangent reaches it.
-        batched: Many independent problems at once (not available yet).
-        throw: Raise for DIVERGED instead of returning the status.
+        batched: dim 0 of every piece of x0 is a batch of B independent problems, solved in one run.
+            `update` and `criterion` work on states of shape (B, ...), the criterion gives (B,); one
+            that lets a sample depend on another is refused. Each sample has its own N, status and
+            derivatives, and is frozen where its run is over (its last target met, diverged, at the
+            limit), whatever the others do. All results have a first axis of B. `target`: () for
+            all, (B,) one a sample, (1, K) or (B, K) for K targets of each, with results (B, K). One
+            backward pass for all, by `DiscreteAdjoint`; "hermite" and "partial_step" are refused,
+            and so are the other routes. t0, max_steps, `at` and `censored` are those of all.
+        per_sample: Of a batch, every tensor with one row a sample that update and criterion use, as
+            they use it (the data, a parameter for each problem); () where there is none. Then
+            samples leave the computation once a quarter of those in it is over: the functions see
+            the rows that are left, of x and of these tensors. None: not declared, and all B rows
+            are always computed.
+        throw: Raise for DIVERGED instead of returning the status; of a batch after all samples are
+            solved.
         evidence: "standard": every backward pass is held against one difference along everything
             that x_N depends on, which sees a derivative that is lost in some steps only; it costs
             the run twice. "light": without it, for inner loops; update and criterion are looked at
@@ -114,11 +129,12 @@ def stopping_index(
     steps. A reset at a step belongs to the update, which knows k.
 
     Raises:
-        TypeError, ValueError: Bad input, naming the argument.
+        TypeError, ValueError: Bad input, naming the argument; coupled samples of a batch, or
+            tensors with one row a sample that `per_sample` leaves out.
         StoppingError: The run diverged, and `throw` is True.
         GradientError: The update or the criterion lose part of their derivatives, or are not
             reproducible; or, in the backward pass, the criterion is piecewise constant.
-        NotImplementedError: `batched`.
+        NotImplementedError: What a batch does not have.
 
     Warns:
         GradientAccuracyWarning: A derivative is lost or wrong in some of the steps; naming tensors.
@@ -127,10 +143,6 @@ def stopping_index(
             rounding of the target at the start and moves away from it (the warning names
             `leave_first=True`).
     """
-    if batched:
-        raise NotImplementedError(
-            "batched=True is not available yet: call stopping_index once a sample"
-        )
     # First, since a transformed tensor cannot be looked into.
     refuse_transforms(x0, target, t0)
     state = checked_state(x0, half=True)
@@ -140,43 +152,57 @@ def stopping_index(
         raise ValueError(f'evidence must be "light" or "standard"; got {evidence!r}')
     rises = checked_direction(direction)
     require_flag(leave_first, name="leave_first")
-    layout = StateLayout.of(state)
-    packed = layout.pack(state)
-    start = checked_scalar(t0, name="t0", like=packed)
-    targets = checked_targets(target, like=packed, criterion=criterion)
-    values = [float(one.detach()) for one in targets]
+    require_flag(batched, name="batched")
+    if per_sample is not None and not batched:
+        raise ValueError("per_sample is of a batch: it needs batched=True")
+    like = state[0] if isinstance(state, tuple) else state
+    start = checked_scalar(t0, name="t0", like=like)
+    if batched:
+        levels = checked_levels(target, like=like, count=checked_batch(state), criterion=criterion)
+        targets, several = [levels], isinstance(target, Tensor) and target.ndim == 2
+    else:
+        targets = checked_targets(target, like=like, criterion=criterion)
+        several = isinstance(target, Tensor) and target.ndim == 1
+    values = [value for one in targets for value in one.detach().reshape(-1).tolist()]
     if isinstance(criterion, StepDecrease):
         criterion.check_direction(rises=rises)
-        for value in values:
+        for value in dict.fromkeys(values):
             criterion.check_target(value)
     definition = _checked_definition(interpolation, update, min(values))
     limit = _checked_limits(max_steps, censored)
-    asked = _checked_steps(at)
+    options: dict[str, Any] = {
+        "leaves": LeafSet.collect(update, criterion, params=params),
+        "definition": definition,
+        "missed": scalar(float("inf") if limit is None else limit, like),
+        "max_steps": max_steps,
+        "route": gradient,
+        "throw": throw,
+        "evidence": evidence,
+        "leave_first": leave_first,
+        "at": _checked_steps(at),
+    }
+    if batched:
+        asked = Asked(state, several, rises, per_sample, options)
+        return batched_index(update, criterion, start, levels, asked)
+    layout = StateLayout.of(state)
+    packed = layout.pack(state)
     # A copy: an update that changes its argument in place is refused, but not before it did so.
     begin = packed.detach().clone()
     measured = CriterionMap(criterion, layout, begin, rises=rises)
     call = Call(
         update=UpdateMap(update, layout, begin, Clock.of(update, start.to(torch.float64))),
         criterion=measured,
-        leaves=LeafSet.collect(update, criterion, params=params),
-        definition=definition,
         x0=packed,
         begin=begin,
         t0=start,
         targets=tuple(measured.oriented(one) for one in targets),
-        several=isinstance(target, Tensor) and target.ndim == 1,
-        missed=scalar(float("inf") if limit is None else limit, begin),
-        max_steps=max_steps,
-        route=gradient,
-        throw=throw,
-        evidence=evidence,
-        leave_first=leave_first,
-        at=asked,
+        several=several,
+        **options,
     )
     if gradient is None:
         return finished(attach(find_index(call, None)))
     graphs = gradient.graph_memory if torch.is_grad_enabled() else 0
-    store = gradient.store(len(targets) + len(set(asked)))
+    store = gradient.store(len(targets) + len(set(call.at)))
     return finished(attach(find_index(call, store, graphs=graphs)))
 
 

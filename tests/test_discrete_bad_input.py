@@ -149,11 +149,6 @@ def test_routes(make: Callable[[Any], object], name: str) -> None:
         assert name in message(error, lambda bad=bad: make(bad))
 
 
-def test_batched_says_that_it_is_not_there_yet() -> None:
-    text = message(NotImplementedError, lambda: stopping_index(**GOOD, batched=True))
-    assert "batched" in text
-
-
 def test_functional_transforms_name_the_batched_form() -> None:
     def steps(x0: Tensor) -> Tensor:
         return stopping_index(**{**GOOD, "x0": x0}).steps

@@ -126,6 +126,14 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         train(fresh(), checkpoint=file, steps=1)
 
 
+def test_a_checkpoint_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    seen: list[MetaRecord] = []
+    with pytest.raises(OSError, match=r"file|directory"):
+        train(fresh(), checkpoint=tmp_path / "file" / "state", progress=seen.append)
+    assert seen == []
+
+
 def test_the_best_on_validation_is_kept() -> None:
     learned, validation = fresh(), FAMILY.draw(16, seed=7)
     history = meta_train(
@@ -201,11 +209,38 @@ def test_mixed_families() -> None:
         ({"inputs": "some"}, "inputs"),
         ({"truncated": False}, 'update="horizon"'),
         ({"horizon": (9, 3)}, "horizon"),
+        ({"horizon": lambda step: 0}, r"horizon\(0\)"),
+        ({"loss": "f"}, "loss must be a MetaLoss"),
+        ({"loss": MetaLoss(weights=[1.0])}, "every step of the horizon, 10"),
+        ({"dtype": torch.int64}, "dtype"),
+        ({"validation": 3}, "validation"),
     ],
 )
 def test_bad_options(options: dict[str, object], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((TypeError, ValueError), match=match):
         train(fresh(), **options)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "match"),
+    [
+        (None, "TaskFamily or a callable"),
+        (lambda count, seed: 3, "must return a MetaTask"),
+        (lambda count, seed: FAMILY.draw(3, seed=seed), "asked for 2 problems, and returned 3"),
+    ],
+)
+def test_bad_tasks(tasks: object, match: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=match):
+        meta_train(fresh(), tasks, steps=1, batch=16)  # type: ignore[arg-type]
+
+
+def test_what_has_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="no parameters"):
+        meta_train(fresh().requires_grad_(False), FAMILY, steps=1)
+    with pytest.raises(TypeError, match="LearnedOptimizer"):
+        meta_train(torch.nn.Linear(1, 1), FAMILY, steps=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one"):
+        MixedFamily([])
 
 
 def launched(*arguments: str, processes: int = 0) -> subprocess.Popen[bytes]:

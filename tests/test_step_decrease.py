@@ -373,3 +373,19 @@ def test_readable_and_portable() -> None:
     # The first entry is the position, as everywhere: other criteria read the state unchanged.
     loss = LossValue(criterion.objective)(torch.tensor(0.0), result.state)
     assert loss.item() == pytest.approx(half_square(result.state[0]).item())
+
+
+def test_a_state_that_is_small_beside_the_mark() -> None:
+    """The iteration has no scale: with x0 and target scaled alike N and dN are the same."""
+    found = []
+    for size in (1.0, 1e-6):
+        c = torch.tensor([1.0, 0.6, 0.4], dtype=torch.float64, requires_grad=True)
+        rate = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        criterion = StepDecrease(lambda x, c=c: (c * x * x).sum() / 2)
+        update = criterion.wrap(lambda k, x, c=c, rate=rate: x - rate * c * x)
+        x0 = size * torch.tensor([1.6, 1.2, 1.0], dtype=torch.float64)
+        run = stopping_index(update, criterion.initial_state(x0), criterion, 1e-4 * size**2)
+        found.append((run.index, *torch.autograd.grad(run.steps, [c, rate])))
+    assert found[0][0] == found[1][0] > 5
+    for first, second in zip(found[0][1:], found[1][1:], strict=True):
+        assert torch.allclose(first, second, rtol=1e-9)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +23,15 @@ from ..iterating.recording import CHUNK, Chunk
 from ..iterating.store import CheckpointStore, RecentStore, StateStore
 from .problem import IndexProblem
 
-__all__ = ["DiscreteAdjoint", "DiscretePullBack", "IndexRoute", "Truncated", "Unrolled"]
+__all__ = [
+    "DiscreteAdjoint",
+    "DiscretePullBack",
+    "IndexRoute",
+    "Replays",
+    "Truncated",
+    "Unrolled",
+    "stored_state",
+]
 
 _UNROLLED_MEMORY = 2**30
 
@@ -42,6 +51,18 @@ class DiscretePullBack:
     start_time: Tensor
     leaves: list[Tensor]
     steps: int | None = None
+
+
+class Replays(Protocol):
+    """A sweep that replays steps from stored states."""
+
+    def through(self, begin: int, end: int, first: Tensor, last: Tensor) -> None:
+        """Take lam from x_end to x_begin through a replay that has to arrive at `last`."""
+
+    def replayed(
+        self, begin: int, first: Tensor, end: int, last: Tensor, store: CheckpointStore
+    ) -> list[tuple[int, Tensor]]:
+        """The path from x_begin to x_end anew, with states in between as the store allows."""
 
 
 class IndexRoute(ABC):
@@ -119,21 +140,33 @@ class DiscreteAdjoint(IndexRoute):
         assert problem.store is not None
         path = [(first, problem.x0)]
         path += [
-            (k, _stored(problem.store, k)) for k in problem.store.indices() if first < k < last
+            (k, stored_state(problem.store, k)) for k in problem.store.indices() if first < k < last
         ]
         if last > first:
             path.append((last, problem.previous))
-        gap = max((n - k for (k, _), (n, _) in pairwise(path)), default=1)
-        chunk, memory = self._shares(problem, gap)
-        self._through(backward, path, chunk, memory)
+        self.through_path(backward, path, problem.run.step_bytes)
         return backward.result()
 
-    def _shares(self, problem: IndexProblem, gap: int) -> tuple[int, int]:
+    def through_path(
+        self, backward: Replays, path: list[tuple[int, Tensor]], step_bytes: int | None
+    ) -> None:
+        """Take lam from the last state (k, x_k) of a path of stored states to the first.
+
+        Args:
+            backward: Who takes lam through some steps.
+            path: In order of the steps.
+            step_bytes: What the graph of one step keeps alive; None: not known.
+        """
+        gap = max((n - k for (k, _), (n, _) in pairwise(path)), default=1)
+        state = path[0][1].numel() * path[0][1].element_size()
+        chunk, memory = self._shares(4 * state if step_bytes is None else step_bytes, gap)
+        self._through(backward, path, chunk, memory)
+
+    def _shares(self, step: int, gap: int) -> tuple[int, int]:
         """Steps in one graph, and bytes for a replayed stretch; `gap` is between checkpoints."""
         if self.chunk is not None:
             return self.chunk, self.memory
-        state = problem.x0.numel() * problem.x0.element_size()
-        step = max(4 * state if problem.run.step_bytes is None else problem.run.step_bytes, 1)
+        step = max(step, 1)
         fit = self.memory // step
         if gap <= fit:
             return min(max(CHUNK, gap), fit), self.memory
@@ -141,9 +174,8 @@ class DiscreteAdjoint(IndexRoute):
         return chunk, max(self.memory - chunk * step, 1)
 
     def _through(
-        self, backward: _Backward, path: list[tuple[int, Tensor]], chunk: int, memory: int
+        self, backward: Replays, path: list[tuple[int, Tensor]], chunk: int, memory: int
     ) -> None:
-        """Take lam from the last state (k, x_k) of the path to the first."""
         end = len(path) - 1
         while end > 0:
             begin = end - 1
@@ -221,7 +253,7 @@ class Truncated(IndexRoute):
         backward = _Backward(problem, cotangent)
         for end in range(last, first, -CHUNK):
             begin = max(end - CHUNK, first)
-            states = _stored(problem.store, begin), _stored(problem.store, end)
+            states = stored_state(problem.store, begin), stored_state(problem.store, end)
             backward.through(begin, end, *states)
         return backward.result(reaches_start=first == 0)
 
@@ -283,7 +315,7 @@ class _Backward:
             store.add(k - begin, x)
             x = update.step(k, x)
         update.require_same(x, last, end)
-        return [*((begin + k, _stored(store, k)) for k in store.indices()), (end, last)]
+        return [*((begin + k, stored_state(store, k)) for k in store.indices()), (end, last)]
 
     def result(self, *, reaches_start: bool = True) -> DiscretePullBack:
         """What was summed up; a truncated sum has no cotangent on x_0."""
@@ -294,7 +326,8 @@ class _Backward:
         return DiscretePullBack(start, by_start, sums[moving:], self._steps)
 
 
-def _stored(store: StateStore, k: int) -> Tensor:
+def stored_state(store: StateStore, k: int) -> Tensor:
+    """x_k; raises GradientError where it was not kept."""
     state = store.get(k)
     if state is None:
         raise GradientError(f"x_{k} was not kept")

@@ -21,13 +21,13 @@ from .problem import IndexProblem
 __all__ = ["Smoothness", "look_at_criterion"]
 
 # The decrease and the trapezoidal rule agree to this share where J is smooth and the step short.
-_AGREEMENT = 1e-2
+AGREEMENT = 1e-2
 # A jump is what remains of the decrease on the smallest piece of the step.
-_JUMP = 1e-4
+JUMP = 1e-4
 # Part of the last step, and of the size of the state, over which one-sided slopes are taken.
-_REACH = 1e-3
+REACH = 1e-3
 # Share of the slope by which one-sided slopes differ at a kink.
-_KINK = 1e-2
+KINK = 1e-2
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Smoothness:
             "instead of the accuracy), or gradient=None where N alone is wanted"
         )
 
-    def warn(self, n: int) -> None:
-        """Say what leaves the derivative of the index N = n in doubt."""
+    def warn(self, n: int, whose: str = "") -> None:
+        """Say what leaves the derivative of the index N = n in doubt; of which sample, in front."""
         if self.refusal:
             return  # said in the backward pass, where it matters
         if self.jumps:
@@ -66,7 +66,7 @@ class Smoothness:
                 "but not in its gradient, so the gradient of the index is too small or wrong. "
                 "Use a criterion that is continuous"
             )
-            warn_user(message, StoppingWarning)
+            warn_user(whose + message, StoppingWarning)
         elif self.flat:
             message = (
                 f"the gradient of the criterion at step {n} is zero, although J changed in this "
@@ -74,14 +74,14 @@ class Smoothness:
                 'is zero. Choose a target that is met earlier, or interpolation="log" or '
                 '"partial_step"'
             )
-            warn_user(message, StoppingWarning)
+            warn_user(whose + message, StoppingWarning)
         elif self.kink:
             message = (
                 f"the criterion has a kink at x_{n} (the larger of two residuals, where they are "
                 "equal?): the index has one-sided derivatives only, and the gradient is the one "
                 "that torch's own functions choose there"
             )
-            warn_user(message, KinkWarning)
+            warn_user(whose + message, KinkWarning)
 
 
 def look_at_criterion(problem: IndexProblem) -> Smoothness:
@@ -99,13 +99,13 @@ def look_at_criterion(problem: IndexProblem) -> Smoothness:
     decrease = problem.decrease
     noise = 1e3 * eps * size
     jumps = False
-    if abs(0.5 * (before + after) - decrease) > _AGREEMENT * abs(decrease) + noise:
+    if abs(0.5 * (before + after) - decrease) > AGREEMENT * abs(decrease) + noise:
 
         def loss(s: float) -> float:
             return criterion.value(clock.time(n - 1 + s), problem.previous + s * step)
 
         change, width = _concentrated(loss, problem)
-        jumps = abs(change) > max(_JUMP, 100 * width) * abs(decrease) + noise
+        jumps = abs(change) > max(JUMP, 100 * width) * abs(decrease) + noise
     flat = flat and decrease != 0.0
     kink = not (jumps or flat) and _has_kink(problem, step)
     return Smoothness(jumps, flat, kink)
@@ -161,14 +161,14 @@ def _has_kink(problem: IndexProblem, step: Tensor) -> bool:
         behind = criterion.value(t, problem.state - size * direction)
         return (ahead - here) / size, (here - behind) / size
 
-    reach = _REACH
+    reach = REACH
     gaps = []
     for _ in range(2):
         ahead, behind = sides(reach)
         scale = max(abs(ahead), abs(behind))
         rounding = 100 * torch.finfo(problem.state.dtype).eps * abs(here) / reach
         gaps.append(abs(ahead - behind))
-        if not gaps[-1] > _KINK * scale + rounding:
+        if not gaps[-1] > KINK * scale + rounding:
             return False
         reach /= 16
     return gaps[1] > 0.5 * gaps[0]

@@ -17,6 +17,7 @@ from ode_stopping.core.consistency import (
     check_time,
     noise_like,
 )
+from ode_stopping.core.leaves import LeafSet
 from ode_stopping.core.states import StateLayout
 from ode_stopping.core.status import KinkWarning, MissingGradientError, Status
 from ode_stopping.core.warn import warn_user
@@ -24,7 +25,7 @@ from ode_stopping.core.warn import warn_user
 from ..iterating.run import Run
 from .problem import IndexProblem
 
-__all__ = ["check_functions", "trace_leaves"]
+__all__ = ["check_functions", "compare_derivatives", "trace_leaves"]
 
 _TRACE_POINTS = 8
 # Where a kink is suspected: points nearby, at this share of the size of the state.
@@ -111,11 +112,11 @@ def check_functions(
     _check_update(problem, last, problem.previous)
     begin = problem.clock.time(last)
     if with_criterion:
-        _check_derivatives(
+        compare_derivatives(
             lambda y: criterion.plain(end, y),
             lambda y: criterion.traced(criterion.time_tensor(end), y),
             problem.state,
-            problem,
+            problem.leaves,
             name="criterion",
             where=f"x_{problem.index}",
         )
@@ -164,21 +165,28 @@ def _check_update(problem: IndexProblem, k: int, x: Tensor) -> None:
     def added_plain(y: Tensor) -> Tensor:
         return added(y.detach().requires_grad_(True)).detach()
 
-    where = f"x_{k}"
-    _check_derivatives(
-        added_plain, added, x, problem, name="update", where=where, layout=update.layout
+    compare_derivatives(
+        added_plain,
+        added,
+        x,
+        problem.leaves,
+        name="update",
+        where=f"x_{k}",
+        layout=update.layout,
+        beside=None if update.adds else x,
     )
 
 
-def _check_derivatives(
+def compare_derivatives(
     evaluate: Callable[[Tensor], Tensor],
     traced: Callable[[Tensor], Tensor],
     x: Tensor,
-    problem: IndexProblem,
+    leaves: LeafSet,
     *,
     name: str,
     where: str,
     layout: StateLayout | None = None,
+    beside: Tensor | None = None,
 ) -> None:
     """`check_derivatives`, which does not take a kink for a derivative that is missing.
 
@@ -192,9 +200,8 @@ def _check_derivatives(
     Warns:
         KinkWarning: x is on a kink.
     """
-    leaves = problem.leaves
     try:
-        check_derivatives(evaluate, traced, x, leaves, name=name, layout=layout)
+        check_derivatives(evaluate, traced, x, leaves, name=name, layout=layout, beside=beside)
         return
     except MissingGradientError:
         if not _on_kink(evaluate, x):
@@ -202,7 +209,9 @@ def _check_derivatives(
         for attempt in range(_NEARBY_POINTS):
             point = x + _NEARBY * _random_move(x, seed=1 + attempt)
             try:
-                check_derivatives(evaluate, traced, point, leaves, name=name, layout=layout)
+                check_derivatives(
+                    evaluate, traced, point, leaves, name=name, layout=layout, beside=beside
+                )
                 break
             except MissingGradientError:
                 continue

@@ -17,7 +17,7 @@ from ode_stopping.core.leaves import walk
 
 from ..rules.maps import UpdateMap
 
-__all__ = ["CHUNK", "Chunk", "Recorder", "Recording"]
+__all__ = ["CHUNK", "Chunk", "Recorder", "Recording", "measured"]
 
 # Steps in one graph where memory is no limit: longer ones gain nothing.
 CHUNK = 64
@@ -119,7 +119,7 @@ class Recorder:
     def _measure(self) -> None:
         """Look at the second step: what it keeps, and whether anyone needs it."""
         start, before, after = self._open
-        self.step_bytes, leaves = _measured(before, after)
+        self.step_bytes, leaves = measured(before, after)
         own = {id(start), id(self._time)}
         if not (self._wanted or any(id(leaf) not in own for leaf in leaves)):
             self._stop()
@@ -134,7 +134,7 @@ class Recorder:
         self._chunks, self._open = [], []
 
 
-def _measured(before: Tensor, after: Tensor) -> tuple[int, list[Tensor]]:
+def measured(before: Tensor, after: Tensor) -> tuple[int, list[Tensor]]:
     """Bytes that the graph from one state to the next keeps alive, and all leaves below."""
     _, older = walk([before])
     leaves, nodes = walk([after])

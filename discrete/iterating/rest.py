@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +13,15 @@ from ode_stopping.core.functions import CriterionMap
 from ..rules.maps import UpdateMap
 from .watches import Watches
 
-__all__ = ["Rest"]
+__all__ = ["BLOCK", "ROUNDING", "Rest", "probes"]
 
 # Steps of one look; two looks, one after the other, find a run at rest.
-_BLOCK = 512
+BLOCK = 512
 # Steps that are tried next, one by one, and further ones that are spread to the limit.
 _NEXT = 1024
 _SPREAD = 2048
 # Movement that rounding can explain, in units of eps.
-_ROUNDING = 16.0
+ROUNDING = 16.0
 # Steps over which a small departure from the state must not grow, and how much is growth.
 _POWERS = 200
 _GROWTH = 1e-5
@@ -61,24 +62,24 @@ class Rest:
         self._update = update
         self._criterion = criterion
         self._limit = limit
-        self.due = 1 if limit > 2 * _BLOCK else limit + 1
+        self.due = 1 if limit > 2 * BLOCK else limit + 1
         self.since = 0
         self._largest: Tensor | None = None
         self._block = _Block()
 
-    def is_resting(self, k: int, x: Tensor, losses: list[float], watches: Watches) -> bool:
+    def is_resting(self, k: int, x: Tensor, losses: list[Any], watches: Any) -> bool:
         """Whether the run rests away from its targets for good; to be asked at step `due`."""
         largest = self._largest = (
             x.abs() if self._largest is None else torch.maximum(self._largest, x.abs())
         )
-        if k < _BLOCK:
+        if k < BLOCK:
             # The scale of each element: the first steps know it best.
             self.due = 2 * k
             return False
         if self._block.open:
             return self._watch(k, x, losses, watches, largest)
-        self.due = k + _BLOCK
-        if k >= 2 * _BLOCK and self._is_quiet(k, losses, watches):
+        self.due = k + BLOCK
+        if k >= 2 * BLOCK and self._is_quiet(k, losses, watches):
             self._block = _Block(k)
             self._block.add(x)
             self.due = k + 1
@@ -86,39 +87,37 @@ class Rest:
 
     def _is_quiet(self, k: int, losses: list[float], watches: Watches) -> bool:
         """Whether J meets and leaves no target at the pace of the last two blocks."""
-        older, newer = losses[-2 * _BLOCK : -_BLOCK], losses[-_BLOCK:]
+        older, newer = losses[-2 * BLOCK : -BLOCK], losses[-BLOCK:]
         low, high = min(newer), max(newer)
         spread = max(*older, high) - min(*older, low)
-        blocks = (self._limit - k) / _BLOCK
+        blocks = (self._limit - k) / BLOCK
         fall, rise = max(min(older) - low, 0.0), max(high - max(older), 0.0)
         above, below = low - watches.highest, watches.leave - high
         return min(above, below) > spread and above > fall * blocks and below > rise * blocks
 
-    def _watch(
-        self, k: int, x: Tensor, losses: list[float], watches: Watches, largest: Tensor
-    ) -> bool:
+    def _watch(self, k: int, x: Tensor, losses: list[Any], watches: Any, largest: Tensor) -> bool:
         block, eps = self._block, torch.finfo(x.dtype).eps
         block.add(x)
         age = k - block.begin
         self.due = k + 1
         # Now and then whether to go on: a state that moves is known by its first steps.
         if age & (age - 1) == 0 and not block.stays(largest, eps):
-            self._close(k + _BLOCK)
+            self._close(k + BLOCK)
             return False
-        if age < 2 * _BLOCK:
-            if age == _BLOCK:
+        if age < 2 * BLOCK:
+            if age == BLOCK:
                 block.halve()
             return False
         begin = block.begin
         if not (block.rests(largest, eps) and self._is_quiet(k, losses, watches)):
-            self._close(k + _BLOCK)
+            self._close(k + BLOCK)
             return False
         awake, still = self._wakes_at(k, x, losses, watches, largest)
         if awake is None and (still or not self._grows(k, x, largest)):
             self.since = begin
             return True
         # What was tried is not tried again until the run has gone as far.
-        self._close(k + _NEXT + _SPREAD if awake is None else max(awake, k) + _BLOCK)
+        self._close(k + _NEXT + _SPREAD if awake is None else max(awake, k) + BLOCK)
         return False
 
     def _close(self, due: int) -> None:
@@ -128,14 +127,12 @@ class Rest:
         self, k: int, x: Tensor, losses: list[float], watches: Watches, largest: Tensor
     ) -> tuple[int | None, bool]:
         """A step that moves x or J, if one is found; else whether every step gave x exactly."""
-        eps = torch.finfo(x.dtype).eps
-        allowed = _ROUNDING * eps * torch.maximum(x.abs(), eps * largest)
-        allowed = torch.where(x.abs() <= _ROUNDING * eps * largest, 2 * x.abs(), allowed)
-        recent = losses[-_BLOCK:]
+        eps, allowed = torch.finfo(x.dtype).eps, self._allowed(x, largest)
+        recent = losses[-BLOCK:]
         low, high = min(recent), max(recent)
-        room = (high - low) + _ROUNDING * eps * max(abs(low), abs(high))
+        room = (high - low) + ROUNDING * eps * max(abs(low), abs(high))
         clock, still = self._update.clock, True
-        for step in _probes(k, self._limit):
+        for step in probes(k, self._limit):
             try:
                 moved = self._update.step(step, x)
                 value = self._criterion.value(clock.time(step + 1), x)
@@ -149,6 +146,13 @@ class Rest:
             if not (isfinite(value) and low - room <= value <= high + room):
                 return step, False
         return None, still
+
+    @staticmethod
+    def _allowed(x: Tensor, largest: Tensor) -> Tensor:
+        """By how much a step may move each element of a state at rest."""
+        eps = torch.finfo(x.dtype).eps
+        allowed = ROUNDING * eps * torch.maximum(x.abs(), eps * largest)
+        return torch.where(x.abs() <= ROUNDING * eps * largest, 2 * x.abs(), allowed)
 
     def _grows(self, k: int, x: Tensor, largest: Tensor) -> bool:
         """Whether a small departure from x grows, by power iteration with differences."""
@@ -203,8 +207,8 @@ class _Block:
         if not self._low.numel():
             return True
         width, size = self._high - self._low, self._size()
-        small = size <= _ROUNDING * eps * largest
-        return bool((small | (width <= _ROUNDING * eps * size)).all())
+        small = size <= ROUNDING * eps * largest
+        return bool((small | (width <= ROUNDING * eps * size)).all())
 
     def rests(self, largest: Tensor, eps: float) -> bool:
         """Whether it has stayed so, and what is small has not grown."""
@@ -213,15 +217,15 @@ class _Block:
         low = torch.minimum(self._low, self._whole[0])
         high = torch.maximum(self._high, self._whole[1])
         size = torch.maximum(low.abs(), high.abs())
-        still = high - low <= _ROUNDING * eps * size
-        small = size <= _ROUNDING * eps * largest
+        still = high - low <= ROUNDING * eps * size
+        small = size <= ROUNDING * eps * largest
         return bool((still | (small & (self._size() <= self._early))).all())
 
     def _size(self) -> Tensor:
         return torch.maximum(self._low.abs(), self._high.abs())
 
 
-def _probes(k: int, limit: int) -> list[int]:
+def probes(k: int, limit: int) -> list[int]:
     """Steps from k on below the limit: the next ones, and others at no fixed distance."""
     near = range(k, min(k + _NEXT, limit))
     left = limit - k - _NEXT

@@ -45,14 +45,17 @@ class CheckpointStore:
         self._memory = memory
         self._states: dict[int, Tensor] = {}
         self._free: list[Tensor] = []
+        self._largest = 1
         self.stride = stride
 
     def add(self, k: int, state: Tensor) -> None:
         """Offer x_k, shape (n,)."""
         if k % self.stride:
             return
-        size = max(state.numel() * state.element_size(), 1)
-        limit = max(self._memory // size, 2)
+        size = state.numel() * state.element_size()
+        # Of a batch later states may have fewer rows; the budget is for the first ones.
+        self._largest = max(size, self._largest)
+        limit = max(self._memory // self._largest, 2)
         if len(self._states) >= limit:
             self._thin_out()
             if k % self.stride:
@@ -60,7 +63,7 @@ class CheckpointStore:
         if size < _SMALL:
             self._states[k] = state
             return
-        if not self._free:
+        if not self._free or self._free[-1].shape != state.shape:
             rows = min(_ROWS, max(_BLOCK // size, 1), limit - len(self._states))
             self._free = list(state.new_empty((rows, *state.shape)).unbind())
         self._states[k] = self._free.pop().copy_(state)

@@ -189,12 +189,17 @@ class UpdateMap(UserFunction):
             # that.
             allowed = eps * (100 * size[piece].amax() + size.amax()) if gap[piece].numel() else 0.0
             if not bool((gap[piece] <= allowed).all()):
-                raise NotReproducibleError(
-                    f"replaying the update does not give x_{k} again, so its derivative would "
-                    "belong to another run. A stochastic update must draw from a generator that is "
-                    "seeded by the step k; state (a counter, a momentum buffer) must be part of x; "
-                    "nothing that the update uses may change before the backward pass."
-                )
+                raise NotReproducibleError(self._differs(k))
+
+    @staticmethod
+    def _differs(k: int) -> str:
+        """What to say where a replay does not give x_k again."""
+        return (
+            f"replaying the update does not give x_{k} again, so its derivative would "
+            "belong to another run. A stochastic update must draw from a generator that is "
+            "seeded by the step k; state (a counter, a momentum buffer) must be part of x; "
+            "nothing that the update uses may change before the backward pass."
+        )
 
     @staticmethod
     def _require_untouched(flat: Tensor, version: int, copy: Tensor | None) -> None:

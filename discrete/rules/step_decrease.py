@@ -39,7 +39,8 @@ class StepDecrease(Criterion):
 
     Use: ``stopping_index(criterion.wrap(update), criterion.initial_state(x0), criterion, tol)``.
     The state becomes (x, d), or (x, v, ..., d) for a tuple, with d a 0-d tensor; `.state` of the
-    result has it as its last entry.
+    result has it as its last entry. For a batch, ``initial_state(x0, batched=True)``: d and f have
+    one value a sample.
 
     The derivative. Within a run of decreases dN is Definition 3 (or the fractional index "log") of
     J = d, with x_{N-1} differentiated as well. Right after an increase, and at N = 1, J_{N-1} is
@@ -83,8 +84,8 @@ class StepDecrease(Criterion):
         self.initial = float(initial)
 
     def forward(self, t: Tensor, state: State) -> Tensor:
-        """J at an augmented state."""
-        if not isinstance(state, tuple) or len(state) < 2 or state[-1].shape != ():
+        """J at an augmented state; one value a sample, where d has one."""
+        if not isinstance(state, tuple) or len(state) < 2 or not _is_mark(state[-1], state[0]):
             raise TypeError(_REMEDY)
         # In float64, so that no rounding takes a mark below it.
         decrease = state[-1].to(torch.float64)
@@ -92,7 +93,12 @@ class StepDecrease(Criterion):
 
     def measures(self, state: State) -> bool:
         """Whether J at this state is a decrease; else it is the mark of a start or an increase."""
-        return isinstance(state, tuple) and bool(state[-1] >= 0)
+        return isinstance(state, tuple) and bool(self.measured(state))
+
+    @staticmethod
+    def measured(state: State) -> Tensor:
+        """`measures` of every sample, in the shape of d."""
+        return state[-1] >= 0
 
     def check_target(self, target: float) -> None:
         """Raise unless the target is below every mark.
@@ -118,11 +124,17 @@ class StepDecrease(Criterion):
                 'after an increase is a mark above every target; got "rising"'
             )
 
-    def initial_state(self, x0: State) -> tuple[Tensor, ...]:
+    def initial_state(self, x0: State, *, batched: bool = False) -> tuple[Tensor, ...]:
         """(x0, d_0) with J = initial; the pieces of a tuple x0 come first.
+
+        Args:
+            x0: The start.
+            batched: Whether dim 0 of x0 is a batch of B problems, as for
+                ``stopping_index(..., batched=True)``: then d_0 has shape (B,).
 
         Raises:
             TypeError: x0 is not a tensor or a tuple of at least two tensors.
+            ValueError: `batched`, and x0 has fewer than two dims.
         """
         pieces = x0 if isinstance(x0, tuple) else (x0,)
         if (isinstance(x0, tuple) and len(x0) < 2) or not all(
@@ -130,7 +142,13 @@ class StepDecrease(Criterion):
         ):
             raise TypeError("x0 must be a tensor, or a tuple of two or more; got " + _kind(x0))
         dtype, device = pieces[0].dtype, pieces[0].device
-        return (*pieces, torch.tensor(-self.initial, dtype=dtype, device=device))
+        if batched and pieces[0].ndim < 2:
+            raise ValueError(
+                "x0 must have shape (B, n, ...) for batched=True, the samples along dim 0; got "
+                f"{_kind(pieces[0])}. Write x0[:, None] for states of one number"
+            )
+        shape = pieces[0].shape[:1] if batched else ()
+        return (*pieces, torch.full(shape, -self.initial, dtype=dtype, device=device))
 
     def wrap(self, update: Callable[..., Any]) -> Callable[..., Any]:
         """The update of the augmented state: an `UpdateRule` for a rule, else a callable (k, x).
@@ -148,15 +166,17 @@ class StepDecrease(Criterion):
 
     def augmented(self, state: tuple[Tensor, ...], following: State) -> tuple[Tensor, ...]:
         """(x_{k+1}, d_{k+1}) from (x_k, d_k) and x_{k+1}."""
-        before = self._value(inner_state(state))
-        decrease = before - self._value(following)
+        shape = state[-1].shape
+        before = self._value(inner_state(state), shape)
+        decrease = before - self._value(following, shape)
         pieces = following if isinstance(following, tuple) else (following,)
         return (*pieces, decrease.to(state[-1].dtype))
 
-    def _value(self, state: State) -> Tensor:
+    def _value(self, state: State, shape: torch.Size) -> Tensor:
         value = self.objective(self.position(state))
-        if not isinstance(value, Tensor) or value.shape != ():
-            raise ValueError(f"objective must return a 0-d tensor; got {_kind(value)}")
+        if not isinstance(value, Tensor) or value.shape != shape:
+            what = f"one value a sample, shape {tuple(shape)}" if shape else "a 0-d tensor"
+            raise ValueError(f"objective must return {what}; got {_kind(value)}")
         return value
 
     def extra_repr(self) -> str:
@@ -217,6 +237,12 @@ class _AugmentedUpdate(nn.Module):
 def inner_state(state: tuple[Tensor, ...]) -> State:
     """x of (x, d), and the tuple (x, v, ...) of (x, v, ..., d)."""
     return state[0] if len(state) == 2 else state[:-1]
+
+
+def _is_mark(last: Tensor, first: Tensor) -> bool:
+    """Whether the last entry of a state can be d: 0-d, or one number a sample of the first."""
+    # A velocity of the shape of x is none: somebody has forgotten to wrap.
+    return last.ndim == 0 or (last.ndim == 1 < first.ndim and len(last) == len(first))
 
 
 def _require_augmented(state: State) -> tuple[Tensor, ...]:

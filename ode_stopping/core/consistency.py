@@ -158,6 +158,7 @@ def check_derivatives(
     *,
     name: str,
     layout: StateLayout | None = None,
+    beside: Tensor | None = None,
 ) -> None:
     """Compare the vector-Jacobian product of `traced` with central differences of `evaluate` at x.
 
@@ -168,6 +169,8 @@ def check_derivatives(
         leaves: Parameters; other values are seen in their place, they themselves are left alone.
         name: "flow", "criterion" or "update", for the message.
         layout: Pieces of the value, none of which is to hide behind a larger one.
+        beside: Numbers of the shape of the value that it was a difference to: a piece that is small
+            beside them is their rounding.
 
     Raises:
         MissingGradientError: A derivative is missing or partly missing.
@@ -176,7 +179,8 @@ def check_derivatives(
     random_like = noise_like(seed=0)
     point = x.detach().clone().requires_grad_(True)
     value = traced(point)
-    cotangent = random_like(value) / _piece_sizes(value.detach(), layout)
+    sized = value.detach() if beside is None else torch.maximum(value.detach().abs(), beside.abs())
+    cotangent = random_like(value) / _piece_sizes(sized, layout)
     parameters = leaves.detached_from_history()
     grads: list[Tensor | None] = [None] * (1 + len(parameters))
     if value.requires_grad:

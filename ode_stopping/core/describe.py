@@ -21,14 +21,16 @@ def detached_state(state: State) -> State:
 
 
 def each(value: Any, function: Callable[[Any], Any]) -> Any:
-    """The function of one value, or of each in a list."""
-    return [function(one) for one in value] if isinstance(value, list) else function(value)
+    """The function of one value, or of each in a list, or in lists of lists."""
+    return [each(one, function) for one in value] if isinstance(value, list) else function(value)
 
 
-def joined(names: str | list[str]) -> str:
-    """One name, or several with repeats counted."""
+def joined(names: Any) -> str:
+    """One name, or several with repeats counted, from a list or a list of lists."""
     if isinstance(names, str):
         return names
+    if names and isinstance(names[0], list):
+        names = [name for some in names for name in some]
     return ", ".join(f"{name} ({names.count(name)})" for name in dict.fromkeys(names))
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .functions import CriterionMap
+from .rows import CriterionRows
 from .status import StoppingWarning
 from .warn import warn_user
 
-__all__ = ["Rounding", "near_targets", "warn_of_the_start"]
+__all__ = ["Rounding", "RowRounding", "are_near", "near_targets", "warn_of_the_start"]
 
 # By this J may miss a target that a point was computed to lie on: by some roundings of the last
 # step and of J itself, and by one of T, which is large against the motion of x where T is.
@@ -21,6 +22,8 @@ _ROUNDINGS = 8.0
 _OF_TIME = 1e-12
 # How much larger than that a distance may be for which the derivatives of J are asked.
 _ROOM = 100.0
+# Over so much of t the change of J says how large t J_t is.
+_LATER = 1e-6
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,55 @@ def near_targets(value: float, x: Tensor, targets: Iterable[float]) -> list[floa
     """
     size, room = max(abs(value), float(x.abs().max())), _ROOM * _unit(x)
     return [eps for eps in targets if abs(value - eps) <= room * max(size, abs(eps))]
+
+
+@dataclass(frozen=True)
+class RowRounding:
+    """`Rounding` of every sample of a batch.
+
+    Attributes:
+        unit: The factor, for the dtype of the state.
+        size: The sums, without the target, shape (b,).
+    """
+
+    unit: float
+    size: Tensor
+
+    @classmethod
+    def at(cls, criterion: CriterionRows, t: float, x: Tensor) -> RowRounding:
+        """At time t and states x, shape (b, n), by one gradient of J, and a difference over t."""
+        value, gradient = criterion.row_gradients(t, x)
+        parts = torch.split(x, criterion.layout.sizes, dim=1)
+        means = [part.square().mean(dim=1).sqrt() for part in parts if part.shape[1]]
+        entries = torch.maximum(x.abs(), torch.stack(means).amax(dim=0)[:, None])
+        size = value.abs() + (gradient.abs() * entries).sum(dim=1)
+        if t != 0.0:
+            # One derivative to t for each sample would take as many passes; its size will do.
+            later = criterion.row_values(t + _LATER * abs(t), x)
+            size = size + (later - value).abs() / _LATER
+        return cls(_unit(x), torch.where(torch.isfinite(size), size, value.abs()))
+
+    def around(self, targets: Tensor) -> Tensor:
+        """Half the widths of the bands around targets of shape (b, K)."""
+        return self.unit * (self.size[:, None] + targets.abs())
+
+    def beyond(self, targets: Tensor) -> Tensor:
+        """The values that J has to exceed to have left targets of shape (b, K)."""
+        above = torch.nextafter(targets, targets.new_tensor(inf))
+        return torch.maximum(targets + self.around(targets), above)
+
+
+def are_near(values: Tensor, x: Tensor, targets: Tensor) -> Tensor:
+    """Which targets J is so close to that its rounding has to be looked at, shape (b, K).
+
+    Args:
+        values: J, shape (b,).
+        x: The states, shape (b, n).
+        targets: Shape (b, K).
+    """
+    size = torch.maximum(values.abs(), x.abs().amax(dim=1).to(values.dtype))[:, None]
+    reach = _ROOM * _unit(x) * torch.maximum(size, targets.abs())
+    return (values[:, None] - targets).abs() <= reach
 
 
 def warn_of_the_start(criterion: CriterionMap, value: float, target: float) -> None:

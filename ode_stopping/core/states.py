@@ -54,21 +54,36 @@ class StateLayout:
             for piece, shape in zip(pieces, self.shapes, strict=True)
         )
 
+    def pack_rows(self, state: State) -> Tensor:
+        """Flatten pieces that have a leading axis of b samples to shape (b, n), differentiably."""
+        if isinstance(state, Tensor):
+            return state.reshape(len(state), -1)
+        return torch.cat([piece.reshape(len(piece), -1) for piece in state], dim=1)
+
+    def rows(self, count: int) -> StateLayout:
+        """The layout of so many states, one behind the other along a new first axis."""
+        shapes = tuple(torch.Size((count, *shape)) for shape in self.shapes)
+        return StateLayout(shapes, self.is_tuple)
+
     def norm(self, flat: Tensor) -> Tensor:
         """Largest root-mean-square over the pieces: no piece hides behind a longer one."""
         return self.rms(flat).max()
 
     def rms(self, flat: Tensor) -> Tensor:
-        """Root mean square of every piece that has elements, shape (pieces,)."""
+        """Root mean square of every piece that has elements, shape (pieces,).
+
+        Over all rows, where `flat` has several, shape (..., n).
+        """
         if len(self.shapes) == 1:
             return (torch.linalg.vector_norm(flat) / flat.numel() ** 0.5).reshape(1)
-        parts = torch.split(flat, self.sizes)
+        parts = torch.split(flat, self.sizes, dim=-1)
         return torch.stack([part.square().mean().sqrt() for part in parts if part.numel()])
 
     def piecewise_rms(self, flat: Tensor) -> Tensor:
-        """Every element replaced by the root mean square of its piece, shape (n,)."""
+        """Every element replaced by the root mean square of its piece, in the shape of `flat`."""
         sizes = [size for size in self.sizes if size]
-        return torch.cat([r.expand(size) for r, size in zip(self.rms(flat), sizes, strict=True)])
+        pairs = zip(self.rms(flat), sizes, strict=True)
+        return torch.cat([r.expand(*flat.shape[:-1], size) for r, size in pairs], dim=-1)
 
     def check_like(self, state: object, *, name: str, dtype: torch.dtype) -> State:
         """Return `state` if it has this layout and dtype, else raise naming `name`."""

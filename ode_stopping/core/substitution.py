@@ -26,14 +26,17 @@ class Substitution(TorchFunctionMode):
 
     Args:
         tensors: The tensors.
-        values: What is seen in their place, of the same shapes and dtypes.
+        values: What is seen in their place, of the same dtypes (and shapes, but for rows of them).
+        graph: Whether the values keep their graph, so that derivatives go through them.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], values: Sequence[Tensor], *, graph: bool = False
+    ) -> None:
         super().__init__()
         self._tensors = list(tensors)  # held, so that no other object can have their addresses
         self._seen = {
-            id(old): new.detach().requires_grad_(old.requires_grad)
+            id(old): new if graph else new.detach().requires_grad_(old.requires_grad)
             for old, new in zip(tensors, values, strict=True)
         }
         self._met: set[int] = set()

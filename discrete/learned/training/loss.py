@@ -18,7 +18,7 @@ from ode_stopping.criteria import GradientNorm, LossValue
 
 from ..tasks import MetaTask
 
-__all__ = ["Measured", "MetaLoss", "Samples", "measure"]
+__all__ = ["Measured", "MetaLoss", "Outcomes", "cotangents", "measure"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Samples:
+class Outcomes:
     """What is known of b problems with K targets each, at some step.
 
     Attributes:
@@ -118,7 +118,7 @@ class Samples:
     finite: Tensor
 
     @classmethod
-    def at_start(cls, f: Tensor, criterion: Tensor, targets: Tensor) -> Samples:
+    def at_start(cls, f: Tensor, criterion: Tensor, targets: Tensor) -> Outcomes:
         """At x_0; a target that is met there has N = 0."""
         met = criterion.unsqueeze(-1) <= targets.to(criterion)
         missing = torch.full(met.shape, float("nan"), dtype=f.dtype, device=f.device)
@@ -131,7 +131,7 @@ class Samples:
             f.isfinite(),
         )
 
-    def after(self, part: Measured, targets: Tensor) -> tuple[Samples, Tensor]:
+    def after(self, part: Measured, targets: Tensor) -> tuple[Outcomes, Tensor]:
         """After a stretch; and at which of its steps each target was met, (b, K), 0 for none."""
         steps, count = part.criterion[1:], targets.to(part.criterion)
         met = steps.unsqueeze(-1) <= count
@@ -142,7 +142,7 @@ class Samples:
         risen = at_index > part.f[(place - 1).clamp_min(0), problems]
         lowest = torch.cat([self.lowest.unsqueeze(0), part.f[1:]]).cummin(0).values
         ratios = part.f[1:] / lowest[:-1].clamp_min(_TINY)
-        found = Samples(
+        found = Outcomes(
             torch.where(fresh, part.begin + place, self.index),
             torch.where(fresh, at_index, self.at_index),
             torch.where(fresh, risen, self.rises),
