@@ -14,17 +14,15 @@ from pages import blocks, missing_targets, printed_in_turn
 
 import discrete.learned
 from discrete import stopping_index
-from discrete.learned import LearnedOptimizer, LearnedSchedule, families
-from discrete.learned.training import MetaLoss
+from discrete.learned import LearnedOptimizer, LearnedSchedule, MetaLoss, families
 from ode_stopping import LossValue, Quadratic
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to-learned-optimizers.md"
 # What the example for several processes takes from those before it.
 SETTING = """\
 import torch
-from discrete.learned import RNNprop
+from discrete.learned import RNNprop, meta_train
 from discrete.learned.families import LogisticFamily
-from discrete.learned.training import meta_train
 
 family = LogisticFamily(8, 12, ridge=0.05, targets=(0.3, 0.1, 0.03))
 """

@@ -56,10 +56,10 @@ def hits(criterion: Tensor, f: Tensor, targets: Tensor) -> list[list[tuple[int, 
 
 
 def assert_hits(found: Evaluation, wanted: list[list[tuple[int, float, bool]]]) -> None:
-    assert found.samples.index.tolist() == [[n for n, _, _ in row] for row in wanted]
-    assert found.samples.rises.tolist() == [[up for _, _, up in row] for row in wanted]
+    assert found.outcomes.index.tolist() == [[n for n, _, _ in row] for row in wanted]
+    assert found.outcomes.rises.tolist() == [[up for _, _, up in row] for row in wanted]
     at_index = torch.tensor([[f for _, f, _ in row] for row in wanted], dtype=DTYPE)
-    torch.testing.assert_close(found.samples.at_index, at_index, equal_nan=True)
+    torch.testing.assert_close(found.outcomes.at_index, at_index, equal_nan=True)
 
 
 def tasks() -> MetaTask:
@@ -130,14 +130,14 @@ def test_figures_of_an_evaluation() -> None:
         assert found.blown(factor) == shares[-1]
     assert 0 < shares[0] < shares[1] < 1
     assert False in finite
-    assert found.samples.finite.tolist() == finite
+    assert found.outcomes.finite.tolist() == finite
     wanted_index = hits(slopes.norm(dim=-1), fs, TARGETS)
     reached = [sum(row[place][0] >= 0 for row in wanted_index) / 40 for place in range(4)]
     assert found.reached.tolist() == pytest.approx(reached, abs=1e-15)
     counted = [[HORIZON + 1 if n < 0 else n for n, _, _ in row] for row in wanted_index]
     assert found.index.tolist() == counted
     # |u_k| / |g_k| is the rate, as long as there are numbers.
-    good = found.steps[:, found.samples.finite]
+    good = found.steps[:, found.outcomes.finite]
     torch.testing.assert_close(good, torch.full_like(good, 0.03), rtol=1e-6, atol=0.0)
     assert found.values.shape == (HORIZON + 1, 40)
 
@@ -154,7 +154,7 @@ def test_the_gradient_of_a_minibatch_is_fed_and_that_of_all_is_measured() -> Non
     for b in range(3):
         for place, eps in enumerate(task.targets.tolist()):
             met = [k for k, norm in enumerate(norms) if norm[b] <= eps]
-            assert int(found.samples.index[b, place]) == (met[0] if met else -1)
+            assert int(found.outcomes.index[b, place]) == (met[0] if met else -1)
 
 
 def test_a_start_at_the_target_counts_zero() -> None:
@@ -162,7 +162,7 @@ def test_a_start_at_the_target_counts_zero() -> None:
     there = MetaTask(task.objective, task.x0, targets=torch.tensor([1e3, 1e-9], dtype=DTYPE))
     found = evaluate(LearnedSchedule([0.1]), there, horizon=3)
     assert found.index.tolist() == [[0, 4]] * 12
-    assert not bool(found.samples.rises.any())
+    assert not bool(found.outcomes.rises.any())
 
 
 @pytest.mark.parametrize("horizon", [0, 2.0])
