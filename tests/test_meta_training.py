@@ -17,7 +17,7 @@ from torch import Tensor
 
 from discrete.learned import LearnedSchedule, RNNprop
 from discrete.learned.evaluation import evaluate
-from discrete.learned.families import LeastSquaresFamily, MixedFamily
+from discrete.learned.families import LeastSquaresFamily, LinearDataFamily, MixedFamily
 from discrete.learned.tasks import LinearBatch, MetaTask
 from discrete.learned.training import MetaLoss, MetaRecord, meta_train
 
@@ -124,6 +124,16 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     RNNprop(5).save(file)
     with pytest.raises(ValueError, match="no meta-training"):
         train(fresh(), checkpoint=file, steps=1)
+
+
+def test_a_checkpoint_knows_its_data(tmp_path: Path) -> None:
+    file, data = tmp_path / "state.safetensors", torch.randn(2000, 6)
+    labels = torch.where(data[:, 0] > 0, 1.0, -1.0)
+    options = {"steps": 1, "batch": 8, "horizon": 5, "checkpoint": file}
+    meta_train(fresh(), LinearDataFamily(data, labels, 8), **options)  # type: ignore[arg-type]
+    data[1000] += 1.0  # not among the rows that are printed
+    with pytest.raises(ValueError, match="tasks"):
+        meta_train(fresh(), LinearDataFamily(data, labels, 8), **options)  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -381,8 +382,16 @@ def _listed(name: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     return [tensors[f"{name}.{place}"] for place in range(count)]
 
 
-def _described(tasks: Tasks) -> str:
-    """The problems in words, the same in every process and run."""
-    if isinstance(tasks, TaskFamily):
-        return repr(tasks)
-    return str(getattr(tasks, "__qualname__", type(tasks).__name__))
+def _described(value: Any) -> str:
+    """Problems in words, the same in every process and run; data by a digest of their bytes."""
+    if isinstance(value, Tensor):
+        digest = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        return f"tensor {tuple(value.shape)} {digest[:16]}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_described, value))}]"
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = [f"{one.name}={_described(getattr(value, one.name))}" for one in fields(value)]
+        return f"{type(value).__name__}({', '.join(parts)})"
+    if callable(value):
+        return str(getattr(value, "__qualname__", type(value).__name__))
+    return repr(value)
