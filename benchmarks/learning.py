@@ -1,7 +1,7 @@
 """The study of learned optimisers: what the stopping time in the loss does, over seeds.
 
     python benchmarks/learning.py [--seeds 0 1 2 3 4] [--variants NAME ...] [--folder DIR]
-                                  [--table FILE]
+                                  [--out FILE]
 
 One configuration (`_learning/setup.py`) for all rows. Each pair of variant and seed is trained once
 and tried on problems that it has not seen, at the trained size and beyond; what is in the folder
@@ -70,7 +70,7 @@ def trained(name: str, seed: int, folder: Path) -> LearnedOptimizer:
 
 def figures(found: Evaluation) -> Row:
     """What is kept of an evaluation, for the last target."""
-    samples = found.samples
+    samples = found.outcomes
     return {
         "index": samples.index[:, -1].tolist(),
         "rises": samples.rises[:, -1].tolist(),
@@ -193,13 +193,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--variants", nargs="+", default=[*VARIANTS, *PRINTED_VARIANTS])
     parser.add_argument("--folder", type=Path, default=Path("learning-study"))
-    parser.add_argument("--table", type=Path)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.out is not None:
+        require_output(options.out)
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    if options.table is not None:
-        require_output(options.table)
     rivals = {name: kept(folder / f"{name}.json", lambda n=name: rival(n)) for name in RIVALS}
     results: dict[str, list[dict[str, Row]]] = {}
     gamed: dict[str, list[Row]] = {}
@@ -225,8 +225,8 @@ def main() -> None:
         "",
     ]
     print("\n".join(lines))
-    if options.table is not None:
-        write_text(options.table, "\n".join(lines))
+    if options.out is not None:
+        write_text(options.out, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_the_whole_gradient_is_that_of_the_plain_loop(
     loss = MetaLoss(stopping=0.7, interpolation=interpolation)  # type: ignore[arg-type]
     value, found, rollout = ours(learned, task, loss, inputs, (5, 4, 3), tile=7)
     values, index, numbers = plain(learned, task, loss, inputs, HORIZON)
-    assert torch.equal(rollout.samples.index, numbers)
+    assert torch.equal(rollout.outcomes.index, numbers)
     assert int((numbers > 0).sum()) >= 5
     assert value == pytest.approx(values.item(), rel=1e-12)
     expected = torch.autograd.grad(values + index, list(learned.parameters()), allow_unused=True)
@@ -181,7 +181,7 @@ def test_the_index_of_one_problem_is_that_of_stopping_index() -> None:
     update = learned.update(objective)
     criterion = GradientNorm(objective, squared=False)
     run = stopping_index(update, update.initial_state(task.x0[0]), criterion, 0.15)
-    assert run.index == int(rollout.samples.index[0, 0]) > 1
+    assert run.index == int(rollout.outcomes.index[0, 0]) > 1
     expected = torch.autograd.grad(run.steps, list(learned.parameters()))
     assert_same(found, expected, 1e-9)
 
@@ -223,7 +223,7 @@ def test_any_criterion(criterion: str) -> None:
     loss = MetaLoss(stopping=1.0)
     _, found, rollout = ours(learned, task, loss, "detached", (6, 6))
     values, index, numbers = plain(learned, task, loss, "detached", HORIZON)
-    assert torch.equal(rollout.samples.index, numbers)
+    assert torch.equal(rollout.outcomes.index, numbers)
     assert int((numbers > 0).sum()) >= 2
     expected = torch.autograd.grad(values + index, list(learned.parameters()), allow_unused=True)
     assert_same(found, expected, 1e-9)
@@ -240,7 +240,7 @@ def test_the_printed_decrease_counts_rises() -> None:
     f, place = stretch.measured.f, places[:, 0]
     assert int((place > 1).sum()) >= 3
     rows = torch.arange(6)
-    assert torch.equal(rollout.samples.rises[:, 0], f[place, rows] > f[place - 1, rows])
+    assert torch.equal(rollout.outcomes.rises[:, 0], f[place, rows] > f[place - 1, rows])
     _, found = cotangents(task, loss, stretch.measured, places, horizon=40, share=1.0)
     for b in range(6):
         n = int(place[b])
@@ -265,8 +265,8 @@ def test_a_run_that_leaves_the_numbers_spoils_nothing() -> None:
     x0[2] = float("nan")
     spoilt = MetaTask(task.objective, x0, targets=task.targets)
     _, found, rollout = ours(learned, spoilt, MetaLoss(), "detached", (4, 4))
-    assert rollout.samples.finite.tolist() == [True, True, False, True]
-    assert rollout.samples.index[2].tolist() == [-1, -1]
+    assert rollout.outcomes.finite.tolist() == [True, True, False, True]
+    assert rollout.outcomes.index[2].tolist() == [-1, -1]
     assert all(bool(g.isfinite().all()) for g in found)
     assert any(not torch.equal(a, b) for a, b in zip(alone, found, strict=True))
 
@@ -300,7 +300,7 @@ def test_the_index_of_a_batch_is_that_of_batched_stopping_index() -> None:
         batched=True,
         per_sample=[data.features, data.labels, data.transposed],  # type: ignore[attr-defined]
     )
-    assert torch.equal(run.index, rollout.samples.index)
+    assert torch.equal(run.index, rollout.outcomes.index)
     # (A target that is met at the start has no derivative on either road.)
     expected = torch.autograd.grad(run.steps.mean(1).mean(), list(learned.parameters()))
     assert_same(found, expected, 1e-9)

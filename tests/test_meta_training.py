@@ -17,7 +17,7 @@ from torch import Tensor
 
 from discrete.learned import LearnedSchedule, RNNprop
 from discrete.learned.evaluation import evaluate
-from discrete.learned.families import LeastSquaresFamily, MixedFamily
+from discrete.learned.families import LeastSquaresFamily, LinearDataFamily, MixedFamily
 from discrete.learned.tasks import LinearBatch, MetaTask
 from discrete.learned.training import MetaLoss, MetaRecord, meta_train
 
@@ -126,6 +126,24 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         train(fresh(), checkpoint=file, steps=1)
 
 
+def test_a_checkpoint_knows_its_data(tmp_path: Path) -> None:
+    file, data = tmp_path / "state.safetensors", torch.randn(2000, 6)
+    labels = torch.where(data[:, 0] > 0, 1.0, -1.0)
+    options = {"steps": 1, "batch": 8, "horizon": 5, "checkpoint": file}
+    meta_train(fresh(), LinearDataFamily(data, labels, 8), **options)  # type: ignore[arg-type]
+    data[1000] += 1.0  # not among the rows that are printed
+    with pytest.raises(ValueError, match="tasks"):
+        meta_train(fresh(), LinearDataFamily(data, labels, 8), **options)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    seen: list[MetaRecord] = []
+    with pytest.raises(OSError, match=r"file|directory"):
+        train(fresh(), checkpoint=tmp_path / "file" / "state", progress=seen.append)
+    assert seen == []
+
+
 def test_the_best_on_validation_is_kept() -> None:
     learned, validation = fresh(), FAMILY.draw(16, seed=7)
     history = meta_train(
@@ -201,11 +219,38 @@ def test_mixed_families() -> None:
         ({"inputs": "some"}, "inputs"),
         ({"truncated": False}, 'update="horizon"'),
         ({"horizon": (9, 3)}, "horizon"),
+        ({"horizon": lambda step: 0}, r"horizon\(0\)"),
+        ({"loss": "f"}, "loss must be a MetaLoss"),
+        ({"loss": MetaLoss(weights=[1.0])}, "every step of the horizon, 10"),
+        ({"dtype": torch.int64}, "dtype"),
+        ({"validation": 3}, "validation"),
     ],
 )
 def test_bad_options(options: dict[str, object], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((TypeError, ValueError), match=match):
         train(fresh(), **options)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "match"),
+    [
+        (None, "TaskFamily or a callable"),
+        (lambda count, seed: 3, "must return a MetaTask"),
+        (lambda count, seed: FAMILY.draw(3, seed=seed), "asked for 2 problems, and returned 3"),
+    ],
+)
+def test_bad_tasks(tasks: object, match: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=match):
+        meta_train(fresh(), tasks, steps=1, batch=16)  # type: ignore[arg-type]
+
+
+def test_what_has_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="no parameters"):
+        meta_train(fresh().requires_grad_(False), FAMILY, steps=1)
+    with pytest.raises(TypeError, match="LearnedOptimizer"):
+        meta_train(torch.nn.Linear(1, 1), FAMILY, steps=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one"):
+        MixedFamily([])
 
 
 def launched(*arguments: str, processes: int = 0) -> subprocess.Popen[bytes]:
@@ -255,3 +300,30 @@ def test_killed_at_any_moment_it_loses_nothing_but_the_step(tmp_path: Path, kill
     assert undisturbed.wait(300) == 0
     first, second = torch.load(whole), torch.load(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"stopping": -1.0}, "stopping must be"),
+        ({"stopping": float("inf")}, "stopping must be"),
+        ({"weights": [1.0, -1.0]}, r"weights\[1\]"),
+        ({"largest": 0.0}, "largest must be"),
+        ({"values": "square"}, "values must be"),
+        ({"interpolation": "hermite"}, "interpolation must be"),
+    ],
+)
+def test_bad_losses(options: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        MetaLoss(**options)  # type: ignore[arg-type]
+
+
+def test_no_logarithm_of_a_decrease() -> None:
+    """It is negative where f rises."""
+
+    def tasks(count: int, seed: int) -> MetaTask:
+        task = FAMILY.draw(count, seed=seed)
+        return MetaTask(task.objective, task.x0, "decrease", task.targets)
+
+    with pytest.raises(ValueError, match='interpolation="log" needs'):
+        meta_train(fresh(), tasks, loss=MetaLoss(interpolation="log"), steps=1, batch=8, horizon=3)

@@ -5,13 +5,35 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ode_stopping.core.validation import (
+    checked_number,
+    described,
+    require_whole,
+)
+
+from .arguments import (
+    check_counts,
+    check_minibatch,
+    check_shares,
+    check_targets,
+    check_weights,
+    require_floats,
+)
+from .draws import Draws
 from .networks import NetworkBatch
-from .tasks import LinearBatch, MetaTask, RosenbrockBatch, mixed_seed
+from .tasks import (
+    LinearBatch,
+    MetaTask,
+    RosenbrockBatch,
+    check_labels,
+    mixed_seed,
+)
 
 __all__ = [
     "LeastSquaresFamily",
@@ -45,6 +67,10 @@ class TaskFamily(ABC):
             seed: Of everything that is drawn.
             device: Where they go; they are drawn on the CPU.
             dtype: Of data and starts; drawn in float64.
+
+        Raises:
+            TypeError, ValueError: `count` is no positive integer, `seed` no integer, `dtype` no
+                floating type.
         """
 
 
@@ -67,6 +93,9 @@ class LogisticFamily(TaskFamily):
         minibatch: Rows of each step's gradient; None: all.
         loss: As for `LinearBatch`.
         l1: As for `LinearBatch`.
+
+    Raises:
+        TypeError, ValueError: An argument out of its range, by its name.
     """
 
     dim: int = 32
@@ -81,6 +110,14 @@ class LogisticFamily(TaskFamily):
     loss: str = "logistic"
     l1: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_labels(torch.ones(1), self.loss)
+        check_counts(dim=self.dim, rows=self.rows)
+        check_weights(ridge=self.ridge, l1=self.l1, start=self.start)
+        check_shares(nonzeros=self.nonzeros, flipped=self.flipped)
+        check_targets(self.targets)
+        check_minibatch(self.minibatch, self.rows)
+
     def draw(
         self,
         count: int,
@@ -90,7 +127,7 @@ class LogisticFamily(TaskFamily):
         dtype: torch.dtype = torch.float32,
     ) -> MetaTask:
         """See `TaskFamily.draw`."""
-        draw = _Draws(seed, device, dtype)
+        draw = Draws(count, seed, device, dtype)
         features = draw.normal(count, self.rows, self.dim)
         truth = draw.normal(count, self.dim) * (draw.uniform(count, self.dim) < self.nonzeros)
         labels = torch.where((features @ truth.unsqueeze(-1)).squeeze(-1) >= 0, 1.0, -1.0)
@@ -124,6 +161,9 @@ class LeastSquaresFamily(TaskFamily):
         l1: >= 0.
         targets: Of the norm of the gradient, a ladder.
         minibatch: Rows of each step's gradient; None: all.
+
+    Raises:
+        TypeError, ValueError: An argument out of its range, by its name.
     """
 
     dim: int = 32
@@ -137,6 +177,14 @@ class LeastSquaresFamily(TaskFamily):
     targets: Sequence[float] = _LADDER
     minibatch: int | None = None
 
+    def __post_init__(self) -> None:
+        check_counts(dim=self.dim, rows=self.rows)
+        check_weights(noise=self.noise, ridge=self.ridge, l1=self.l1)
+        checked_number(self.condition, name="condition", low=1.0, closed=True)
+        check_shares(nonzeros=self.nonzeros)
+        check_targets(self.targets)
+        check_minibatch(self.minibatch, self.rows)
+
     def draw(
         self,
         count: int,
@@ -146,7 +194,7 @@ class LeastSquaresFamily(TaskFamily):
         dtype: torch.dtype = torch.float32,
     ) -> MetaTask:
         """See `TaskFamily.draw`."""
-        draw = _Draws(seed, device, dtype)
+        draw = Draws(count, seed, device, dtype)
         sizes = self.condition ** (-0.5 * torch.linspace(0.0, 1.0, self.dim, dtype=torch.float64))
         features = draw.normal(count, self.rows, self.dim) * sizes
         truth = draw.normal(count, self.dim) * (draw.uniform(count, self.dim) < self.nonzeros)
@@ -172,14 +220,24 @@ class RosenbrockFamily(TaskFamily):
 
     Args:
         dim: d >= 2.
-        steepest: The steepness is log-uniform from 1 to this.
+        steepest: The steepness is log-uniform from 1 to this, >= 1.
         targets: Of the norm of the gradient, a ladder.
+
+    Raises:
+        TypeError, ValueError: An argument out of its range, by its name.
     """
 
     dim: int = 8
     _: KW_ONLY
     steepest: float = 100.0
     targets: Sequence[float] = _LADDER
+
+    def __post_init__(self) -> None:
+        check_counts(dim=self.dim)
+        if self.dim < 2:
+            raise ValueError(f"dim must be at least 2; got {self.dim}")
+        checked_number(self.steepest, name="steepest", low=1.0, closed=True)
+        check_targets(self.targets)
 
     def draw(
         self,
@@ -190,7 +248,7 @@ class RosenbrockFamily(TaskFamily):
         dtype: torch.dtype = torch.float32,
     ) -> MetaTask:
         """See `TaskFamily.draw`."""
-        draw = _Draws(seed, device, dtype)
+        draw = Draws(count, seed, device, dtype)
         steepness = self.steepest ** draw.uniform(count)
         x0 = 0.5 * draw.normal(count, self.dim)
         objective = RosenbrockBatch(draw.placed(steepness))
@@ -210,6 +268,9 @@ class LinearDataFamily(TaskFamily):
         start: Standard deviation of x0.
         targets: Of the norm of the gradient, a ladder.
         minibatch: Rows of each step's gradient; None: all.
+
+    Raises:
+        TypeError, ValueError: An argument out of its range, by its name.
     """
 
     features: Tensor
@@ -222,6 +283,24 @@ class LinearDataFamily(TaskFamily):
     targets: Sequence[float] = _LADDER
     minibatch: int | None = None
 
+    def __post_init__(self) -> None:
+        require_floats(self.features, ("samples", "d"), name="features")
+        require_floats(self.labels, ("samples",), name="labels")
+        if len(self.labels) != len(self.features):
+            raise ValueError(
+                f"labels must be as many as the rows of features, {len(self.features)}; got "
+                f"{len(self.labels)}"
+            )
+        check_labels(self.labels, self.loss)
+        check_counts(rows=self.rows)
+        if self.rows > len(self.features):
+            raise ValueError(
+                f"rows must be at most the number of samples, {len(self.features)}; got {self.rows}"
+            )
+        check_weights(ridge=self.ridge, start=self.start)
+        check_targets(self.targets)
+        check_minibatch(self.minibatch, self.rows)
+
     def draw(
         self,
         count: int,
@@ -231,7 +310,7 @@ class LinearDataFamily(TaskFamily):
         dtype: torch.dtype = torch.float32,
     ) -> MetaTask:
         """See `TaskFamily.draw`."""
-        draw = _Draws(seed, device, dtype)
+        draw = Draws(count, seed, device, dtype)
         chosen = torch.stack([draw.chosen(len(self.features), self.rows) for _ in range(count)])
         objective = LinearBatch(
             draw.placed(self.features.cpu()[chosen]),
@@ -252,9 +331,12 @@ class NetworkFamily(TaskFamily):
     Args:
         data: "digits", "wine" or "breast_cancer".
         hidden: Width.
-        rows: Samples of each problem; None: all.
+        rows: Samples of each problem; None, or where the set has fewer: all.
         ridge: >= 0, on all parameters.
         targets: Of the norm of the gradient, a ladder.
+
+    Raises:
+        TypeError, ValueError: An argument out of its range, by its name.
     """
 
     data: str = "digits"
@@ -264,6 +346,13 @@ class NetworkFamily(TaskFamily):
     ridge: float = 0.0
     targets: Sequence[float] = _LADDER
 
+    def __post_init__(self) -> None:
+        if self.data not in _SETS:
+            raise ValueError(f"data must be one of {list(_SETS)}; got {self.data!r}")
+        check_counts(hidden=self.hidden, rows=1 if self.rows is None else self.rows)
+        check_weights(ridge=self.ridge)
+        check_targets(self.targets)
+
     def draw(
         self,
         count: int,
@@ -273,7 +362,7 @@ class NetworkFamily(TaskFamily):
         dtype: torch.dtype = torch.float32,
     ) -> MetaTask:
         """See `TaskFamily.draw`."""
-        draw = _Draws(seed, device, dtype)
+        draw = Draws(count, seed, device, dtype)
         inputs, labels = _classification(self.data)
         rows = len(inputs) if self.rows is None else min(self.rows, len(inputs))
         chosen = torch.stack([draw.chosen(len(inputs), rows) for _ in range(count)])
@@ -282,8 +371,9 @@ class NetworkFamily(TaskFamily):
             labels[chosen].to(draw.device),
             hidden=self.hidden,
             ridge=self.ridge,
+            classes=int(labels.max()) + 1,
         )
-        x0 = draw.placed(draw.normal(count, objective.dim)) * objective.initial_sizes
+        x0 = draw.placed(draw.normal(count, objective.dim) * objective.initial_sizes)
         return MetaTask(objective, x0, targets=_ladder(self.targets))
 
 
@@ -293,9 +383,19 @@ class MixedFamily(TaskFamily):
 
     Args:
         families: At least one.
+
+    Raises:
+        TypeError, ValueError: Something else in the list, or nothing.
     """
 
     families: Sequence[TaskFamily]
+
+    def __post_init__(self) -> None:
+        if not self.families:
+            raise ValueError("families must hold at least one; got none")
+        for place, family in enumerate(self.families):
+            if not isinstance(family, TaskFamily):
+                raise TypeError(f"families[{place}] must be a TaskFamily; got {described(family)}")
 
     def draw(
         self,
@@ -306,6 +406,7 @@ class MixedFamily(TaskFamily):
         dtype: torch.dtype = torch.float32,
     ) -> MetaTask:
         """See `TaskFamily.draw`."""
+        require_whole(seed, name="seed")
         family = self.families[mixed_seed(seed, 1) % len(self.families)]
         return family.draw(count, seed=seed, device=device, dtype=dtype)
 
@@ -314,6 +415,11 @@ def _ladder(targets: Sequence[float]) -> Tensor:
     return torch.tensor(list(targets), dtype=torch.float64)
 
 
+_SETS = ("digits", "wine", "breast_cancer")
+
+
+# (Every shard of every meta-step draws from it; what is drawn is a copy.)
+@cache
 def _classification(data: str) -> tuple[Tensor, Tensor]:
     """Standardised inputs, shape (samples, features), and classes, shape (samples,)."""
     from ode_stopping.problems.datasets import sklearn_datasets
@@ -324,23 +430,3 @@ def _classification(data: str) -> tuple[Tensor, Tensor]:
     spread = values.std(0)
     scaled = (values - values.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
     return scaled, torch.as_tensor(labels, dtype=torch.int64)
-
-
-class _Draws:
-    """Random numbers of one seed, drawn on the CPU in float64."""
-
-    def __init__(self, seed: int, device: torch.device | str, dtype: torch.dtype) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-        self.device, self._dtype = device, dtype
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
-
-    def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=self._generator, dtype=torch.float64)
-
-    def chosen(self, total: int, count: int) -> Tensor:
-        return torch.randperm(total, generator=self._generator)[:count]
-
-    def placed(self, tensor: Tensor) -> Tensor:
-        return tensor.to(device=self.device, dtype=self._dtype)

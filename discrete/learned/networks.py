@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ode_stopping.core.validation import checked_number, described, require_count
+
 __all__ = ["NetworkBatch"]
 
 
@@ -18,30 +20,58 @@ class NetworkBatch(nn.Module):
         labels: Classes, integers, shape (B, n).
         hidden: Width.
         ridge: >= 0.
+        classes: How many; None: the largest of the labels and one. Batches of few samples may lack
+            a class, and would then have fewer parameters than others.
+
+    Raises:
+        TypeError: Inputs that are no floating-point tensor, labels that are no int64; no numbers.
+        ValueError: Shapes that do not fit; labels outside 0 .. classes - 1; a negative ridge.
 
     Attributes:
         dim: d.
-        initial_sizes: Standard deviation of every parameter at a usual start, shape (d,).
+        initial_sizes: Standard deviation of every parameter at a usual start, shape (d,), float64
+            on the CPU, where starts are drawn.
     """
 
     inputs: Tensor
     labels: Tensor
-    initial_sizes: Tensor
 
     def __init__(
-        self, inputs: Tensor, labels: Tensor, *, hidden: int = 16, ridge: float = 0.0
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        *,
+        hidden: int = 16,
+        ridge: float = 0.0,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise TypeError(f"inputs must be a floating-point tensor; got {described(inputs)}")
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+            raise TypeError(f"labels must be a tensor of int64; got {described(labels)}")
+        if inputs.ndim != 3 or labels.shape != inputs.shape[:2] or 0 in inputs.shape:
+            raise ValueError(
+                "inputs must have shape (B, n, features) and labels (B, n); got "
+                f"{tuple(inputs.shape)} and {tuple(labels.shape)}"
+            )
+        require_count(hidden, name="hidden")
+        ridge = checked_number(ridge, name="ridge", low=0.0, closed=True)
+        classes = int(labels.max()) + 1 if classes is None else classes
+        require_count(classes, name="classes")
+        if bool(((labels < 0) | (labels >= classes)).any()):
+            raise ValueError(f"labels must be from 0 to classes - 1 = {classes - 1}")
         self.register_buffer("inputs", inputs)
         self.register_buffer("labels", labels)
-        features, classes = inputs.shape[-1], int(labels.max()) + 1
+        features = inputs.shape[-1]
         self._shapes = [(features, hidden), (1, hidden), (hidden, classes), (1, classes)]
         self._counts = [rows * columns for rows, columns in self._shapes]
         self.dim = sum(self._counts)
         self.ridge = ridge
         sizes = [features**-0.5, 0.0, hidden**-0.5, 0.0]
-        parts = [inputs.new_full((n,), size) for n, size in zip(self._counts, sizes, strict=True)]
-        self.register_buffer("initial_sizes", torch.cat(parts))
+        self.initial_sizes = torch.tensor(sizes, dtype=torch.float64).repeat_interleave(
+            torch.tensor(self._counts)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """f, shape (B,)."""

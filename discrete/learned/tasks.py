@@ -9,9 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ode_stopping.core.validation import (
+    checked_number,
+    described,
+    require_callable,
+    require_whole,
+)
 from ode_stopping.criteria import GradientNorm
 from ode_stopping.problems import LogisticRegression, SmoothSVM
-from ode_stopping.problems.base import objective_gradient
+from ode_stopping.problems.base import check_objective, objective_gradient
+
+from .arguments import check_minibatch, require_floats
 
 __all__ = ["LinearBatch", "MetaTask", "RosenbrockBatch", "mixed_seed"]
 
@@ -27,6 +35,12 @@ class MetaTask:
         criterion: (t, x) -> J, shape (B,); None: the norm of the gradient; "decrease": the plain
             difference f(x_{k-1}) - f(x_k), as the paper prints it, which a rise of f meets as well.
         targets: eps, shape (K,): N is the mean over a ladder of them.
+
+    Raises:
+        TypeError: An objective or criterion that cannot be called; x0 or targets that are no
+            floating-point tensors.
+        ValueError: Shapes that do not fit; a target that is not finite, or not positive where the
+            criterion is known to be never negative.
     """
 
     objective: Callable[[Tensor], Tensor]
@@ -35,10 +49,19 @@ class MetaTask:
     targets: Tensor = field(default_factory=lambda: torch.tensor([1e-3], dtype=torch.float64))
 
     def __post_init__(self) -> None:
-        if self.x0.ndim != 2:
-            raise ValueError(f"x0 must have shape (B, d); got {tuple(self.x0.shape)}")
-        if self.targets.ndim != 1 or not len(self.targets):
-            raise ValueError(f"targets must have shape (K,); got {tuple(self.targets.shape)}")
+        check_objective(self.objective)
+        require_floats(self.x0, ("B", "d"), name="x0")
+        require_floats(self.targets, ("K",), name="targets")
+        criterion = self.criterion
+        if isinstance(criterion, str) and criterion != "decrease":
+            raise ValueError(f'criterion must be callable, "decrease" or None; got {criterion!r}')
+        if criterion is not None and not isinstance(criterion, str):
+            require_callable(criterion, name="criterion", call="(t, x) -> J")
+        bounded = criterion is None or getattr(criterion, "nonnegative", False) is True
+        good = self.targets > 0 if bounded else self.targets == self.targets
+        if not bool((good & self.targets.isfinite()).all()):
+            kind = "finite and positive" if bounded else "finite"
+            raise ValueError(f"targets must be {kind}; got {self.targets.tolist()}")
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -51,13 +74,40 @@ class MetaTask:
         return GradientNorm(self.objective, squared=False)
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f, shape (B,), and its gradient, shape (B, d), without graph."""
+        """f, shape (B,), and its gradient, shape (B, d), without graph.
+
+        Raises:
+            ValueError: The objective returns other shapes: a number for all problems together
+                would be spread over them without a word.
+        """
         own: Any = getattr(self.objective, "value_and_gradient", None)
         with torch.no_grad():
             if own is not None:
                 value, gradient = own(x)
-                return value, gradient
-            return self.objective(x), objective_gradient(self.objective, x)
+            else:
+                value, gradient = self.objective(x), objective_gradient(self.objective, x)
+        if value.shape != x.shape[:1] or gradient.shape != x.shape:
+            raise ValueError(
+                f"the objective must return one value a problem, {tuple(x.shape[:1])}, and a "
+                f"gradient of the shape of x, {tuple(x.shape)}; got {tuple(value.shape)} and "
+                f"{tuple(gradient.shape)}"
+            )
+        return value, gradient
+
+
+def check_labels(labels: Tensor, loss: object) -> None:
+    """Raise unless the loss is known, and the labels are such that it can take them.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    if not isinstance(loss, str) or loss not in _LOSSES:
+        raise ValueError(f"loss must be one of {sorted(_LOSSES)}; got {loss!r}")
+    if loss != "squares" and not bool((labels.abs() == 1).all()):
+        raise ValueError(
+            f"labels must be -1 or +1 for the loss {loss!r}; got numbers from "
+            f"{float(labels.min()):g} to {float(labels.max()):g}"
+        )
 
 
 class LinearBatch(nn.Module):
@@ -78,7 +128,9 @@ class LinearBatch(nn.Module):
         seed: For the rows.
 
     Raises:
-        ValueError: Unknown loss, or shapes that do not fit.
+        TypeError: Data that are no floating-point tensors; no numbers.
+        ValueError: Unknown loss; shapes or labels that do not fit; a weight that is negative, a
+            smoothing that is not positive; a minibatch of more than n rows.
     """
 
     features: Tensor
@@ -98,13 +150,19 @@ class LinearBatch(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if loss not in _LOSSES:
-            raise ValueError(f"loss must be one of {sorted(_LOSSES)}; got {loss!r}")
-        if features.ndim != 3 or labels.shape != features.shape[:2]:
+        require_floats(features, ("B", "n", "d"), name="features")
+        require_floats(labels, ("B", "n"), name="labels")
+        if labels.shape != features.shape[:2] or labels.dtype != features.dtype:
             raise ValueError(
-                "features must have shape (B, n, d) and labels (B, n); got "
-                f"{tuple(features.shape)} and {tuple(labels.shape)}"
+                "labels must have the shape (B, n) and the type of features; got "
+                f"{described(features)} and {described(labels)}"
             )
+        check_labels(labels, loss)
+        ridge = checked_number(ridge, name="ridge", low=0.0, closed=True)
+        l1 = checked_number(l1, name="l1", low=0.0, closed=True)
+        smoothing = checked_number(smoothing, name="smoothing", low=0.0)
+        require_whole(seed, name="seed")
+        check_minibatch(minibatch, features.shape[1])
         self.register_buffer("features", features)
         self.register_buffer("labels", labels)
         # A vector times a matrix that lies by rows is twice as fast as the other way round.
@@ -189,16 +247,29 @@ class RosenbrockBatch(nn.Module):
 
     Args:
         steepness: c > 0, shape (B,).
+
+    Raises:
+        TypeError: No floating-point tensor.
+        ValueError: Another shape, or a steepness that is not positive and finite.
     """
 
     steepness: Tensor
 
     def __init__(self, steepness: Tensor) -> None:
         super().__init__()
+        require_floats(steepness, ("B",), name="steepness")
+        if not bool(((steepness > 0) & steepness.isfinite()).all()):
+            raise ValueError("steepness must be positive and finite in all problems")
         self.register_buffer("steepness", steepness)
 
     def forward(self, x: Tensor) -> Tensor:
-        """f, shape (B,)."""
+        """f, shape (B,).
+
+        Raises:
+            ValueError: x has fewer than 2 coordinates.
+        """
+        if x.shape[-1] < 2:
+            raise ValueError(f"x must have shape (B, d) with d >= 2; got {tuple(x.shape)}")
         here, following = x[..., :-1], x[..., 1:]
         valley = (following - here * here).square().sum(-1)
         return self.steepness * valley + (1.0 - here).square().sum(-1)

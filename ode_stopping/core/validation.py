@@ -37,6 +37,7 @@ __all__ = [
     "require_count",
     "require_flag",
     "require_instance",
+    "require_whole",
 ]
 
 Run = TypeVar("Run", bound=Callable[..., Any])
@@ -120,6 +121,16 @@ def require_count(value: object, *, name: str) -> None:
         raise TypeError(f"{name} must be an int; got {described(value)}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1; got {value}")
+
+
+def require_whole(value: object, *, name: str) -> None:
+    """Raise unless `value` is an integer, of any sign: a seed.
+
+    Raises:
+        TypeError: Naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {described(value)}")
 
 
 def checked_number(

@@ -133,7 +133,7 @@ def measure(cell: Cell) -> Tried:
     else:
         task = tasks(cell.tried, TESTING)
     found = evaluate(learned, task, horizon=4 * cell.horizon)
-    samples = found.samples
+    samples = found.outcomes
     return Tried(
         found.index[:, -1].tolist(),
         (samples.index[:, -1] >= 0).tolist(),

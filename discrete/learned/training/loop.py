@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ode_stopping.core.validation import require_instance
+from ode_stopping.core.validation import described, require_instance
 
 from ..base import LearnedOptimizer
 from ..families import TaskFamily
@@ -20,16 +21,15 @@ from ..tasks import MetaTask, mixed_seed
 from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .history import MetaHistory, MetaRecord
 from .log import Log
-from .loss import cotangents
+from .loss import MetaLoss, cotangents
 from .options import MetaOptions
 from .parallel import Processes, processes
-from .rollout import Rollout, Stretch, gradients
+from .rollout import Inputs, Rollout, Stretch, gradients
 
 __all__ = ["meta_train"]
 
 Tasks = TaskFamily | Callable[[int, int], MetaTask]
-# What a shard reports besides its gradient.
-_FIGURES = ("loss", "value", "finite", "reached", "index", "rises", "met", "blown")
+# A run whose f was above so many times its lowest has blown up.
 _BLOWN = 10.0
 
 
@@ -37,13 +37,27 @@ def meta_train(
     learned: LearnedOptimizer,
     tasks: Tasks,
     *,
+    loss: MetaLoss = MetaLoss(),  # noqa: B008 - immutable
+    steps: int = 500,
+    batch: int = 64,
+    shards: int = 8,
+    horizon: int | tuple[int, int] | Callable[[int], int] = 100,
+    segment: int = 20,
+    truncated: bool = True,
+    update: Literal["segment", "horizon"] = "segment",
+    inputs: Inputs = "detached",
+    rate: float = 3e-3,
+    decay: float = 0.1,
+    clip: float = 1.0,
     validation: MetaTask | None = None,
+    validate_every: int = 20,
+    seed: int = 0,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     checkpoint: str | Path | None = None,
     log: str | Path | None = None,
     tensorboard: str | Path | None = None,
     progress: bool | Callable[[MetaRecord], None] = False,
-    **options: Any,
 ) -> MetaHistory:
     """Train a learned optimiser to be low, and at its target soon.
 
@@ -60,37 +74,65 @@ def meta_train(
             `validation` in the end, or the last ones.
         tasks: A family, or a callable (count, seed) -> MetaTask; the same seed has to give the same
             problems.
+        loss: The weights w, lambda, and the kind of index.
+        steps: Meta-steps.
+        batch: Problems in each.
+        shards: Parts that a batch is cut into, whatever the number of processes, which has to
+            divide it. For small problems on one process 1 is faster.
+        horizon: K; (least, largest) draws it anew each step; a callable step -> K is a curriculum.
+        segment: Steps of the optimiser in one graph.
+        truncated: Whether the gradient ends at the start of a segment. False: the whole discrete
+            adjoint, with checkpoints; needs update="horizon".
+        update: "segment": theta moves after every segment; "horizon": once a meta-step, by their
+            sum.
+        inputs: "detached", or "through": the gradients of f are differentiated, too.
+        rate: Learning rate of Adam.
+        decay: What the rate falls by in all, geometrically.
+        clip: Bound on the norm of the gradient.
         validation: Problems to look at every `validate_every` steps, over the longest horizon.
+        validate_every: Meta-steps.
+        seed: Of everything that is drawn.
         device: Where it runs; `learned` is moved there.
+        dtype: Of the problems of a family.
         checkpoint: A file that is written after every step, and from which a training that was
             stopped goes on as if it had not been (needs the extra `learn`).
         log: A file of one JSON object a step.
         tensorboard: A folder of events for TensorBoard, where it is installed.
         progress: Whether to print a line a step, or what to call with the record of each.
-        **options: With their defaults:
-            loss = MetaLoss(): weights, lambda, kind of index.
-            steps = 500: meta-steps. batch = 64: problems in each, cut into shards = 8 whatever the
-            number of processes (1 is faster for small problems on one process).
-            horizon = 100: K; (least, largest) draws it anew each step; a callable step -> K is a
-            curriculum.
-            segment = 20: steps of the optimiser in one graph.
-            truncated = True: the gradient ends at the start of a segment; False: the whole discrete
-            adjoint, with checkpoints.
-            update = "segment": theta moves after every segment; "horizon": once a meta-step, by
-            their sum.
-            inputs = "detached", or "through": gradients of f are differentiated, too.
-            rate = 3e-3: of Adam; it falls by decay = 0.1 in all, geometrically.
-            clip = 1.0: bound on the norm of the gradient.
-            validate_every = 20. seed = 0: of all that is drawn. dtype = float32: of the problems.
 
     Returns:
         One record a step. An update whose gradient is not finite is left out, and counted.
 
     Raises:
-        TypeError, ValueError: Bad options; a checkpoint of a training with other settings.
+        TypeError, ValueError: Bad arguments; a checkpoint of a training with other settings.
     """
-    require_instance(learned, LearnedOptimizer, name="learned", example="RNNprop()")
-    settings = MetaOptions(**options)
+    if not isinstance(learned, LearnedOptimizer):
+        raise TypeError(f"learned must be a LearnedOptimizer; got {described(learned)}")
+    if not any(p.requires_grad for p in learned.parameters()):
+        raise ValueError(f"this {type(learned).__name__} has no parameters that require grad")
+    if not (isinstance(tasks, TaskFamily) or callable(tasks)):
+        raise TypeError(
+            "tasks must be a TaskFamily or a callable (count, seed) -> MetaTask; got "
+            f"{described(tasks)}"
+        )
+    require_instance(validation, MetaTask, name="validation", example="family.draw(64, seed=1)")
+    settings = MetaOptions(
+        loss=loss,
+        steps=steps,
+        batch=batch,
+        shards=shards,
+        horizon=horizon,
+        segment=segment,
+        truncated=truncated,
+        update=update,
+        inputs=inputs,
+        rate=rate,
+        decay=decay,
+        clip=clip,
+        validate_every=validate_every,
+        seed=seed,
+        dtype=dtype,
+    )
     place = torch.device(device)
     with processes(place, settings.shards) as group:
         training = _Training(learned.to(place), tasks, validation, settings, place, group)
@@ -99,6 +141,9 @@ def meta_train(
         if found is not None:
             training.restore(found)
         group.wait()
+        if found is None and file is not None and group.rank == 0:
+            # What cannot be written is said before the work.
+            write_checkpoint(training.checkpoint(), file)
         with Log(log, tensorboard, progress, of=training.history, first=group.rank == 0) as told:
             while training.step < settings.steps:
                 record = training.advance()
@@ -188,6 +233,10 @@ class _Training:
             task = self._tasks.draw(count, seed=seed, device=self._device, dtype=options.dtype)
         else:
             task = self._tasks(count, seed)
+        if not isinstance(task, MetaTask):
+            raise TypeError(f"tasks must return a MetaTask; got {described(task)}")
+        if len(task) != count:
+            raise ValueError(f"tasks was asked for {count} problems, and returned {len(task)}")
         return _Shard(Rollout(self._learned, task), [], [])
 
     def _run(self, shard: _Shard, count: int, horizon: int) -> None:
@@ -239,28 +288,28 @@ class _Training:
         rows = {number: self._figures_of(one, horizon) for number, one in shards.items()}
         loss, value, finite, reached, index, rises, met, blown = self._group.total(rows).tolist()
         problems = self._options.batch
-        targets = next(iter(shards.values())).rollout.samples.index.shape[1]
         return {
-            "loss": loss + self._options.loss.stopping * index / (problems * targets),
+            "loss": loss + self._options.loss.stopping * index / problems,
             "value": value / finite if finite else float("nan"),
-            "reached": reached / (problems * targets),
-            "index": index / (problems * targets),
+            "reached": reached / problems,
+            "index": index / problems,
             "rises": rises / met if met else 0.0,
             "blown": blown / problems,
         }
 
     def _figures_of(self, shard: _Shard, horizon: int) -> Tensor:
-        samples, f = shard.rollout.samples, shard.rollout.value
-        met = samples.index >= 0
-        blown = (samples.worst > _BLOWN) | ~samples.finite
+        outcomes, f = shard.rollout.outcomes, shard.rollout.value
+        met = outcomes.index >= 0
+        blown = (outcomes.worst > _BLOWN) | ~outcomes.finite
         figures = [
             torch.tensor(shard.loss),
-            torch.where(samples.finite, f, torch.zeros_like(f)).sum(),
-            samples.finite.sum(),
-            met.sum(),
-            samples.counted(horizon).sum(),
-            samples.rises.sum(),
-            (samples.index > 0).sum(),
+            torch.where(outcomes.finite, f, torch.zeros_like(f)).sum(),
+            outcomes.finite.sum(),
+            # (The mean over the targets of each problem.)
+            met.double().mean(1).sum(),
+            outcomes.counted(horizon).double().mean(1).sum(),
+            outcomes.rises.sum(),
+            (outcomes.index > 0).sum(),
             blown.sum(),
         ]
         return torch.stack([one.to(device=self._device, dtype=torch.float64) for one in figures])
@@ -276,7 +325,7 @@ class _Training:
         rollout = Rollout(self._learned, self._validation)
         for begin in range(0, length, options.segment):
             rollout.advance(min(options.segment, length - begin), keep=False)
-        index = float(rollout.samples.counted(length).double().mean())
+        index = float(rollout.outcomes.counted(length).double().mean())
         if index < self._least:
             self._least, self.history.best = index, self.step - 1
             self._best = [p.detach().clone() for p in self._parameters]
@@ -333,8 +382,16 @@ def _listed(name: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     return [tensors[f"{name}.{place}"] for place in range(count)]
 
 
-def _described(tasks: Tasks) -> str:
-    """The problems in words, the same in every process and run."""
-    if isinstance(tasks, TaskFamily):
-        return repr(tasks)
-    return str(getattr(tasks, "__qualname__", type(tasks).__name__))
+def _described(value: Any) -> str:
+    """Problems in words, the same in every process and run; data by a digest of their bytes."""
+    if isinstance(value, Tensor):
+        digest = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        return f"tensor {tuple(value.shape)} {digest[:16]}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_described, value))}]"
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = [f"{one.name}={_described(getattr(value, one.name))}" for one in fields(value)]
+        return f"{type(value).__name__}({', '.join(parts)})"
+    if callable(value):
+        return str(getattr(value, "__qualname__", type(value).__name__))
+    return repr(value)

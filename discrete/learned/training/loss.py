@@ -13,11 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ode_stopping.core.validation import checked_number
 from ode_stopping.criteria import GradientNorm, LossValue
 
 from ..tasks import MetaTask
 
-__all__ = ["Measured", "MetaLoss", "Samples", "measure"]
+__all__ = ["Measured", "MetaLoss", "Outcomes", "cotangents", "measure"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class MetaLoss:
             (Where J hardly falls the quotient is large.)
 
     Raises:
-        ValueError: A negative lambda, or an unknown word.
+        TypeError: No number where there should be one.
+        ValueError: A negative or infinite lambda or weight, a bound that is not positive, or an
+            unknown word.
     """
 
     stopping: float = 1.0
@@ -45,8 +48,11 @@ class MetaLoss:
     largest: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.stopping >= 0:
-            raise ValueError(f"stopping must be a number >= 0; got {self.stopping}")
+        checked_number(self.stopping, name="stopping", low=0.0, closed=True)
+        for place, weight in enumerate(() if self.weights is None else self.weights):
+            checked_number(weight, name=f"weights[{place}]", low=0.0, closed=True)
+        if self.largest is not None:
+            checked_number(self.largest, name="largest", low=0.0)
         if self.values not in ("f", "log", "none"):
             raise ValueError(f'values must be "f", "log" or "none"; got {self.values!r}')
         if self.interpolation not in (None, "log"):
@@ -92,7 +98,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Samples:
+class Outcomes:
     """What is known of b problems with K targets each, at some step.
 
     Attributes:
@@ -112,7 +118,7 @@ class Samples:
     finite: Tensor
 
     @classmethod
-    def at_start(cls, f: Tensor, criterion: Tensor, targets: Tensor) -> Samples:
+    def at_start(cls, f: Tensor, criterion: Tensor, targets: Tensor) -> Outcomes:
         """At x_0; a target that is met there has N = 0."""
         met = criterion.unsqueeze(-1) <= targets.to(criterion)
         missing = torch.full(met.shape, float("nan"), dtype=f.dtype, device=f.device)
@@ -125,7 +131,7 @@ class Samples:
             f.isfinite(),
         )
 
-    def after(self, part: Measured, targets: Tensor) -> tuple[Samples, Tensor]:
+    def after(self, part: Measured, targets: Tensor) -> tuple[Outcomes, Tensor]:
         """After a stretch; and at which of its steps each target was met, (b, K), 0 for none."""
         steps, count = part.criterion[1:], targets.to(part.criterion)
         met = steps.unsqueeze(-1) <= count
@@ -136,7 +142,7 @@ class Samples:
         risen = at_index > part.f[(place - 1).clamp_min(0), problems]
         lowest = torch.cat([self.lowest.unsqueeze(0), part.f[1:]]).cummin(0).values
         ratios = part.f[1:] / lowest[:-1].clamp_min(_TINY)
-        found = Samples(
+        found = Outcomes(
             torch.where(fresh, part.begin + place, self.index),
             torch.where(fresh, at_index, self.at_index),
             torch.where(fresh, risen, self.rises),
@@ -195,7 +201,17 @@ def cotangents(
 
     Returns:
         The sum of share w_k f(x_k) over the steps and problems, shape (); and the cotangents.
+
+    Raises:
+        ValueError: A fractional index by logarithms, of a criterion or target that may be negative.
     """
+    if loss.interpolation == "log" and (
+        task.measured == "decrease" or bool((task.targets <= 0).any())
+    ):
+        raise ValueError(
+            'interpolation="log" needs a criterion and targets > 0; got '
+            f"{task.criterion!r} and targets {task.targets.tolist()}. Take interpolation=None"
+        )
     steps = range(1, len(part.f))
     weights = part.f.new_tensor([loss.weight(part.begin + i, horizon) for i in steps]) * share
     value = (weights.unsqueeze(-1) * loss.of_values(part.f[1:])).sum()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from ode_stopping.core.validation import require_count
+from ode_stopping.core.validation import described, require_count
 
 from .loss import MetaLoss
 from .rollout import Inputs
@@ -38,6 +38,10 @@ class MetaOptions:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
+        if not isinstance(self.loss, MetaLoss):
+            raise TypeError(f"loss must be a MetaLoss; got {described(self.loss)}")
+        if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise TypeError(f"dtype must be a floating-point type; got {self.dtype!r}")
         for name in ("steps", "batch", "shards", "segment", "validate_every"):
             require_count(getattr(self, name), name=name)
         if self.batch % self.shards:
@@ -52,6 +56,14 @@ class MetaOptions:
             raise ValueError(f'update must be "segment" or "horizon"; got {self.update!r}')
         if self.inputs not in ("detached", "through"):
             raise ValueError(f'inputs must be "detached" or "through"; got {self.inputs!r}')
+        weights = self.loss.weights
+        if weights is not None and not callable(self.horizon):
+            longest = self.horizon[-1] if isinstance(self.horizon, tuple) else self.horizon
+            if len(weights) < longest:
+                raise ValueError(
+                    f"loss.weights must hold a number for every step of the horizon, {longest}; "
+                    f"got {len(weights)}"
+                )
         if not self.truncated and self.update != "horizon":
             raise ValueError(
                 'truncated=False needs update="horizon": the whole discrete adjoint goes back '
@@ -69,7 +81,9 @@ class MetaOptions:
     def horizon_of(self, step: int, draw: int) -> int:
         """K of a meta-step; `draw` is a random number >= 0."""
         if callable(self.horizon):
-            return int(self.horizon(step))
+            length = self.horizon(step)
+            require_count(length, name=f"horizon({step})")
+            return length
         if isinstance(self.horizon, tuple):
             low, high = self.horizon
             return low + draw % (high - low + 1)

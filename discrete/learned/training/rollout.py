@@ -27,7 +27,7 @@ from ode_stopping.core.sweep import Sweep
 
 from ..base import LearnedOptimizer, LearnedUpdate, norm_of
 from ..tasks import MetaTask
-from .loss import Measured, Samples, measure
+from .loss import Measured, Outcomes, measure
 
 __all__ = ["Inputs", "Rollout", "Stretch"]
 
@@ -74,7 +74,7 @@ class Rollout:
         self.memory = learned.initial_memory(self.x)
         f, gradient = task.value_and_gradient(self.x)
         self._here = f, gradient, measure(task, 0, self.x, f, gradient, None)
-        self.samples = Samples.at_start(f, self._here[2], task.targets)
+        self.outcomes = Outcomes.at_start(f, self._here[2], task.targets)
 
     @torch.no_grad()
     def advance(self, steps: int, *, keep: bool = True) -> tuple[Stretch, Tensor]:
@@ -85,7 +85,7 @@ class Rollout:
             keep: Whether the memory at the start is kept.
 
         Returns:
-            The stretch, and at which of its steps each target was met (`Samples.after`).
+            The stretch, and at which of its steps each target was met (`Outcomes.after`).
         """
         task, learned = self.task, self._learned
         own = getattr(task.objective, "gradient_at", None)
@@ -106,7 +106,7 @@ class Rollout:
             fed.append(given)
         self.k, self._here = begin + steps, (f, gradient, value)
         part = Measured(begin, *(torch.stack(rows) for rows in (xs, fs, gradients, values)))
-        self.samples, places = self.samples.after(part, task.targets)
+        self.outcomes, places = self.outcomes.after(part, task.targets)
         return Stretch(part, memory, torch.stack(fed)), places
 
     @property
@@ -116,7 +116,7 @@ class Rollout:
 
     def usable(self, rows: Tensor) -> Tensor:
         """Rows of shape (..., b, d) with zeros for the problems whose run left the numbers."""
-        return torch.where(self.samples.finite.unsqueeze(-1), rows, torch.zeros_like(rows))
+        return torch.where(self.outcomes.finite.unsqueeze(-1), rows, torch.zeros_like(rows))
 
 
 def gradients(
