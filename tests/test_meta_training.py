@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from torch import Tensor
 from discrete.learned import LearnedSchedule, RNNprop
 from discrete.learned.evaluation import evaluate
 from discrete.learned.families import LeastSquaresFamily, LinearDataFamily, MixedFamily
+from discrete.learned.files import read_tensors
 from discrete.learned.tasks import LinearBatch, MetaTask
 from discrete.learned.training import MetaLoss, MetaRecord, meta_train
 
@@ -264,18 +266,29 @@ def launched(*arguments: str, processes: int = 0) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_give_the_same_bits(tmp_path: Path, processes: int) -> None:
-    one, many = tmp_path / "one.pt", tmp_path / "many.pt"
-    alone = launched("-", str(one), "6")
-    together = launched(str(tmp_path / "state.safetensors"), str(many), "6", processes=processes)
+    one, many, again = (tmp_path / f"{name}.pt" for name in ("one", "many", "again"))
+    state, half = tmp_path / "state.safetensors", tmp_path / "half.safetensors"
+    alone = launched("-", str(one), "20")
+    together = launched(str(state), str(many), "20", processes=processes)
+    while together.poll() is None:
+        # (It is renamed into its place, so that it is whole at any time.)
+        if state.exists() and 0 < steps_in(shutil.copy(state, half)) < 20:
+            break
+        time.sleep(0.01)
+    assert 0 < steps_in(half) < 20
     assert alone.wait(120) == 0
     assert together.wait(120) == 0
-    first, second = torch.load(one), torch.load(many)
+    # Another number of processes goes on from the middle.
+    assert launched(str(half), str(again), "20").wait(120) == 0
+    first, second, third = (torch.load(path) for path in (one, many, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    # Another number of processes goes on from there.
-    again = launched(str(tmp_path / "state.safetensors"), str(tmp_path / "again.pt"), "6")
-    assert again.wait(120) == 0
-    third = torch.load(tmp_path / "again.pt")
     assert all(torch.equal(first[name], third[name]) for name in first)
+
+
+def steps_in(file: Path) -> int:
+    """How many steps a checkpoint has behind it."""
+    steps: int = json.loads(read_tensors(file)[1]["numbers"])["step"]
+    return steps
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
