@@ -12,6 +12,7 @@ from discrete.learned import CoordinateLSTM, LearnedOptimizer, LearnedPreconditi
 from discrete.learned.families import LeastSquaresFamily, LogisticFamily
 from discrete.learned.tasks import MetaTask
 from discrete.learned.training import MetaLoss
+from discrete.learned.training import rollout as rollout_module
 from discrete.learned.training.loss import cotangents
 from discrete.learned.training.rollout import Rollout, gradients
 from ode_stopping import GradientNorm, LossValue
@@ -165,6 +166,28 @@ def test_the_size_of_a_tile_does_not_matter(tile: int) -> None:
     _, found, _ = ours(learned, task, MetaLoss(), "detached", (4, 4), tile=tile)
     _, other, _ = ours(learned, task, MetaLoss(), "detached", (8,))
     assert_same(found, tuple(other), 1e-11)
+
+
+@pytest.mark.parametrize("kind", ["rnnprop", "l2o", "preconditioner"])
+def test_a_graph_that_is_kept_gives_what_a_replay_gives(kind: str) -> None:
+    learned, task = trained(kind), family().draw(4, seed=9, dtype=DTYPE)
+    found = []
+    for record in (True, False):
+        rollout = Rollout(learned, task)
+        rollout.advance(3)
+        stretch, places = rollout.advance(5, record=record)
+        assert bool(stretch.taken) is record
+        assert not any(piece.requires_grad for piece in rollout.memory)
+        _, rows = cotangents(task, MetaLoss(), stretch.measured, places, horizon=8, share=0.25)
+        found.append(gradients(learned, rollout, [stretch], [rows], "detached"))
+    assert_same(found[0], tuple(found[1]), 1e-11)
+
+
+def test_a_graph_beyond_its_room_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_module, "_GRAPH", 1000)
+    rollout = Rollout(trained(), family().draw(4, seed=9, dtype=DTYPE))
+    stretch, _ = rollout.advance(5, record=True)
+    assert stretch.taken == ()
 
 
 def test_the_index_of_one_problem_is_that_of_stopping_index() -> None:

@@ -55,12 +55,13 @@ class _Cell(torch.autograd.Function):
         f, i, g, o = gates.chunk(4, dim=-1)
         after = torch.addcmul(c, f, c).add_(torch.addcmul(g, i, g)).mul_(0.5)
         size = after.tanh()
-        ctx.save_for_backward(rows, h, c, weight, bias, joined, gates, size)
+        # (Without `joined`, which is a copy of what is kept anyway.)
+        ctx.save_for_backward(rows, h, c, weight, bias, gates, size)
         return torch.addcmul(size, o, size).mul_(0.5), after
 
     @staticmethod
     def backward(ctx: Any, on_h: Tensor, on_c: Tensor) -> Any:
-        rows, h, c, weight, bias, joined, gates, size = ctx.saved_tensors
+        rows, h, c, weight, bias, gates, size = ctx.saved_tensors
         if torch.is_grad_enabled():
             # Differentiated once more: autograd's own derivative of the same cell.
             inputs = (rows, h, c, weight, bias)
@@ -87,6 +88,6 @@ class _Cell(torch.autograd.Function):
             None if on_joined is None else on_joined[:, :width],
             None if on_joined is None else on_joined[:, width:],
             torch.addcmul(through, through, f) if ctx.needs_input_grad[2] else None,
-            on_gates.mT @ joined if ctx.needs_input_grad[3] else None,
+            on_gates.mT @ torch.cat([rows, h], dim=-1) if ctx.needs_input_grad[3] else None,
             on_gates.sum(0) if ctx.needs_input_grad[4] else None,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -156,11 +156,12 @@ def meta_train(
 
 @dataclass
 class _Shard:
-    """A shard's run in a meta-step, and its segments so far."""
+    """A shard's run in a meta-step: its gradient so far, or the segments that one is taken of."""
 
     rollout: Rollout
-    stretches: list[Stretch]
-    on_states: list[Tensor]
+    gradient: list[Tensor] = field(default_factory=list)
+    stretches: list[Stretch] = field(default_factory=list)
+    on_states: list[Tensor] = field(default_factory=list)
     loss: float = 0.0
 
 
@@ -237,21 +238,30 @@ class _Training:
             raise TypeError(f"tasks must return a MetaTask; got {described(task)}")
         if len(task) != count:
             raise ValueError(f"tasks was asked for {count} problems, and returned {len(task)}")
-        return _Shard(Rollout(self._learned, task), [], [])
+        return _Shard(Rollout(self._learned, task))
 
     def _run(self, shard: _Shard, count: int, horizon: int) -> None:
         """One more segment forward."""
         options, rollout = self._options, shard.rollout
         # Of a gradient that goes back to the start the memory there is enough.
-        keep = options.truncated or not shard.stretches
-        stretch, places = rollout.advance(count, keep=keep)
+        stretch, places = rollout.advance(
+            count,
+            keep=options.truncated or not shard.stretches,
+            record=options.truncated and options.inputs == "detached",
+        )
         share = 1.0 / options.batch
         value, on_states = cotangents(
             rollout.task, options.loss, stretch.measured, places, horizon=horizon, share=share
         )
         shard.loss += float(value.nan_to_num(float("inf")))
-        shard.stretches.append(stretch)
-        shard.on_states.append(on_states)
+        if not options.truncated:
+            shard.stretches.append(stretch)
+            shard.on_states.append(on_states)
+            return
+        # At once, so that no other shard's graph is there beside this one's.
+        found = gradients(self._learned, rollout, [stretch], [on_states], options.inputs)
+        before = shard.gradient
+        shard.gradient = [a + b for a, b in zip(before, found, strict=True)] if before else found
 
     def _update(self, shards: Mapping[int, _Shard]) -> tuple[float, bool]:
         """Move theta; the norm of the gradient, and whether it was finite."""
@@ -270,18 +280,13 @@ class _Training:
 
     def _gradient(self, shard: _Shard) -> Tensor:
         """Of everything since the last update, in one vector; the segments are given up."""
-        options, rollout = self._options, shard.rollout
-        stretches, on_states = shard.stretches, shard.on_states
-        shard.stretches, shard.on_states = [], []
-        runs = [([one], [rows]) for one, rows in zip(stretches, on_states, strict=True)]
-        if not options.truncated:
-            runs = [(stretches, on_states)]
-        found = [
-            gradients(self._learned, rollout, ones, rows, options.inputs) for ones, rows in runs
-        ]
+        found, shard.gradient = shard.gradient, []
+        if shard.stretches:
+            parts = shard.stretches, shard.on_states
+            found = gradients(self._learned, shard.rollout, *parts, self._options.inputs)
+            shard.stretches, shard.on_states = [], []
         wide = torch.float64 if self._parameters[0].dtype == torch.float64 else torch.float32
-        summed = [torch.stack(parts).sum(0).to(wide) for parts in zip(*found, strict=True)]
-        return torch.cat([part.reshape(-1) for part in summed])
+        return torch.cat([part.reshape(-1).to(wide) for part in found])
 
     def _figures(self, shards: Mapping[int, _Shard], horizon: int) -> dict[str, float]:
         """What is told of a step, the mean over all shards."""

@@ -6,8 +6,9 @@ roads:
 
 - "detached": the gradients of f that the optimiser is fed count as constants. Then
   x_k = x_0 + u_0 + ... + u_{k-1}, so that u_j receives C_j = c_{j+1} + c_{j+2} + ..., and of the
-  run only these gradients are needed: the network is replayed on them, some coordinates at a time,
-  which keeps its graph in the cache. It is a truncated direction, not the gradient of the loss.
+  run only these gradients are needed: where the graph of the network was not kept on the way, it is
+  replayed on them, some coordinates at a time. It is a truncated direction, not the gradient of the
+  loss.
 - "through": the whole iteration is replayed with its graph, gradients of f among it.
 
 Either stops at the start of the stretch (truncated backpropagation) or goes on into the stretch
@@ -23,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ode_stopping.core.sweep import Sweep
+from ode_stopping.core.sweep import Sweep, products
 
 from ..base import LearnedOptimizer, LearnedUpdate, norm_of
 from ..tasks import MetaTask
@@ -36,6 +37,10 @@ Memory = tuple[Tensor, ...]
 
 # Coordinates in one replay: the graph of a step of a network of width 20 is then some MiB.
 _TILE = 2048
+# Bytes of graph that a stretch may keep on the way forward. That of a step is about so many times
+# the memory of the optimiser.
+_GRAPH = 2**28
+_GRAPH_PER_MEMORY = 5
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,13 @@ class Stretch:
         measured: f, J, the iterates and the gradients of f.
         memory: Of the optimiser at the start, each of shape (b, d, ...); None: not kept.
         fed: The gradients that the steps were given, shape (S, b, d).
+        taken: The steps u_k with their graph to theta, where it was kept, each of shape (b, d).
     """
 
     measured: Measured
     memory: Memory | None
     fed: Tensor
+    taken: tuple[Tensor, ...] = ()
 
     @property
     def begin(self) -> int:
@@ -77,12 +84,15 @@ class Rollout:
         self.outcomes = Outcomes.at_start(f, self._here[2], task.targets)
 
     @torch.no_grad()
-    def advance(self, steps: int, *, keep: bool = True) -> tuple[Stretch, Tensor]:
+    def advance(
+        self, steps: int, *, keep: bool = True, record: bool = False
+    ) -> tuple[Stretch, Tensor]:
         """Go on for so many steps.
 
         Args:
             steps: S.
             keep: Whether the memory at the start is kept.
+            record: Whether the graph of the steps to theta is kept, if it is not too large.
 
         Returns:
             The stretch, and at which of its steps each target was met (`Outcomes.after`).
@@ -92,10 +102,15 @@ class Rollout:
         memory, begin = self.memory if keep else None, self.k
         f, gradient, value = self._here
         xs, fs, gradients, values, fed = [self.x], [f], [gradient], [value], []
+        record = record and self._fits(steps)
+        taken: list[Tensor] = []
         for k in range(begin, begin + steps):
             given = gradient if own is None else own(k, self.x)
-            step, self.memory = learned.step(k, given, self.memory, norm_of(given))
-            self.x = self.x + step
+            with torch.set_grad_enabled(record):
+                step, self.memory = learned.step(k, given, self.memory, norm_of(given))
+            if record:
+                taken.append(step)
+            self.x = self.x + step.detach()
             before = f
             f, gradient = task.value_and_gradient(self.x)
             value = measure(task, k + 1, self.x, f, gradient, before)
@@ -104,10 +119,16 @@ class Rollout:
             gradients.append(gradient)
             values.append(value)
             fed.append(given)
+        self.memory = tuple(piece.detach() for piece in self.memory)
         self.k, self._here = begin + steps, (f, gradient, value)
         part = Measured(begin, *(torch.stack(rows) for rows in (xs, fs, gradients, values)))
         self.outcomes, places = self.outcomes.after(part, task.targets)
-        return Stretch(part, memory, torch.stack(fed)), places
+        return Stretch(part, memory, torch.stack(fed), tuple(taken)), places
+
+    def _fits(self, steps: int) -> bool:
+        numbers = sum(piece.numel() for piece in self.memory)
+        size = _GRAPH_PER_MEMORY * numbers * self.x.element_size()
+        return steps * size <= _GRAPH
 
     @property
     def value(self) -> Tensor:
@@ -144,6 +165,10 @@ def gradients(
     parameters = [p for p in learned.parameters() if p.requires_grad]
     if inputs == "through":
         return _through(learned, rollout.task, stretches, clean, parameters)
+    first = stretches[0]
+    # (A graph with numbers that are none gives nothing else.)
+    if len(stretches) == 1 and first.taken and bool(rollout.outcomes.finite.all()):
+        return products(first.taken, parameters, _arriving(clean[0]).unbind())
     return _detached(learned, rollout, stretches, clean, parameters, tile)
 
 
@@ -159,8 +184,8 @@ def _detached(
     arriving = torch.zeros_like(rollout.x)
     on_steps: list[Tensor] = []
     for rows in reversed(cotangents):
-        # C_j = c_(j+1) + C_(j+1); what arrives at the start of a stretch goes on to the one before.
-        sums = rows[1:].flip(0).cumsum(0).flip(0) + arriving
+        # What arrives at the start of a stretch goes on to the one before.
+        sums = _arriving(rows) + arriving
         arriving = sums[0] + rows[0]
         on_steps.insert(0, sums)
     fed = [rollout.usable(one.fed) for one in stretches]
@@ -185,6 +210,11 @@ def _detached(
         found = _replayed(learned, parts, start, parameters)
         totals = [a + b for a, b in zip(totals, found, strict=True)]
     return totals
+
+
+def _arriving(rows: Tensor) -> Tensor:
+    """C_j = c_{j+1} + C_{j+1} of a stretch with c_a .. c_{a+S}, shape (S, b, d)."""
+    return rows[1:].flip(0).cumsum(0).flip(0)
 
 
 @dataclass(frozen=True)
