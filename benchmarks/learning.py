@@ -75,7 +75,7 @@ def figures(found: Evaluation) -> Row:
         "index": samples.index[:, -1].tolist(),
         "rises": samples.rises[:, -1].tolist(),
         "at_index": samples.at_index[:, -1].tolist(),
-        "blown": ((samples.worst > 10) | ~samples.finite).tolist(),
+        "blown": samples.blown().tolist(),
         "steps": found.steps.double().nanmedian(dim=1).values[[0, 9, 49, 99, 199, -1]].tolist(),
     }
 

@@ -47,8 +47,7 @@ class Evaluation:
 
     def blown(self, factor: float = 10.0) -> float:
         """Share of the problems whose f was above so many times its lowest, or not finite."""
-        bad = (self.outcomes.worst > factor) | ~self.outcomes.finite
-        return float(bad.double().mean())
+        return float(self.outcomes.blown(factor).double().mean())
 
 
 @torch.no_grad()

@@ -74,8 +74,27 @@ class TaskFamily(ABC):
         """
 
 
+class _DrawnFamily(TaskFamily):
+    """A family of the library's: every number of a batch comes from one `Draws`."""
+
+    def draw(
+        self,
+        count: int,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> MetaTask:
+        """See `TaskFamily.draw`."""
+        return self._problems(count, seed, Draws(count, seed, device, dtype))
+
+    @abstractmethod
+    def _problems(self, count: int, seed: int, draw: Draws) -> MetaTask:
+        """So many problems, from these draws."""
+
+
 @dataclass(frozen=True)
-class LogisticFamily(TaskFamily):
+class LogisticFamily(_DrawnFamily):
     """Logistic regression by the generator of arXiv 2505.22509, section 6.
 
     Rows are standard normal, labels the sign of W x* for a sparse x*, a share of them flipped; f is
@@ -118,16 +137,7 @@ class LogisticFamily(TaskFamily):
         check_targets(self.targets)
         check_minibatch(self.minibatch, self.rows)
 
-    def draw(
-        self,
-        count: int,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> MetaTask:
-        """See `TaskFamily.draw`."""
-        draw = Draws(count, seed, device, dtype)
+    def _problems(self, count: int, seed: int, draw: Draws) -> MetaTask:
         features = draw.normal(count, self.rows, self.dim)
         truth = draw.normal(count, self.dim) * (draw.uniform(count, self.dim) < self.nonzeros)
         labels = torch.where((features @ truth.unsqueeze(-1)).squeeze(-1) >= 0, 1.0, -1.0)
@@ -146,7 +156,7 @@ class LogisticFamily(TaskFamily):
 
 
 @dataclass(frozen=True)
-class LeastSquaresFamily(TaskFamily):
+class LeastSquaresFamily(_DrawnFamily):
     """f = |W x - y|^2 / (2 n) + ridge/2 |x|^2 + l1 |x| (smoothed), y = W x* + noise.
 
     l1 > 0 is the lasso by its smooth form.
@@ -185,16 +195,7 @@ class LeastSquaresFamily(TaskFamily):
         check_targets(self.targets)
         check_minibatch(self.minibatch, self.rows)
 
-    def draw(
-        self,
-        count: int,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> MetaTask:
-        """See `TaskFamily.draw`."""
-        draw = Draws(count, seed, device, dtype)
+    def _problems(self, count: int, seed: int, draw: Draws) -> MetaTask:
         sizes = self.condition ** (-0.5 * torch.linspace(0.0, 1.0, self.dim, dtype=torch.float64))
         features = draw.normal(count, self.rows, self.dim) * sizes
         truth = draw.normal(count, self.dim) * (draw.uniform(count, self.dim) < self.nonzeros)
@@ -215,7 +216,7 @@ class LeastSquaresFamily(TaskFamily):
 
 
 @dataclass(frozen=True)
-class RosenbrockFamily(TaskFamily):
+class RosenbrockFamily(_DrawnFamily):
     """Curved valleys of different steepness, not convex.
 
     Args:
@@ -239,16 +240,7 @@ class RosenbrockFamily(TaskFamily):
         checked_number(self.steepest, name="steepest", low=1.0, closed=True)
         check_targets(self.targets)
 
-    def draw(
-        self,
-        count: int,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> MetaTask:
-        """See `TaskFamily.draw`."""
-        draw = Draws(count, seed, device, dtype)
+    def _problems(self, count: int, seed: int, draw: Draws) -> MetaTask:
         steepness = self.steepest ** draw.uniform(count)
         x0 = 0.5 * draw.normal(count, self.dim)
         objective = RosenbrockBatch(draw.placed(steepness))
@@ -256,7 +248,7 @@ class RosenbrockFamily(TaskFamily):
 
 
 @dataclass(frozen=True)
-class LinearDataFamily(TaskFamily):
+class LinearDataFamily(_DrawnFamily):
     """Linear models on random rows of a given data set.
 
     Args:
@@ -301,16 +293,7 @@ class LinearDataFamily(TaskFamily):
         check_targets(self.targets)
         check_minibatch(self.minibatch, self.rows)
 
-    def draw(
-        self,
-        count: int,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> MetaTask:
-        """See `TaskFamily.draw`."""
-        draw = Draws(count, seed, device, dtype)
+    def _problems(self, count: int, seed: int, draw: Draws) -> MetaTask:
         chosen = torch.stack([draw.chosen(len(self.features), self.rows) for _ in range(count)])
         objective = LinearBatch(
             draw.placed(self.features.cpu()[chosen]),
@@ -325,7 +308,7 @@ class LinearDataFamily(TaskFamily):
 
 
 @dataclass(frozen=True)
-class NetworkFamily(TaskFamily):
+class NetworkFamily(_DrawnFamily):
     """A network with one hidden layer on a set of scikit-learn's (needs the extra `checks`).
 
     Args:
@@ -353,16 +336,7 @@ class NetworkFamily(TaskFamily):
         check_weights(ridge=self.ridge)
         check_targets(self.targets)
 
-    def draw(
-        self,
-        count: int,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> MetaTask:
-        """See `TaskFamily.draw`."""
-        draw = Draws(count, seed, device, dtype)
+    def _problems(self, count: int, seed: int, draw: Draws) -> MetaTask:
         inputs, labels = _classification(self.data)
         rows = len(inputs) if self.rows is None else min(self.rows, len(inputs))
         chosen = torch.stack([draw.chosen(len(inputs), rows) for _ in range(count)])

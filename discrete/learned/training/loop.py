@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +29,6 @@ from .rollout import Inputs, Rollout, Stretch, gradients
 __all__ = ["meta_train"]
 
 Tasks = TaskFamily | Callable[[int, int], MetaTask]
-# A run whose f was above so many times its lowest has blown up.
-_BLOWN = 10.0
 
 
 def meta_train(
@@ -154,15 +152,59 @@ def meta_train(
     return training.history
 
 
-@dataclass
 class _Shard:
-    """A shard's run in a meta-step: its gradient so far, or the segments that one is taken of."""
+    """A shard's run in a meta-step, and what it makes of the parameters until the next update.
 
-    rollout: Rollout
-    gradient: list[Tensor] = field(default_factory=list)
-    stretches: list[Stretch] = field(default_factory=list)
-    on_states: list[Tensor] = field(default_factory=list)
-    loss: float = 0.0
+    Args:
+        learned: The optimiser.
+        task: The problems.
+        options: Of the training.
+
+    Attributes:
+        rollout: The run.
+        loss: Its share of sum w_k f(x_k) so far.
+    """
+
+    def __init__(self, learned: LearnedOptimizer, task: MetaTask, options: MetaOptions) -> None:
+        self.rollout = Rollout(learned, task)
+        self.loss = 0.0
+        self._learned, self._options = learned, options
+        self._gradient: list[Tensor] = []
+        self._stretches: list[Stretch] = []
+        self._on_states: list[Tensor] = []
+
+    def run(self, count: int, horizon: int) -> None:
+        """One more segment forward."""
+        options, rollout = self._options, self.rollout
+        # Of a gradient that goes back to the start the memory there is enough.
+        stretch, places = rollout.advance(
+            count,
+            keep=options.truncated or not self._stretches,
+            record=options.truncated and options.inputs == "detached",
+        )
+        share = 1.0 / options.batch
+        value, on_states = cotangents(
+            rollout.task, options.loss, stretch.measured, places, horizon=horizon, share=share
+        )
+        self.loss += float(value.nan_to_num(float("inf")))
+        if not options.truncated:
+            self._stretches.append(stretch)
+            self._on_states.append(on_states)
+            return
+        # At once, so that no other shard's graph is there beside this one's.
+        found = gradients(self._learned, rollout, [stretch], [on_states], options.inputs)
+        before = self._gradient or [torch.zeros_like(part) for part in found]
+        self._gradient = [a + b for a, b in zip(before, found, strict=True)]
+
+    def take_gradient(self) -> Tensor:
+        """Of everything since the last update, in one vector; it begins anew."""
+        found, self._gradient = self._gradient, []
+        if self._stretches:
+            parts = self._stretches, self._on_states
+            found = gradients(self._learned, self.rollout, *parts, self._options.inputs)
+            self._stretches, self._on_states = [], []
+        wide = torch.float64 if found[0].dtype == torch.float64 else torch.float32
+        return torch.cat([part.reshape(-1).to(wide) for part in found])
 
 
 class _Training:
@@ -204,7 +246,7 @@ class _Training:
         while done < horizon:
             count = min(options.segment, horizon - done)
             for shard in shards.values():
-                self._run(shard, count, horizon)
+                shard.run(count, horizon)
             done += count
             if options.update == "segment" or done == horizon:
                 norm, sound = self._update(shards)
@@ -238,34 +280,11 @@ class _Training:
             raise TypeError(f"tasks must return a MetaTask; got {described(task)}")
         if len(task) != count:
             raise ValueError(f"tasks was asked for {count} problems, and returned {len(task)}")
-        return _Shard(Rollout(self._learned, task))
-
-    def _run(self, shard: _Shard, count: int, horizon: int) -> None:
-        """One more segment forward."""
-        options, rollout = self._options, shard.rollout
-        # Of a gradient that goes back to the start the memory there is enough.
-        stretch, places = rollout.advance(
-            count,
-            keep=options.truncated or not shard.stretches,
-            record=options.truncated and options.inputs == "detached",
-        )
-        share = 1.0 / options.batch
-        value, on_states = cotangents(
-            rollout.task, options.loss, stretch.measured, places, horizon=horizon, share=share
-        )
-        shard.loss += float(value.nan_to_num(float("inf")))
-        if not options.truncated:
-            shard.stretches.append(stretch)
-            shard.on_states.append(on_states)
-            return
-        # At once, so that no other shard's graph is there beside this one's.
-        found = gradients(self._learned, rollout, [stretch], [on_states], options.inputs)
-        before = shard.gradient
-        shard.gradient = [a + b for a, b in zip(before, found, strict=True)] if before else found
+        return _Shard(self._learned, task, options)
 
     def _update(self, shards: Mapping[int, _Shard]) -> tuple[float, bool]:
         """Move theta; the norm of the gradient, and whether it was finite."""
-        parts = {number: self._gradient(shard) for number, shard in shards.items()}
+        parts = {number: shard.take_gradient() for number, shard in shards.items()}
         total = self._group.total(parts)
         norm = float(torch.linalg.vector_norm(total))
         if not isfinite(norm):
@@ -277,16 +296,6 @@ class _Training:
         self._adam.step()
         self._adam.zero_grad()
         return norm, True
-
-    def _gradient(self, shard: _Shard) -> Tensor:
-        """Of everything since the last update, in one vector; the segments are given up."""
-        found, shard.gradient = shard.gradient, []
-        if shard.stretches:
-            parts = shard.stretches, shard.on_states
-            found = gradients(self._learned, shard.rollout, *parts, self._options.inputs)
-            shard.stretches, shard.on_states = [], []
-        wide = torch.float64 if self._parameters[0].dtype == torch.float64 else torch.float32
-        return torch.cat([part.reshape(-1).to(wide) for part in found])
 
     def _figures(self, shards: Mapping[int, _Shard], horizon: int) -> dict[str, float]:
         """What is told of a step, the mean over all shards."""
@@ -305,7 +314,6 @@ class _Training:
     def _figures_of(self, shard: _Shard, horizon: int) -> Tensor:
         outcomes, f = shard.rollout.outcomes, shard.rollout.value
         met = outcomes.index >= 0
-        blown = (outcomes.worst > _BLOWN) | ~outcomes.finite
         figures = [
             torch.tensor(shard.loss),
             torch.where(outcomes.finite, f, torch.zeros_like(f)).sum(),
@@ -315,7 +323,7 @@ class _Training:
             outcomes.counted(horizon).double().mean(1).sum(),
             outcomes.rises.sum(),
             (outcomes.index > 0).sum(),
-            blown.sum(),
+            outcomes.blown().sum(),
         ]
         return torch.stack([one.to(device=self._device, dtype=torch.float64) for one in figures])
 
@@ -325,8 +333,7 @@ class _Training:
         due = self.step % options.validate_every == 0 or self.step == options.steps
         if self._validation is None or not due:
             return None
-        horizon = options.horizon[1] if isinstance(options.horizon, tuple) else options.horizon
-        length = int(horizon(options.steps - 1)) if callable(horizon) else horizon
+        length = options.longest
         rollout = Rollout(self._learned, self._validation)
         for begin in range(0, length, options.segment):
             rollout.advance(min(options.segment, length - begin), keep=False)

@@ -152,6 +152,10 @@ class Outcomes:
         )
         return found, place
 
+    def blown(self, factor: float = 10.0) -> Tensor:
+        """Whose f was above so many times its lowest before it, or not finite, shape (b,)."""
+        return (self.worst > factor) | ~self.finite
+
     def counted(self, horizon: int) -> Tensor:
         """N with a miss as horizon + 1, shape (b, K)."""
         return torch.where(self.index < 0, horizon + 1, self.index)

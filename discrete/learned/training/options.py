@@ -57,13 +57,11 @@ class MetaOptions:
         if self.inputs not in ("detached", "through"):
             raise ValueError(f'inputs must be "detached" or "through"; got {self.inputs!r}')
         weights = self.loss.weights
-        if weights is not None and not callable(self.horizon):
-            longest = self.horizon[-1] if isinstance(self.horizon, tuple) else self.horizon
-            if len(weights) < longest:
-                raise ValueError(
-                    f"loss.weights must hold a number for every step of the horizon, {longest}; "
-                    f"got {len(weights)}"
-                )
+        if weights is not None and not callable(self.horizon) and len(weights) < self.longest:
+            raise ValueError(
+                "loss.weights must hold a number for every step of the horizon, "
+                f"{self.longest}; got {len(weights)}"
+            )
         if not self.truncated and self.update != "horizon":
             raise ValueError(
                 'truncated=False needs update="horizon": the whole discrete adjoint goes back '
@@ -77,6 +75,13 @@ class MetaOptions:
                 raise ValueError(f"horizon must be (least, largest); got {self.horizon}")
         elif not callable(self.horizon):
             require_count(self.horizon, name="horizon")
+
+    @property
+    def longest(self) -> int:
+        """The longest horizon; of a curriculum the last one."""
+        if callable(self.horizon):
+            return self.horizon_of(self.steps - 1, 0)
+        return self.horizon[1] if isinstance(self.horizon, tuple) else self.horizon
 
     def horizon_of(self, step: int, draw: int) -> int:
         """K of a meta-step; `draw` is a random number >= 0."""

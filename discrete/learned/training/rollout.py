@@ -262,8 +262,6 @@ def _through(
 ) -> list[Tensor]:
     """The whole iteration replayed, from the last stretch to the first."""
     update = LearnedUpdate(learned, task.objective)
-    first = stretches[0].memory
-    assert first is not None
     starts = _Starts(update, stretches)
     sweep: Sweep | None = None
     for place in reversed(range(len(stretches))):
@@ -290,8 +288,6 @@ def _sweep_through(
     """One stretch back; the last of its ends is a number whose cotangent is 1."""
     sweep.join([torch.ones_like(ends[-1])])
     sweep.through(ends, starts if reaches else [])
-    if not reaches:
-        sweep.lam = []
 
 
 class _Starts:
