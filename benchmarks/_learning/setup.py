@@ -21,13 +21,14 @@ from discrete.learned.families import (
 from discrete.learned.tasks import MetaTask
 from discrete.learned.training import MetaLoss
 
-DIM, HORIZON = 32, 500
+# (Five times the longest horizon of the training.)
+DIM, HORIZON = 32, 1_000
 # Seeds of problems: of training 0, 1, ...; to tune the rivals; to test.
 TUNING, TESTING = 5_000, 11_000
-PROBLEMS = 64
+PROBLEMS = 100
 RIDGE = LogisticFamily(DIM, DIM // 2, ridge=0.01)
 PRINTED = LogisticFamily(DIM, DIM // 2)
-STARTS = (0.5, 1.0, 2.0, 3.0)
+STARTS = (0.5, 1.0, 2.0, 4.0)
 
 
 def _of_starts(**options: Any) -> TaskFamily:
