@@ -5,7 +5,8 @@
 
 One configuration (`_learning/setup.py`) for all rows. Each pair of variant and seed is trained once
 and tried on problems that it has not seen, at the trained size and beyond; what is in the folder
-already is not done again, and a training that was killed goes on. One thread. The table:
+already is not done again, and a training that was killed goes on (a folder belongs to one
+configuration). One thread. The table:
 
 - N to |grad f| <= 1e-3, median over seeds and problems, misses as 501; its ratio to that of
   lambda = 0 and of the control log f with 95 % intervals (seeds are drawn anew, then problems);
@@ -21,6 +22,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -114,6 +116,17 @@ def kept(file: Path, make: Callable[[], Any]) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def require_configuration(folder: Path) -> None:
+    """Refuse a folder whose results are of another configuration."""
+    sources = [Path(__file__).parent / "_learning" / name for name in ("setup.py", "rivals.py")]
+    now = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    if kept(folder / "configuration.json", lambda: now) != now:
+        raise SystemExit(
+            f"{folder} holds results of another configuration (benchmarks/_learning has changed "
+            "since); take another --folder"
+        )
+
+
 def counted(row: Row) -> np.ndarray[Any, Any]:
     """N of every problem, misses as horizon + 1."""
     index = np.asarray(row["index"], dtype=float)
@@ -200,6 +213,7 @@ def main() -> None:
         require_output(options.out)
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
+    require_configuration(folder)
     rivals = {name: kept(folder / f"{name}.json", lambda n=name: rival(n)) for name in RIVALS}
     results: dict[str, list[dict[str, Row]]] = {}
     gamed: dict[str, list[Row]] = {}
