@@ -11,7 +11,9 @@ configuration). One thread. The table:
 - N to |grad f| <= 1e-3, median over seeds and problems, misses as 501; its ratio to that of
   lambda = 0 and of the control log f with 95 % intervals (seeds are drawn anew, then problems);
   share that reached it, and share of problems whose f rose above 10 times its lowest
-- rivals by hand with the rate that is best on other problems of the trained size
+- rivals by hand with the rate that is best on other problems of the trained size, Adam with online
+  adaptation among them
+- effective step sizes |u_k| / |g_k| over time
 - Figure 3 as printed: N, the share met by a rise, and f there
 """
 
@@ -30,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _learning.online import adam_ola
 from _learning.rivals import RATES, RIVALS
 from _learning.setup import (
     HORIZON,
@@ -51,6 +54,8 @@ from discrete.learned.training import meta_train
 from theory_checks.files import require_output, run_script, write_text
 
 Row = dict[str, Any]
+# Steps at which the effective step size is told.
+LOOKED_AT = [0, 9, 49, 99, 199, -1]
 
 
 def trained(name: str, seed: int, folder: Path) -> LearnedOptimizer:
@@ -78,7 +83,7 @@ def figures(found: Evaluation) -> Row:
         "rises": samples.rises[:, -1].tolist(),
         "at_index": samples.at_index[:, -1].tolist(),
         "blown": samples.blown().tolist(),
-        "steps": found.steps.double().nanmedian(dim=1).values[[0, 9, 49, 99, 199, -1]].tolist(),
+        "steps": found.steps.double().nanmedian(dim=1).values[LOOKED_AT].tolist(),
     }
 
 
@@ -182,6 +187,18 @@ def table(results: dict[str, list[dict[str, Row]]], rivals: dict[str, Any]) -> I
             )
 
 
+def step_sizes(results: dict[str, list[dict[str, Row]]], places: list[str]) -> Iterable[str]:
+    """|u_k| / |g_k| over time, median over problems, then over seeds."""
+    steps = [step if step >= 0 else HORIZON + step for step in LOOKED_AT]
+    yield "| optimiser | problems | " + " | ".join(f"step {step}" for step in steps) + " |"
+    yield "| --- | --- | " + " | ".join("---" for _ in steps) + " |"
+    for name, seeds in results.items():
+        for place in places:
+            sizes = np.median([one[place]["steps"] for one in seeds], axis=0)
+            cells = " | ".join(f"{size:.2g}" for size in sizes)
+            yield f"| {name} | {place} | {cells} |"
+
+
 def rises(results: dict[str, list[Row]]) -> Iterable[str]:
     """Figure 3 as printed."""
     yield "| f(x_{k-1}) - f(x_k) <= 1e-5 | median N | met | of these by a rise | median f there |"
@@ -215,6 +232,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     require_configuration(folder)
     rivals = {name: kept(folder / f"{name}.json", lambda n=name: rival(n)) for name in RIVALS}
+    rivals["Adam-OLA"] = kept(folder / "Adam-OLA.json", adam_ola)
     results: dict[str, list[dict[str, Row]]] = {}
     gamed: dict[str, list[Row]] = {}
     for seed in options.seeds:
@@ -234,6 +252,8 @@ def main() -> None:
         f"size, horizon {HORIZON}, trained on d = 32 with K drawn from {TRAINING['horizon']}.",
         "",
         *table(results, rivals),
+        "",
+        *step_sizes(results, list(tests())[:3:2]),
         "",
         *rises(gamed),
         "",
