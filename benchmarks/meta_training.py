@@ -33,8 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from discrete.learned import RNNprop
+from discrete.learned.draws import mixed_seed
 from discrete.learned.families import LogisticFamily
-from discrete.learned.tasks import MetaTask, mixed_seed
+from discrete.learned.tasks import MetaTask
 from discrete.learned.training import MetaLoss, meta_train
 from theory_checks.files import require_output, run_script, write_text
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import exp, log
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from discrete.learned import LearnedSchedule
+from discrete.learned.evaluation import evaluate
 from discrete.learned.families import (
     LeastSquaresFamily,
     LinearDataFamily,
@@ -249,6 +253,13 @@ def test_real_data_are_rows_of_the_set() -> None:
 # --- Minibatches
 
 
+def step_gradient(batch: LinearBatch | NetworkBatch, k: int, x: Tensor) -> Tensor:
+    """What step k is given of a minibatch."""
+    given = batch.gradient_at(k, x)
+    assert given is not None
+    return given
+
+
 def minibatches(**options: object) -> tuple[LinearBatch, Tensor]:
     task = LogisticFamily(4, 8, ridge=0.2, minibatch=3, **options).draw(2, seed=6, dtype=DTYPE)  # type: ignore[arg-type]
     assert isinstance(task.objective, LinearBatch)
@@ -257,15 +268,15 @@ def minibatches(**options: object) -> tuple[LinearBatch, Tensor]:
 
 def test_a_step_has_its_own_rows() -> None:
     batch, x = minibatches()
-    first = batch.gradient_at(0, x)
-    assert torch.equal(first, batch.gradient_at(0, x))
-    others = [batch.gradient_at(k, x) for k in range(1, 6)]
+    first = step_gradient(batch, 0, x)
+    assert torch.equal(first, step_gradient(batch, 0, x))
+    others = [step_gradient(batch, k, x) for k in range(1, 6)]
     assert sum(torch.equal(first, other) for other in others) == 0
     assert not torch.equal(first, batch.gradient(x))
     seeded = LinearBatch(batch.features, batch.labels, ridge=0.2, minibatch=3, seed=7)
-    assert not torch.equal(first, seeded.gradient_at(0, x))
+    assert not torch.equal(first, step_gradient(seeded, 0, x))
     every = LinearBatch(batch.features, batch.labels, ridge=0.2)
-    assert torch.equal(every.gradient_at(3, x), batch.gradient(x))
+    assert every.gradient_at(3, x) is None
 
 
 def test_a_minibatch_is_the_gradient_on_three_rows() -> None:
@@ -280,17 +291,62 @@ def test_a_minibatch_is_the_gradient_on_three_rows() -> None:
     choices = torch.combinations(torch.arange(8), 3)
     means = slopes[choices].mean(1)
     for k in range(4):
-        off = (means - batch.gradient_at(k, x)).abs().flatten(1).amax(1)
+        off = (means - step_gradient(batch, k, x)).abs().flatten(1).amax(1)
         assert float(off.min()) < 1e-14
         assert int((off < 1e-6).sum()) == 1
 
 
 def test_minibatches_are_right_on_average() -> None:
     batch, x = minibatches()
-    draws = torch.stack([batch.gradient_at(k, x) for k in range(4000)])
+    draws = torch.stack([step_gradient(batch, k, x) for k in range(4000)])
     spread = draws.std(0) / 4000**0.5
     assert ((draws.mean(0) - batch.gradient(x)).abs() < 4.5 * spread).all()
     assert (spread < 0.01).all()
+
+
+def test_minibatches_of_networks() -> None:
+    """The gradient of the network on three of five samples, the same ones for every problem."""
+    family = NetworkFamily("wine", hidden=2, rows=5, ridge=0.1)
+    task = replace(family, minibatch=3).draw(2, seed=5, dtype=DTYPE)
+    batch, x = task.objective, task.x0
+    assert isinstance(batch, NetworkBatch)
+    assert family.draw(2, seed=5, dtype=DTYPE).objective.gradient_at(0, x) is None  # type: ignore[attr-defined]
+    slopes = [
+        objective_gradient(
+            NetworkBatch(
+                batch.inputs[:, list(rows)],
+                batch.labels[:, list(rows)],
+                hidden=2,
+                ridge=0.1,
+                classes=3,
+            ),
+            x,
+        )
+        for rows in torch.combinations(torch.arange(5), 3).tolist()
+    ]
+    found = set()
+    for k in range(12):
+        given = step_gradient(batch, k, x)
+        off = torch.stack([(one - given).abs().max() for one in slopes])
+        assert float(off.min()) < 1e-14
+        found.add(int(off.argmin()))
+    assert len(found) > 3
+
+
+def test_all_rows_are_not_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a minibatch the gradient that is there already is the one that a step is given."""
+    calls: list[str] = []
+    for name in ("value_and_gradient", "gradient"):
+        own = getattr(LinearBatch, name)
+
+        def counted(self: Any, x: Tensor, own: Any = own, name: str = name) -> Any:
+            calls.append(name)
+            return own(self, x)
+
+        monkeypatch.setattr(LinearBatch, name, counted)
+    task = LogisticFamily(4, 8, ridge=0.2).draw(2, seed=6)
+    evaluate(LearnedSchedule([0.1]), task, horizon=7)
+    assert calls == ["value_and_gradient"] * 8
 
 
 # --- Bad input
@@ -323,6 +379,7 @@ CUBE = torch.ones(2, 3, 4, dtype=DTYPE)
         (lambda: NetworkFamily("iris2"), ValueError, "data must be one of .*iris2"),
         (lambda: NetworkFamily(hidden=0), ValueError, "hidden"),
         (lambda: NetworkFamily(rows=0), ValueError, "rows"),
+        (lambda: NetworkFamily(rows=4, minibatch=5), ValueError, "minibatch must be at most .* 4"),
         (lambda: MixedFamily([]), ValueError, "families must hold at least one"),
         (lambda: MixedFamily([LogisticFamily]), TypeError, r"families\[0\] must be a TaskFamily"),
         (lambda: LogisticFamily().draw(0, seed=1), ValueError, "count must be at least 1"),

@@ -181,9 +181,9 @@ def gradient_at(objective: Objective, k: int, x: Tensor) -> tuple[Tensor, int]:
         TypeError, ValueError: `gradient_at` returns no tensor of the shape of x.
     """
     own: Any = getattr(objective, "gradient_at", None)
-    if own is None:
+    gradient = None if own is None else own(k, x)
+    if gradient is None:
         return gradient_and_batch_dims(objective, x)
-    gradient = own(k, x)
     if not isinstance(gradient, Tensor):
         raise TypeError(f"objective.gradient_at must return a tensor; got {described(gradient)}")
     if gradient.shape != x.shape:

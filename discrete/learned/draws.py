@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ode_stopping.core.validation import described, require_count, require_whole
 
-__all__ = ["Draws"]
+__all__ = ["Draws", "mixed_seed", "rows_of_step"]
 
 
 class Draws:
@@ -38,3 +38,18 @@ class Draws:
     def placed(self, tensor: Tensor) -> Tensor:
         """Where they go, and in which type."""
         return tensor.to(device=self.device, dtype=self._dtype)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One seed of several numbers, in 63 bits."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = ((state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def rows_of_step(total: int, minibatch: int, seed: int, k: int, device: torch.device) -> Tensor:
+    """The numbers of the rows that step k sees, drawn anew every step."""
+    generator = torch.Generator().manual_seed(mixed_seed(seed, k))
+    return torch.randperm(total, generator=generator)[:minibatch].to(device)

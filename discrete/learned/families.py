@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -25,14 +26,13 @@ from .arguments import (
     check_weights,
     require_floats,
 )
-from .draws import Draws
+from .draws import Draws, mixed_seed
 from .networks import NetworkBatch
 from .tasks import (
     LinearBatch,
     MetaTask,
     RosenbrockBatch,
     check_labels,
-    mixed_seed,
 )
 
 __all__ = [
@@ -317,6 +317,7 @@ class NetworkFamily(_DrawnFamily):
         rows: Samples of each problem; None, or where the set has fewer: all.
         ridge: >= 0, on all parameters.
         targets: Of the norm of the gradient, a ladder.
+        minibatch: Rows of each step's gradient; None: all.
 
     Raises:
         TypeError, ValueError: An argument out of its range, by its name.
@@ -328,11 +329,14 @@ class NetworkFamily(_DrawnFamily):
     rows: int | None = 256
     ridge: float = 0.0
     targets: Sequence[float] = _LADDER
+    minibatch: int | None = None
 
     def __post_init__(self) -> None:
         if self.data not in _SETS:
             raise ValueError(f"data must be one of {list(_SETS)}; got {self.data!r}")
         check_counts(hidden=self.hidden, rows=1 if self.rows is None else self.rows)
+        # (Without `rows` the set has to be read first.)
+        check_minibatch(self.minibatch, sys.maxsize if self.rows is None else self.rows)
         check_weights(ridge=self.ridge)
         check_targets(self.targets)
 
@@ -346,6 +350,8 @@ class NetworkFamily(_DrawnFamily):
             hidden=self.hidden,
             ridge=self.ridge,
             classes=int(labels.max()) + 1,
+            minibatch=self.minibatch,
+            seed=seed,
         )
         x0 = draw.placed(draw.normal(count, objective.dim) * objective.initial_sizes)
         return MetaTask(objective, x0, targets=_ladder(self.targets))

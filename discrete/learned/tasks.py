@@ -20,8 +20,9 @@ from ode_stopping.problems import LogisticRegression, SmoothSVM
 from ode_stopping.problems.base import check_objective, objective_gradient
 
 from .arguments import check_minibatch, require_floats
+from .draws import rows_of_step
 
-__all__ = ["LinearBatch", "MetaTask", "RosenbrockBatch", "mixed_seed"]
+__all__ = ["LinearBatch", "MetaTask", "RosenbrockBatch"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class MetaTask:
 
     Attributes:
         objective: x of shape (B, d) to f, shape (B,); its method `value_and_gradient(x)`, where it
-            has one, gives both at once, and `gradient_at(k, x)` the gradient that step k is given.
+            has one, gives both at once, and `gradient_at(k, x)` the gradient that step k is given
+            (None: that of f).
         x0: Starts, shape (B, d).
         criterion: (t, x) -> J, shape (B,); None: the norm of the gradient; "decrease": the plain
             difference f(x_{k-1}) - f(x_k), as the paper prints it, which a rise of f meets as well.
@@ -186,13 +188,11 @@ class LinearBatch(nn.Module):
         value = _LOSSES[self.loss][0](scores, self.labels).mean(-1) + self._penalty(x)
         return value, self._gradient(x, scores, self.features, self.labels)
 
-    def gradient_at(self, k: int, x: Tensor) -> Tensor:
-        """The gradient that step k is given: of its minibatch, or of all rows."""
+    def gradient_at(self, k: int, x: Tensor) -> Tensor | None:
+        """The gradient that step k is given: of its minibatch; None: that of f."""
         if self.minibatch is None:
-            return self.gradient(x)
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, k))
-        chosen = torch.randperm(self.features.shape[1], generator=generator)[: self.minibatch]
-        chosen = chosen.to(x.device)
+            return None
+        chosen = rows_of_step(self.features.shape[1], self.minibatch, self.seed, k, x.device)
         features, labels = self.features[:, chosen], self.labels[:, chosen]
         return self._gradient(x, self._scores(x, features.mT), features, labels)
 
@@ -216,15 +216,6 @@ class LinearBatch(nn.Module):
             smooth = (x.square() + self.smoothing**2).sqrt() - self.smoothing
             total = total + self.l1 * smooth.sum(-1)
         return total
-
-
-def mixed_seed(*numbers: int) -> int:
-    """One seed of several numbers, in 63 bits."""
-    state = 0x9E3779B97F4A7C15
-    for number in numbers:
-        state = ((state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
 
 
 Pointwise = Callable[[Tensor, Tensor], Tensor]

@@ -16,8 +16,9 @@ from torch import Tensor
 from ode_stopping.core.validation import described, require_instance
 
 from ..base import LearnedOptimizer
+from ..draws import mixed_seed
 from ..families import TaskFamily
-from ..tasks import MetaTask, mixed_seed
+from ..tasks import MetaTask
 from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .history import MetaHistory, MetaRecord
 from .log import Log

@@ -105,7 +105,8 @@ class Rollout:
         record = record and self._fits(steps)
         taken: list[Tensor] = []
         for k in range(begin, begin + steps):
-            given = gradient if own is None else own(k, self.x)
+            minibatch = None if own is None else own(k, self.x)
+            given = gradient if minibatch is None else minibatch
             with torch.set_grad_enabled(record):
                 step, self.memory = learned.step(k, given, self.memory, norm_of(given))
             if record:
