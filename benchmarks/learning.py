@@ -8,12 +8,13 @@ and tried on problems that it has not seen, at the trained size and beyond; what
 already is not done again, and a training that was killed goes on (a folder belongs to one
 configuration). One thread. The table:
 
-- N to |grad f| <= 1e-3, median over seeds and problems, misses as 501; its ratio to that of
+- N to |grad f| <= 1e-3, median over seeds and problems, misses as 1001; its ratio to that of
   lambda = 0 and of the control log f with 95 % intervals (seeds are drawn anew, then problems);
   share that reached it, and share of problems whose f rose above 10 times its lowest
 - rivals by hand with the rate that is best on other problems of the trained size, Adam with online
   adaptation among them
 - effective step sizes |u_k| / |g_k| over time
+- to 2,000 steps, ten times the longest horizon of the training: shares that reached it and blew up
 - Figure 3 as printed: N, the share met by a rise, and f there
 """
 
@@ -56,12 +57,20 @@ from theory_checks.files import require_output, run_script, write_text
 Row = dict[str, Any]
 # Steps at which the effective step size is told.
 LOOKED_AT = [0, 9, 49, 99, 199, -1]
+# How far these go, where the stopping time is compared with what it adds to.
+LONGEST = 2_000
+GO_ON = ("lambda 0", "lambda 1", "log f")
+
+
+def stem_of(name: str, seed: int) -> str:
+    """Of the files of a training."""
+    return f"{name.replace(' ', '_').replace(',', '')}-{seed}"
 
 
 def trained(name: str, seed: int, folder: Path) -> LearnedOptimizer:
     """A variant of a seed, from its file where it was trained before."""
     make, tasks, options = (VARIANTS | PRINTED_VARIANTS)[name]
-    stem = folder / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
+    stem = folder / stem_of(name, seed)
     done = stem.with_suffix(".safetensors")
     torch.manual_seed(seed)
     learned = make()
@@ -93,6 +102,15 @@ def tried(learned: LearnedOptimizer) -> dict[str, Row]:
         place: figures(evaluate(learned, family.draw(PROBLEMS, seed=TESTING), horizon=HORIZON))
         for place, family in tests().items()
     }
+
+
+def longest(learned: LearnedOptimizer) -> dict[str, Row]:
+    """The trained size and beyond, to the longest horizon."""
+    found = {}
+    for place in [*tests()][:4]:
+        task = tests()[place].draw(PROBLEMS, seed=TESTING)
+        found[place] = figures(evaluate(learned, task, horizon=LONGEST))
+    return found
 
 
 def rival(name: str) -> tuple[float, dict[str, Row]]:
@@ -199,6 +217,17 @@ def step_sizes(results: dict[str, list[dict[str, Row]]], places: list[str]) -> I
             yield f"| {name} | {place} | {cells} |"
 
 
+def further(results: dict[str, list[dict[str, Row]]]) -> Iterable[str]:
+    """Shares at the longest horizon."""
+    yield f"| optimiser | problems | reached within {LONGEST} | blown up |"
+    yield "| --- | --- | --- | --- |"
+    for name, seeds in results.items():
+        for place in seeds[0]:
+            reached = np.mean([np.asarray(one[place]["index"]) >= 0 for one in seeds])
+            blown = np.mean([one[place]["blown"] for one in seeds])
+            yield f"| {name} | {place} | {100 * reached:.0f} % | {100 * blown:.1f} % |"
+
+
 def rises(results: dict[str, list[Row]]) -> Iterable[str]:
     """Figure 3 as printed."""
     yield "| f(x_{k-1}) - f(x_k) <= 1e-5 | median N | met | of these by a rise | median f there |"
@@ -234,16 +263,21 @@ def main() -> None:
     rivals = {name: kept(folder / f"{name}.json", lambda n=name: rival(n)) for name in RIVALS}
     rivals["Adam-OLA"] = kept(folder / "Adam-OLA.json", adam_ola)
     results: dict[str, list[dict[str, Row]]] = {}
+    gone_on: dict[str, list[dict[str, Row]]] = {}
     gamed: dict[str, list[Row]] = {}
     for seed in options.seeds:
         for name in options.variants:
-            own = name in PRINTED_VARIANTS
-            look = as_printed if own else tried
-            found = kept(
-                folder / f"{name.replace(' ', '_').replace(',', '')}-{seed}.json",
-                lambda n=name, s=seed, act=look: act(trained(n, s, folder)),
+            looks: list[tuple[str, Callable[[LearnedOptimizer], Any], dict[str, list[Any]]]] = (
+                [("", as_printed, gamed)] if name in PRINTED_VARIANTS else [("", tried, results)]
             )
-            (gamed if own else results).setdefault(name, []).append(found)
+            if name in GO_ON:
+                looks.append(("-longest", longest, gone_on))
+            for suffix, look, rows in looks:
+                found = kept(
+                    folder / f"{stem_of(name, seed)}{suffix}.json",
+                    lambda n=name, s=seed, act=look: act(trained(n, s, folder)),
+                )
+                rows.setdefault(name, []).append(found)
             print(f"{name}, seed {seed}: done", flush=True)
     lines = [
         "# Learned optimisers",
@@ -254,6 +288,8 @@ def main() -> None:
         *table(results, rivals),
         "",
         *step_sizes(results, list(tests())[:3:2]),
+        "",
+        *further(gone_on),
         "",
         *rises(gamed),
         "",
