@@ -1,6 +1,6 @@
 """A schedule of ten rates for a network, trained by the derivative of the stopping index alone.
 
-    python benchmarks/learned_schedule.py [--momentum 0.5 0] [--targets 0.15 0.2] [--out FILE]
+    python benchmarks/learned_schedule.py [--momentum 0.7 0] [--targets 0.2] [--out FILE]
 
 A network with one hidden layer on scikit-learn's digits, full gradients; N counts the steps until
 the loss on validation data is down to a target. A seed draws which samples train and which
@@ -33,12 +33,12 @@ from theory_checks.files import require_output, run_script, write_text
 
 RESULTS = Path(__file__).parent / "results" / "learned_schedule.md"
 HIDDEN, SAMPLES, VALIDATING = 32, 1000, 400
-LONGEST = 300
-TRAINED = range(100, 124)
-HELD_OUT = range(800, 810)
+LONGEST = 150
+TRAINED = range(100, 140)
+HELD_OUT = range(1000, 1010)
 RATES = [2.0 ** (e / 2) for e in range(-6, 7)]
 # Each round begins at the best rates so far, with smaller steps.
-ROUNDS, ITERATIONS = 6, 8
+ROUNDS, ITERATIONS = 4, 10
 
 
 class Problem:
@@ -165,8 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--momentum", type=float, nargs="+", default=[0.5, 0.0])
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.15, 0.2])
+    parser.add_argument("--momentum", type=float, nargs="+", default=[0.7, 0.0])
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.2])
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
