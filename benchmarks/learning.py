@@ -27,7 +27,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ LOOKED_AT = [0, 9, 49, 99, 199, -1]
 # How far these go, where the stopping time is compared with what it adds to.
 LONGEST = 2_000
 GO_ON = ("lambda 0", "lambda 1", "log f")
+PLACES = tuple(tests())
 
 
 def stem_of(name: str, seed: int) -> str:
@@ -96,21 +97,22 @@ def figures(found: Evaluation) -> Row:
     }
 
 
-def tried(learned: LearnedOptimizer) -> dict[str, Row]:
-    """On all test problems."""
+def tried(
+    learned: LearnedOptimizer, places: Sequence[str] = PLACES, horizon: int = HORIZON
+) -> dict[str, Row]:
+    """On the test problems of these places."""
+    families = tests()
     return {
-        place: figures(evaluate(learned, family.draw(PROBLEMS, seed=TESTING), horizon=HORIZON))
-        for place, family in tests().items()
+        place: figures(
+            evaluate(learned, families[place].draw(PROBLEMS, seed=TESTING), horizon=horizon)
+        )
+        for place in places
     }
 
 
 def longest(learned: LearnedOptimizer) -> dict[str, Row]:
     """The trained size and beyond, to the longest horizon."""
-    found = {}
-    for place in [*tests()][:4]:
-        task = tests()[place].draw(PROBLEMS, seed=TESTING)
-        found[place] = figures(evaluate(learned, task, horizon=LONGEST))
-    return found
+    return tried(learned, PLACES[:4], LONGEST)
 
 
 def rival(name: str) -> tuple[float, dict[str, Row]]:
@@ -177,17 +179,22 @@ def interval(
     return median(rows) / median(others), float(low), float(high)
 
 
+def shares(rows: list[Row]) -> list[str]:
+    """How many reached the target, and blew up, over all seeds."""
+    reached = np.mean([np.asarray(row["index"]) >= 0 for row in rows])
+    blown = np.mean([row["blown"] for row in rows])
+    return [f"{100 * reached:.0f} %", f"{100 * blown:.1f} %"]
+
+
 def table(results: dict[str, list[dict[str, Row]]], rivals: dict[str, Any]) -> Iterable[str]:
     """One line a variant and place."""
     yield "| optimiser | problems | median N | reached | blown up | over lambda = 0 | over log f |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name, seeds in results.items():
-        for place in tests():
+        for place in PLACES:
             rows = [counted(one[place]) for one in seeds]
-            reached = np.mean([np.asarray(one[place]["index"]) >= 0 for one in seeds])
-            blown = np.mean([one[place]["blown"] for one in seeds])
             cells = [name, place, f"{np.median(np.concatenate(rows)):.0f}"]
-            cells += [f"{100 * reached:.0f} %", f"{100 * blown:.1f} %"]
+            cells += shares([one[place] for one in seeds])
             for other in ("lambda 0", "log f"):
                 if other in results and other != name:
                     against = [counted(one[place]) for one in results[other]]
@@ -198,14 +205,11 @@ def table(results: dict[str, list[dict[str, Row]]], rivals: dict[str, Any]) -> I
             yield "| " + " | ".join(cells) + " |"
     for name, (rate, places) in rivals.items():
         for place, row in places.items():
-            reached, blown = np.mean(np.asarray(row["index"]) >= 0), np.mean(row["blown"])
-            yield (
-                f"| {name}, rate {rate:g} | {place} | {np.median(counted(row)):.0f} | "
-                f"{100 * reached:.0f} % | {100 * blown:.1f} % | | |"
-            )
+            cells = [f"{name}, rate {rate:g}", place, f"{np.median(counted(row)):.0f}"]
+            yield "| " + " | ".join(cells + shares([row])) + " | | |"
 
 
-def step_sizes(results: dict[str, list[dict[str, Row]]], places: list[str]) -> Iterable[str]:
+def step_sizes(results: dict[str, list[dict[str, Row]]], places: Sequence[str]) -> Iterable[str]:
     """|u_k| / |g_k| over time, median over problems, then over seeds."""
     steps = [step if step >= 0 else HORIZON + step for step in LOOKED_AT]
     yield "| optimiser | problems | " + " | ".join(f"step {step}" for step in steps) + " |"
@@ -223,9 +227,8 @@ def further(results: dict[str, list[dict[str, Row]]]) -> Iterable[str]:
     yield "| --- | --- | --- | --- |"
     for name, seeds in results.items():
         for place in seeds[0]:
-            reached = np.mean([np.asarray(one[place]["index"]) >= 0 for one in seeds])
-            blown = np.mean([one[place]["blown"] for one in seeds])
-            yield f"| {name} | {place} | {100 * reached:.0f} % | {100 * blown:.1f} % |"
+            cells = [name, place, *shares([one[place] for one in seeds])]
+            yield "| " + " | ".join(cells) + " |"
 
 
 def rises(results: dict[str, list[Row]]) -> Iterable[str]:
@@ -287,7 +290,7 @@ def main() -> None:
         "",
         *table(results, rivals),
         "",
-        *step_sizes(results, list(tests())[:3:2]),
+        *step_sizes(results, PLACES[:3:2]),
         "",
         *further(gone_on),
         "",
