@@ -77,18 +77,13 @@ def test_two_processes_print_what_one_does(tmp_path: Path) -> None:
     script.write_text(f"{SETTING}\n{code}", encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     environment = os.environ | {"PYTHONPATH": str(PAGE.parents[1]), "OMP_NUM_THREADS": "1"}
-    for _ in range(2):
-        done = subprocess.run(
-            [*command, "--nproc-per-node=2", str(script)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        # Beside other groups of processes one of torch's threads now and then aborts its process at
-        # the exit, after all has been printed.
-        if "terminate called without an active exception" not in done.stderr:
-            break
+    done = subprocess.run(
+        [*command, "--nproc-per-node=2", str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout in blocks(PAGE, "text")
