@@ -36,6 +36,9 @@ def main() -> None:
         segment=5,
         seed=1,
     )
+    # Threads that the group left behind would abort the process at its exit, now and then.
+    threads = Path("/proc/self/task")
+    assert not threads.exists() or len(list(threads.iterdir())) == 1
     if int(os.environ.get("RANK", "0")) == 0:
         # Written beside and renamed: the test may look at any time.
         beside = Path(result).with_suffix(".part")

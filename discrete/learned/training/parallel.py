@@ -7,6 +7,7 @@ that divides that of the shards gives the same bits (each with one number of thr
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,6 +75,10 @@ def processes(device: torch.device, shards: int) -> Iterator[Processes]:
     wanted = int(os.environ.get("WORLD_SIZE", "1")) > 1 and distributed.is_available()
     ours = wanted and not distributed.is_initialized()
     if ours:
+        # Its functions have the group that there is at their import as a default (10 of them): a
+        # later import would keep the group, and its threads would run into the interpreter's end,
+        # where they abort it.
+        importlib.import_module("torch.distributed.nn.functional")
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(shards)
